@@ -1,0 +1,280 @@
+"""Runs and results: what the ten paper scripts share. Command line, seeds, statistics, the claims table, the JSON file, the figure's style.
+
+A script hands in `run(cfg, seed) -> Outcome`, `claims(metrics) -> list[dict]` and `figure(results) -> Figure`, and keeps every loop.
+"""
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+import minilm
+from minilm import InputError
+
+ROOT = Path(minilm.__file__).resolve().parents[1]
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe & Ito: safe for the colour-blind
+
+
+def cli(main: Callable, Config: type) -> None:
+    """Builds a Config from the command line (each field's trailing comment is its --help) and calls main(cfg). A user's mistake
+    (InputError, FileNotFoundError) is one line on stderr and exit status 2; any other exception keeps its traceback."""
+    cfg = tyro.cli(Config, description=sys.modules[main.__module__].__doc__)
+    try:
+        main(cfg)
+    except (InputError, FileNotFoundError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+# --- seeds
+
+class Outcome(NamedTuple):
+    """What one seed measured."""
+
+    metrics: dict[str, dict[str, float]]  # arm -> metric -> value
+    series: dict[str, dict[str, tuple[Sequence, Sequence]]]  # arm -> name -> (x, values); x must be the same for every seed
+
+
+def run_seeds(run: Callable, cfg, seeds: Sequence[int], workers: int | None = None) -> list[Outcome]:
+    """[run(cfg, seed) for seed in seeds], each in a process of its own with one thread, `workers` (default: one per core) at a time.
+    One thread also when nothing runs beside it: the number of threads changes the order of sums, and with it the last digits."""
+    workers = min(workers or os.cpu_count() or 1, len(seeds))
+    if workers == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return [run(cfg, seed) for seed in seeds]
+        finally:
+            torch.set_num_threads(threads)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _start_worker, (spawn.Value("i", 0),)) as pool:
+        futures = [pool.submit(run, cfg, seed) for seed in seeds]
+        return [f.result() for f in tqdm(futures, desc="seeds", position=0)]
+
+
+_bar_row = 0  # the terminal row of this process's progress bar
+
+
+def _start_worker(counter):
+    global _bar_row
+    torch.set_num_threads(1)
+    with counter.get_lock():
+        counter.value += 1
+        _bar_row = counter.value
+
+
+def progress(iterable, desc: str, total: int | None = None) -> tqdm:
+    """A progress bar that keeps to its own row when several seeds run at once."""
+    return tqdm(iterable, desc=desc, total=total, position=_bar_row, leave=False, dynamic_ncols=True)
+
+
+def collect(outcomes: Sequence[Outcome]) -> tuple[dict, dict]:
+    """Outcomes of all seeds -> metrics {arm: {metric: {"mean", "sd", "values"}}}, series {arm: {name: {"x", "values"}}}."""
+    metrics, series = {}, {}
+    for arm, names in outcomes[0].metrics.items():
+        metrics[arm] = {}
+        for name in names:
+            values = [float(o.metrics[arm][name]) for o in outcomes]
+            mean, sd = mean_sd(values)
+            metrics[arm][name] = {"mean": mean, "sd": sd, "values": values}
+    for arm, names in outcomes[0].series.items():
+        series[arm] = {name: {"x": list(x), "values": [list(map(float, o.series[arm][name][1])) for o in outcomes]}
+                       for name, (x, _) in names.items()}
+    return metrics, series
+
+
+# --- statistics
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1; 0 for a single value)."""
+    values = np.asarray(values, dtype=float)
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927): sensible also at 0 of n and n of n."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
+         2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # Student's t, two-sided 95%, 1 to 30 degrees
+
+
+def paired_diff(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of a - b over seeds, with its 95% interval by Student's t. One pair has no interval: (d, -inf, inf)."""
+    d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    mean, sd = mean_sd(d)
+    if len(d) < 2:
+        return mean, -math.inf, math.inf
+    half = (_T975[len(d) - 2] if len(d) <= 31 else 1.96) * sd / math.sqrt(len(d))
+    return mean, mean - half, mean + half
+
+
+def paired_bootstrap(a: Sequence[float], b: Sequence[float], seed: int = 0, samples: int = 10_000) -> tuple[float, float, float]:
+    """Mean of a - b over items (persons, problems), with the 95% percentile interval of `samples` resamplings of the items."""
+    d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    rng = np.random.default_rng(seed)
+    means = np.concatenate([d[rng.integers(0, len(d), (k, len(d)))].mean(1) for k in [min(500, samples)] * max(1, samples // 500)])
+    return float(d.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+# --- claims and files
+
+def claim(id: str, statement: str, rule: str, measured: str, holds: bool | None, paper: str | None = None) -> dict:
+    """One row of the claims table. `holds` None: not testable at this scale or not in this run, with the reason in `measured`."""
+    return {"id": id, "statement": statement, "paper": paper, "rule": rule, "measured": measured, "holds": None if holds is None else bool(holds)}
+
+
+VERDICT = {True: "holds", False: "NOT REPRODUCED", None: "not tested"}
+
+
+def print_claims(claims: list[dict]) -> None:
+    for c in claims:
+        print(f"\n{c['id']:4} {VERDICT[c['holds']]}")
+        for label, text in (("claim", c["statement"]), ("rule", c["rule"]), ("here", c["measured"])):
+            print(textwrap.fill(text, 116, initial_indent=f"     {label:6}", subsequent_indent=" " * 11))
+
+
+def pm(cell: dict, digits: int = 2) -> str:
+    """{"mean", "sd"} -> "0.75 +/- 0.03"."""
+    return f"{cell['mean']:.{digits}f} +/- {cell['sd']:.{digits}f}"
+
+
+def print_metrics(metrics: dict, columns: Sequence[str], digits: int = 2) -> None:
+    """One row per arm, "mean +/- sd" per column; a dash where the arm has no such metric."""
+    width = max(map(len, metrics)) + 2
+    widths = [max(len(c), 14) + 2 for c in columns]
+    print("\n" + " " * width + "".join(f"{c:>{w}}" for c, w in zip(columns, widths)))
+    for arm, row in metrics.items():
+        print(f"{arm:{width}}" + "".join(f"{pm(row[c], digits) if c in row else '-':>{w}}" for c, w in zip(columns, widths)))
+
+
+def destination(script: str, cfg) -> Path:
+    """Where a run's files go, without their endings: `results/NAME` for the default Config, `results/NAME_full` for `--full` alone,
+    `runs/NAME/NAME` for anything else. `workers`, `device` and `out` change no number, so they do not count; `out` wins."""
+    name = Path(script).stem
+    if getattr(cfg, "out", None):
+        return Path(cfg.out) / name
+    neutral = {k: v for k, v in dataclasses.asdict(type(cfg)()).items() if k in ("workers", "device", "out")}
+    if dataclasses.replace(cfg, **neutral) == type(cfg)():
+        return ROOT / "results" / name
+    if getattr(cfg, "full", False) and dataclasses.replace(cfg, **neutral) == type(cfg)(full=True):
+        return ROOT / "results" / f"{name}_full"
+    return ROOT / "runs" / name / name
+
+
+def save_results(script: str, paper: str, cfg, outcomes: Sequence[Outcome], claims: Callable, figure: Callable, started: float,
+                 seeds: Sequence[int] | None = None, path: Path | None = None) -> dict:
+    """Collects the outcomes, computes the claims, writes PATH.json and PATH.png, prints where; returns the results dictionary.
+    `started` is time.time() at the start of the run; `claims(metrics)` and `figure(results)` are the script's pure functions."""
+    path = path or destination(script, cfg)
+    metrics, series = collect(outcomes)
+    results = {
+        "script": str(Path(script).resolve().relative_to(ROOT)) if Path(script).resolve().is_relative_to(ROOT) else Path(script).name,
+        "paper": paper, "command": " ".join(["python", *_relative_argv()]), "config": _plain(dataclasses.asdict(cfg)),
+        "quick": bool(getattr(cfg, "quick", False)), "seeds": list(seeds if seeds is not None else cfg.seeds), "metrics": metrics,
+        "series": series, "claims": claims(metrics), "wall_seconds": round(time.time() - started, 1), "hardware": hardware(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "minilm": minilm.__version__}, "commit": commit()}
+    results = _plain(results)
+    write_json(path.with_suffix(".json"), results)
+    save_figure(figure(results), path.with_suffix(".png"))
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    print(f"\nwrote {shown}.json and {shown}.png after {results['wall_seconds']:.0f} s")
+    return results
+
+
+def _relative_argv() -> list[str]:
+    """The command line without this machine's folders."""
+    return [str(Path(a).resolve().relative_to(ROOT)) if a and Path(a).is_absolute() and Path(a).resolve().is_relative_to(ROOT)
+            else Path(a).name if a and Path(a).is_absolute() else a for a in sys.argv]
+
+
+def _plain(x):
+    """Values that JSON has: tuples become lists, numpy numbers Python's, NaN and infinities None."""
+    if isinstance(x, dict):
+        return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_plain(v) for v in x]
+    if isinstance(x, np.generic):
+        x = x.item()
+    if isinstance(x, float) and not math.isfinite(x):
+        return None
+    return x if isinstance(x, (str, int, float, bool, type(None))) else str(x)
+
+
+def write_json(path: Path, value) -> None:
+    """Writes under a temporary name, then renames: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def hardware() -> dict:
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo", encoding="utf-8") if line.startswith("model name")), cpu)
+    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "threads": 1}
+
+
+def commit() -> str | None:
+    """The repository's commit, with "+" when tracked files differ from it; None outside a git checkout."""
+    def git(*args):
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+# --- figures
+
+def new_figure(rows: int = 1, columns: int = 1, width: float = 11.0, height: float = 3.8):
+    """A figure in the house style, readable when shown 800 pixels wide -> (figure, axes as plt.subplots returns them)."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 13, "legend.frameon": False,
+                     "legend.fontsize": 10.5, "lines.linewidth": 2.0, "axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 110}):
+        fig = Figure(figsize=(width, height), layout="constrained")
+        return fig, fig.subplots(rows, columns)
+
+
+def plot_seeds(ax, x, values, label: str, color: str, **style) -> None:
+    """Mean over seeds as a line, every seed as a thin line under it. values: [seed][x]; None (not measured) leaves a gap."""
+    values = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=float)
+    for row in values:
+        ax.plot(x, row, color=color, alpha=0.25, linewidth=0.8)
+    ax.plot(x, values.mean(0), color=color, label=label, **style)
+
+
+def bar_seeds(ax, x: float, values, color: str, width: float = 0.8, label: str | None = None) -> None:
+    """A bar at the mean over seeds, with every seed as a dot on it."""
+    ax.bar(x, np.mean(values), width, color=color, alpha=0.55, label=label)
+    ax.plot([x] * len(values), values, "o", color=color, markersize=4, markeredgecolor="white", markeredgewidth=0.5)
+
+
+def save_figure(fig, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    fig.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+    os.replace(temporary, path)
