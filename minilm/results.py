@@ -115,8 +115,8 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
 
-_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
-         2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # Student's t, two-sided 95%, 1 to 30 degrees
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101,
+         2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # Student's t, two-sided 95%, 1 to 30 degrees
 
 
 def paired_diff(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
@@ -141,7 +141,8 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], seed: int = 0, samp
 
 def claim(id: str, statement: str, rule: str, measured: str, holds: bool | None, paper: str | None = None) -> dict:
     """One row of the claims table. `holds` None: not testable at this scale or not in this run, with the reason in `measured`."""
-    return {"id": id, "statement": statement, "paper": paper, "rule": rule, "measured": measured, "holds": None if holds is None else bool(holds)}
+    return {"id": id, "statement": statement, "paper": paper, "rule": rule, "measured": measured,
+            "holds": None if holds is None else bool(holds)}
 
 
 VERDICT = {True: "holds", False: "NOT REPRODUCED", None: "not tested"}

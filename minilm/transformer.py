@@ -269,31 +269,28 @@ class Transformer(nn.Module):
                 allowed = allowed & attention_mask[:, None, None]
         return allowed | ((key == query) & ~allowed.any(-1, keepdim=True)) if attention_mask is not None else allowed
 
-    def _blocks(self, ids, embeds, cache, attention_mask, positions):
-        """Runs embedding and blocks; yields the L + 1 hidden states with the router logits of the block that made each."""
+    def _run(self, ids, embeds, cache, attention_mask, positions, keep_states=False):
+        """Embedding and all blocks -> h [B, T, D] before the final norm, the L + 1 hidden states if kept, the router logits."""
         h = self.embed(ids) if embeds is None else embeds
         rotary, mask = self.prepare(h, cache, attention_mask, positions)
-        yield h, None
+        states, routers = [h], []
         for i, layer in enumerate(self.layers):
             if self.activation_checkpointing and self.training:
                 h, router_logits = checkpoint(layer, h, rotary, mask, use_reentrant=False)
             else:
                 h, router_logits = layer(h, rotary, mask, cache[i] if cache else None)
-            yield h, router_logits
+            if keep_states:
+                states.append(h)
+            if router_logits is not None:
+                routers.append(router_logits)
+        return h, states, routers
 
     def hidden(self, ids=None, *, embeds=None, cache=None, attention_mask=None, positions=None):
         """[B, T, D] after the final norm: `lm_head` of it are the logits. For losses and prompts that need not build [B, T, V]."""
-        for h, _ in self._blocks(ids, embeds, cache, attention_mask, positions):
-            pass
-        return self.norm(h)
+        return self.norm(self._run(ids, embeds, cache, attention_mask, positions)[0])
 
     def forward(self, ids=None, *, embeds=None, cache=None, attention_mask=None, positions=None,
                 output_hidden_states=False, output_router_logits=False) -> Output:
         """ids int64 [B, T] (or embeds [B, T, D] in their place) -> Output. See `prepare` for the masks, `new_cache` for the cache."""
-        states, routers = [], []
-        for h, router_logits in self._blocks(ids, embeds, cache, attention_mask, positions):
-            if output_hidden_states:
-                states.append(h)
-            if output_router_logits and router_logits is not None:
-                routers.append(router_logits)
+        h, states, routers = self._run(ids, embeds, cache, attention_mask, positions, output_hidden_states)
         return Output(self.lm_head(self.norm(h)), states if output_hidden_states else None, routers if output_router_logits else None)

@@ -1,0 +1,96 @@
+"""What several papers measure: log-probabilities of continuations, perplexity, the last number of an answer, pooled states, PCA."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from minilm import InputError
+from minilm.data import pad
+
+
+def token_logprobs(model, ids: torch.Tensor, attention_mask: torch.Tensor | None = None, chunk_bytes: int = 2**28) -> torch.Tensor:
+    """log p(ids[:, t + 1] | ids[:, :t + 1]) in float32, [B, T - 1]; at padding the value means nothing. A Transformer's logits are made
+    and dropped in chunks of `chunk_bytes`; any other model (two contrasted ones, say) gives all its logits at once."""
+    labels = ids[:, 1:]
+    if not hasattr(model, "hidden"):
+        return -F.cross_entropy(model(ids, attention_mask=attention_mask).logits[:, :-1].float().transpose(1, 2), labels, reduction="none")
+    h = model.hidden(ids, attention_mask=attention_mask)[:, :-1]
+    rows = max(1, chunk_bytes // (4 * model.config.vocab_size))
+    parts = zip(h.flatten(0, 1).split(rows), labels.flatten().split(rows))
+    return -torch.cat([F.cross_entropy(model.lm_head(x).float(), y, reduction="none") for x, y in parts]).view_as(labels)
+
+
+class Scores(NamedTuple):
+    """One value per (prompt, continuation), float32 [n]."""
+
+    sum: torch.Tensor  # log p(continuation | prompt)
+    mean: torch.Tensor  # ... divided by its number of tokens
+    per_character: torch.Tensor | None  # ... divided by its number of characters, when these were given
+
+
+@torch.no_grad()
+def continuation_logprobs(model, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch: int = 64,
+                          characters: Sequence[int] | None = None) -> Scores:
+    """Scores of the continuation ids given the prompt ids, of every pair. Rows are padded on the right, where causal attention never
+    looks, so padding cannot enter a score. A prompt needs at least one token (BOS): without it nothing predicts the first token."""
+    for prompt, continuation in pairs:
+        if not len(prompt) or not len(continuation):
+            raise InputError("a prompt and a continuation need at least one token each: put BOS before an empty prompt")
+    device = next(model.parameters()).device
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))  # rows of like length together
+    total = torch.zeros(len(pairs))
+    for at in range(0, len(order), batch):
+        chosen = order[at : at + batch]
+        ids, _ = pad([[*pairs[i][0], *pairs[i][1]] for i in chosen])
+        counted = torch.zeros(ids.shape[0], ids.shape[1] - 1)
+        for row, i in enumerate(chosen):
+            first = len(pairs[i][0]) - 1  # the last prompt token predicts the first of the continuation
+            counted[row, first : first + len(pairs[i][1])] = 1
+        total[chosen] = (token_logprobs(model, ids.to(device)).cpu() * counted).sum(1)
+    lengths = torch.tensor([float(len(c)) for _, c in pairs])
+    return Scores(total, total / lengths, None if characters is None else total / torch.tensor(characters, dtype=torch.float32))
+
+
+@torch.no_grad()
+def perplexity(model, rows: Sequence[Sequence[int]], batch: int = 64) -> float:
+    """exp(mean negative log-probability per token) over all rows; the first token of a row is read, never scored."""
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    for at in range(0, len(rows), batch):
+        ids, mask = pad(rows[at : at + batch])
+        total += float((token_logprobs(model, ids.to(device)).cpu() * mask[:, 1:]).sum())
+        count += int(mask[:, 1:].sum())
+    if not count:
+        raise InputError("perplexity needs a row of at least two tokens")
+    return float(torch.tensor(-total / count).exp())
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text as "-1234.5": thousands commas, a dollar sign and a trailing full stop removed; None if there is none.
+
+    "so 1,200 + 34 = $1,234." -> "1234";  "it is -3.50" -> "-3.5";  "7.0" -> "7"."""
+    found = re.findall(r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?|(?<!\d)-?\.\d+", text)
+    if not found:
+        return None
+    number = found[-1].replace(",", "")
+    if "." in number:
+        number = number.rstrip("0").rstrip(".")
+    return number
+
+
+def masked_mean(h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the real tokens: h [B, T, D], mask bool [B, T] -> [B, D]; zero for a row without any."""
+    weights = mask.to(h.dtype)[..., None]
+    return (h * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def pca(x: torch.Tensor, k: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Projections [n, k] of x [n, D] on its k directions of largest variance, and the share of the variance each explains [k].
+    A direction's sign is arbitrary: it is chosen so that its largest coordinate is positive."""
+    centred = (x - x.mean(0)).double()
+    _, s, vt = torch.linalg.svd(centred, full_matrices=False)
+    vt = vt[:k] * vt[:k].gather(1, vt[:k].abs().argmax(1, keepdim=True)).sign()
+    return (centred @ vt.T).to(x.dtype), (s[:k] ** 2 / (s**2).sum()).to(x.dtype)

@@ -1,0 +1,86 @@
+"""Generation: one loop for every model and for every way to combine models.
+
+`model` is anything with `new_cache(B)` and `forward(ids, cache=..., attention_mask=...) -> Output` (the mask is passed only for prompts
+of different lengths). A decoding method is an nn.Module with these two, twenty lines in its script, and generates through this file.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from minilm import InputError
+from minilm.data import pad
+
+
+def choose(logits: torch.Tensor, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
+           gen: torch.Generator | None = None) -> torch.Tensor:
+    """Next tokens [B] from logits [B, V]: the largest at temperature 0 (ties: the lowest id), else a draw from
+    softmax(logits / temperature), cut to the `top_k` most probable tokens and to the smallest set whose probability reaches `top_p`
+    (Holtzman et al. 2020)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if top_k is not None:
+        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p is not None:
+        ordered, index = logits.sort(descending=True)
+        p = ordered.softmax(-1)
+        ordered = ordered.masked_fill(p.cumsum(-1) - p >= top_p, -torch.inf)  # the most probable token always stays
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, index, ordered)
+    return torch.multinomial(logits.softmax(-1).cpu(), 1, generator=gen).to(logits.device)[:, 0]
+
+
+def check_context(model, longest: int) -> int | None:
+    """The model's context length (None if it tells none). Raises InputError when a prompt fills it."""
+    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if context is not None and longest >= context:
+        raise InputError(f"the prompt has {longest} tokens, the model reads {context}: shorten the prompt to at most {context - 1}")
+    return context
+
+
+@torch.inference_mode()
+def stream(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_tokens: int = 64, temperature: float = 0.0,
+           top_k: int | None = None, top_p: float | None = None, seed: int = 0) -> Iterator[torch.Tensor]:
+    """Yields the next token of every prompt, int64 [B] on the CPU, until `max_new_tokens` or the end of the context.
+
+    Prompts of different lengths are padded on the left: every row then ends where the next token goes. Raises InputError for an empty
+    prompt and for one longer than the context."""
+    rows = [list(map(int, p)) for p in prompts]
+    if not rows or not all(rows):
+        raise InputError("a prompt is empty: give at least one token (BOS, if the tokenizer has one)")
+    context = check_context(model, max(map(len, rows)))
+    device = next(model.parameters()).device
+    ids, mask = (x.to(device) for x in pad(rows, left=True))
+    if context is not None:
+        max_new_tokens = min(max_new_tokens, context - ids.shape[1])
+    cache, gen, padded = model.new_cache(len(rows)), torch.Generator().manual_seed(seed), not bool(mask.all())
+    for _ in range(max_new_tokens):
+        arguments = {"cache": cache, "attention_mask": mask} if padded else {"cache": cache}
+        if hasattr(model, "hidden"):  # the logits of the last position only: a long prompt need not build [B, T, V]
+            logits = model.lm_head(model.hidden(ids, **arguments)[:, -1])
+        else:
+            logits = model(ids, **arguments).logits[:, -1]
+        ids = choose(logits, temperature, top_k, top_p, gen)[:, None]
+        if padded:
+            mask = torch.cat((mask, mask.new_ones(len(rows), 1)), 1)
+        yield ids[:, 0].cpu()
+
+
+def generate(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_tokens: int = 64, temperature: float = 0.0,
+             top_k: int | None = None, top_p: float | None = None, eos_id: int | Sequence[int] | None = None,
+             seed: int = 0) -> list[list[int]]:
+    """Continues every prompt (lists of ids, or int64 [B, T]) -> lists of ids, prompt included, cut after the first EOS.
+
+    Greedy at temperature 0. The same seed gives the same samples. Stops early when every row has ended."""
+    rows = [list(map(int, p)) for p in prompts]
+    stops = set() if eos_id is None else {eos_id} if isinstance(eos_id, int) else set(eos_id)
+    done = [False] * len(rows)
+    for tokens in stream(model, rows, max_new_tokens, temperature, top_k, top_p, seed):
+        for i, token in enumerate(tokens.tolist()):
+            if not done[i]:
+                rows[i].append(token)
+                done[i] = token in stops
+        if all(done):
+            break
+    return rows

@@ -1,0 +1,69 @@
+"""The few operations that are worth more than one line of PyTorch, each with the plain lines that it must equal (tests/test_ops.py)."""
+
+import torch
+
+
+def linear_cross_entropy(h, weight, labels, ignore_index: int = -100, chunk_bytes: int = 2**26):
+    """Mean of -log softmax(h weight^T)[label] over the labels that count, without ever holding all [N, V] logits.
+
+    h [..., D], weight [V, D], labels int64 [...]; a scalar. Plain twin: F.cross_entropy(F.linear(h, weight), labels). The gradient of
+    the logits of a few rows, softmax - onehot, is known as soon as these rows are: so one forward pass over chunks of rows computes the
+    loss and both gradients, and drops the chunk's logits. Chunks of `chunk_bytes` keep peak memory far below N * V * 4 bytes."""
+    return _LinearCrossEntropy.apply(h.reshape(-1, h.shape[-1]), weight, labels.reshape(-1), ignore_index, chunk_bytes)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h, weight, labels, ignore_index, chunk_bytes):
+        N, V = h.shape[0], weight.shape[0]
+        rows = max(1, min(N, chunk_bytes // (4 * V)))
+        counted = labels != ignore_index
+        scale = 1.0 / counted.sum()  # no counted label: 1/0 = inf, and the mean over nothing is NaN, as in F.cross_entropy
+        need_h, need_w = ctx.needs_input_grad[:2]
+        grad_h = torch.empty_like(h) if need_h else None
+        grad_w = torch.zeros_like(weight, dtype=torch.float32) if need_w else None
+        total = h.new_zeros((), dtype=torch.float32)
+        with torch.autocast(h.device.type, enabled=False):
+            w = weight.to(h.dtype)
+            for at in range(0, N, rows):
+                x, y, keep = h[at : at + rows], labels[at : at + rows], counted[at : at + rows]
+                logits = (x @ w.T).float()  # (rows, V)
+                y = y.masked_fill(~keep, 0)[:, None]
+                log_z = logits.logsumexp(-1, keepdim=True)
+                total += ((log_z - logits.gather(1, y)) * keep[:, None]).sum()
+                if need_h or need_w:
+                    grad = logits.sub_(log_z).exp_()  # softmax, in the memory of the logits
+                    grad.scatter_add_(1, y, grad.new_full(y.shape, -1.0))
+                    grad = (grad * (keep[:, None] * scale)).to(h.dtype) if not keep.all() else grad.mul_(scale).to(h.dtype)
+                    if need_h:
+                        torch.mm(grad, w, out=grad_h[at : at + rows])
+                    if need_w and grad.dtype == torch.float32:
+                        grad_w.addmm_(grad.T, x)
+                    elif need_w:
+                        grad_w += grad.T @ x
+        ctx.save_for_backward(grad_h, grad_w.to(weight.dtype) if need_w else None)
+        return total * scale
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        grad_h, grad_w = ctx.saved_tensors
+        return (None if grad_h is None else grad_h * grad_out.to(grad_h.dtype),
+                None if grad_w is None else grad_w * grad_out.to(grad_w.dtype), None, None, None)
+
+
+def newton_schulz(G: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Approximately U V^T of G = U S V^T, for a batch of matrices [..., m, n]: all singular values end near 1 (between about 0.7 and 1.2).
+
+    Five odd polynomials X <- a X + (b A + c A^2) X, A = X X^T, with the coefficients of Keller Jordan's Muon (2024,
+    https://kellerjordan.github.io/posts/muon/), chosen for speed near zero rather than for exact convergence to 1.
+    Plain twin: torch.linalg.svd. bfloat16 on a GPU, where it is fast and precise enough; float32 on a CPU."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    X = G.bfloat16() if G.is_cuda else G.float()
+    tall = G.shape[-2] > G.shape[-1]
+    if tall:  # the smaller Gram matrix
+        X = X.mT
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # the largest singular value is at most 1
+    for _ in range(steps):
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    return (X.mT if tall else X).to(G.dtype)

@@ -1,0 +1,270 @@
+"""The weight loader: a Hugging Face folder <-> a Transformer. No table of names is needed beyond two short ones, because the model
+already carries Hugging Face's parameter names and configuration fields.
+
+    model, tokenizer = load_pretrained("path/to/folder", dtype=torch.bfloat16, device="cuda")
+    save_pretrained(model, "out/model", tokenizer)        # transformers.AutoModelForCausalLM.from_pretrained("out/model") loads it
+"""
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from minilm import InputError
+from minilm.tokenizer import load_tokenizer
+from minilm.transformer import Config, Transformer
+
+# Family -> Hugging Face's class, and the values that a config.json of this family means when it leaves a field out.
+FAMILIES = {
+    "llama": ("LlamaForCausalLM", {}),
+    "mistral": ("MistralForCausalLM", {"sliding_window": 4096}),
+    "qwen2": ("Qwen2ForCausalLM", {}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 128}),
+    "mixtral": ("MixtralForCausalLM", {"rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "qwen2_moe": ("Qwen2MoeForCausalLM", {"num_experts": 60, "num_experts_per_tok": 4, "norm_topk_prob": False,
+                                          "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": False,
+                                          "moe_intermediate_size": 768}),
+    "olmoe": ("OlmoeForCausalLM", {"num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False}),
+}
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+# --- configuration
+
+def read_config(folder: str | Path) -> Config:
+    """config.json -> Config. Raises InputError for a family, activation or rope type that the model does not implement."""
+    file = Path(folder) / "config.json"
+    raw = _read_json(file)
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise InputError(f"{file}: model_type {family!r} is not read; minilm reads {', '.join(FAMILIES)}")
+    missing = [k for k in REQUIRED if raw.get(k) is None]
+    if missing:
+        raise InputError(f"{file} lacks the field {missing[0]!r}: is it the config.json of a {family} model?")
+    values = {**FAMILIES[family][1], **{k: v for k, v in raw.items() if v is not None or k == "sliding_window"}}
+    for key, only in {"hidden_act": "silu", "clip_qkv": None, "partial_rotary_factor": 1.0}.items():
+        if values.get(key, only) != only:
+            raise InputError(f"{file}: {key} {values[key]!r} is not read; minilm reads {only!r} only")
+    rope = values.get("rope_parameters") or {}  # how transformers 5 stores rope_theta and rope_scaling
+    if rope:
+        values["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10000.0))
+        values["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
+    if "num_local_experts" in values and family == "mixtral":
+        values["num_experts"] = values["num_local_experts"]
+    if family in ("llama", "mistral", "qwen2", "qwen3"):
+        values["num_experts"] = 0
+    if family.startswith("qwen"):
+        values.update(_qwen_windows(values))
+    try:
+        return Config(**{f.name: values[f.name] for f in dataclasses.fields(Config) if f.name in values})
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def _qwen_windows(values: dict) -> dict:
+    """Qwen slides a window over the layers from `max_window_layers` on, and only if `use_sliding_window` says so."""
+    if not values.get("use_sliding_window") or values.get("sliding_window") is None:
+        return {"sliding_window": None, "layer_types": None}
+    layers, first = values["num_hidden_layers"], values.get("max_window_layers", 28)
+    return {"layer_types": values.get("layer_types") or ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]}
+
+
+def config_json(config: Config, dtype: torch.dtype) -> dict:
+    """The config.json that Hugging Face's class of this family reads as the same model."""
+    family = config.model_type
+    if family not in FAMILIES:
+        raise InputError(f"model_type {family!r} cannot be saved; minilm writes {', '.join(FAMILIES)}")
+    if config.sliding_window is not None and family in ("llama", "olmoe"):
+        raise InputError(f"a {family} checkpoint cannot say sliding_window {config.sliding_window}: use model_type 'mistral'")
+    if (config.num_experts > 0) != (family in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")):
+        raise InputError(f"model_type {family!r} does not fit num_experts {config.num_experts}: see minilm.moe.upcycle")
+    values = {"architectures": [FAMILIES[family][0]], **dataclasses.asdict(config), "hidden_act": "silu",
+              "torch_dtype": next(name for name, d in DTYPES.items() if d == dtype)}
+    if family == "mixtral":
+        values["num_local_experts"] = values.pop("num_experts")
+    if family.startswith("qwen"):
+        values["use_sliding_window"] = config.sliding_window is not None
+        values["max_window_layers"] = config.num_hidden_layers if config.sliding_window is None else 0
+    return {k: v for k, v in values.items() if v is not None or k == "sliding_window"}
+
+
+# --- names
+
+def to_hf(name: str, family: str) -> str:
+    """Our parameter name -> Hugging Face's, e.g. layers.0.self_attn.q_proj.weight -> model.layers.0.self_attn.q_proj.weight."""
+    name = re.sub(r"^embed\.", "embed_tokens.", name)
+    if family == "mixtral":
+        name = re.sub(r"\.mlp\.", ".block_sparse_moe.", name)
+        for ours, theirs in _MIXTRAL.items():
+            name = re.sub(rf"(experts\.\d+)\.{ours}\b", rf"\1.{theirs}", name)
+    return name if name.startswith("lm_head.") else "model." + name
+
+
+_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+
+
+# --- loading
+
+def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
+    """-> (model in eval mode, tokenizer or None if the folder has none). The model keeps the folder's generation_config as a dictionary.
+
+    Tensors are memory-mapped and converted one by one: the peak stays near the weights in the target dtype. Everything in the file is
+    used or refused: InputError names the first missing, unexpected, misshapen or non-finite tensors, and a file that is cut short."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; --checkpoint takes a Hugging Face folder (config.json, model.safetensors)")
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = Transformer(config)
+    wanted = {to_hf(name, config.model_type): name for name in model.state_dict()}
+    where = _find_tensors(folder)
+    if config.tie_word_embeddings:
+        wanted.pop("lm_head.weight")
+    unused = [n for n in where if n not in wanted and not n.endswith("rotary_emb.inv_freq")
+              and not (n == "lm_head.weight" and config.tie_word_embeddings)]
+    _report(folder, "lacks", [n for n in wanted if n not in where], "the download may be incomplete, or config.json is of another model")
+    _report(folder, "has unexpected", unused, "config.json may be of another model")
+    shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    state = {}
+    for theirs, ours in wanted.items():
+        state[ours] = _read_tensor(where[theirs], theirs, shapes[ours], dtype, device)
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = state["embed.weight"]
+    model.load_state_dict(state, assign=True)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.embed.weight
+    generation = folder / "generation_config.json"
+    model.generation_config = _read_json(generation) if generation.exists() else {}
+    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").exists() else None
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise InputError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary is {config.vocab_size}: "
+                         "they do not belong together")
+    return model.eval(), tokenizer
+
+
+def _find_tensors(folder: Path) -> dict[str, Path]:
+    """Tensor name -> the file that holds it, from model.safetensors or the index of a sharded checkpoint."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return dict.fromkeys(_names(single), single)
+    if not index.exists():
+        old = " (pytorch_model.bin is a pickle, which is never loaded: convert it to safetensors)" if any(folder.glob("*.bin")) else ""
+        raise FileNotFoundError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json{old}")
+    where = {name: folder / file for name, file in _read_json(index).get("weight_map", {}).items()}
+    for file in sorted(set(where.values())):
+        if not file.exists():
+            raise FileNotFoundError(f"{file} is missing, but {index.name} needs it: complete the download")
+        absent = {n for n, f in where.items() if f == file} - set(_names(file))
+        _report(file, "lacks", sorted(absent), "the index and the shard do not belong together")
+    return where
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        with safe_open(file, "pt") as f:
+            return list(f.keys())
+    except SafetensorError as error:
+        raise InputError(f"{file} is not a complete safetensors file ({error}): download or save it again") from None
+
+
+def _read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device) -> torch.Tensor:
+    with safe_open(file, "pt") as f:  # opened anew for every tensor: what was converted need not stay mapped
+        tensor = f.get_tensor(name)
+    if tuple(tensor.shape) != shape:
+        raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}")
+    if not tensor.dtype.is_floating_point:
+        raise InputError(f"{file}: {name} has dtype {tensor.dtype}: quantised checkpoints are not read")
+    if not torch.isfinite(tensor.sum(dtype=torch.float32)):
+        raise InputError(f"{file}: {name} holds NaN or infinite values: the checkpoint is damaged")
+    return tensor.to(device=device, dtype=dtype)
+
+
+def _report(where: Path, verb: str, names: list[str], remedy: str) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise InputError(f"{where} {verb} {', '.join(names[:3])}{more}: {remedy}")
+
+
+def _read_json(file: Path) -> dict:
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing: give a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json)")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{file} is not valid JSON ({error}): download or save it again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{file} holds a {type(value).__name__}, a JSON object is needed")
+    return value
+
+
+# --- saving
+
+def save_pretrained(model: Transformer, folder: str | Path, tokenizer=None, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Writes config.json, the weights (in shards above `max_shard_bytes`) and the tokenizer. A tied head is written once.
+
+    Each file is written under a temporary name, flushed and renamed, and shards become visible by their index only: a process killed at
+    any moment leaves the last complete checkpoint."""
+    folder = Path(folder)
+    state = {to_hf(n, model.config.model_type): t.detach() for n, t in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    dtype = next(iter(state.values())).dtype
+    config = config_json(model.config, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = _shards(state, max_shard_bytes)
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    old = set(_read_json(index).get("weight_map", {}).values()) if index.exists() else set()
+    if len(shards) == 1:
+        _write(single, lambda path: save_file(_clone(shards[0]), path, {"format": "pt"}))
+        index.unlink(missing_ok=True)
+        files = []
+    else:
+        generation = os.urandom(4).hex()  # new names: the shards of the last checkpoint stay whole until the index is renamed
+        files = [f"model-{generation}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+        for file, shard in zip(files, shards):
+            _write(folder / file, lambda path, shard=shard: save_file(_clone(shard), path, {"format": "pt"}))
+        total = sum(t.numel() * t.element_size() for t in state.values())
+        weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
+        _write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        single.unlink(missing_ok=True)
+    for file in old - set(files):
+        (folder / file).unlink(missing_ok=True)
+    _write_json(folder / "config.json", config)
+    if getattr(model, "generation_config", None):
+        _write_json(folder / "generation_config.json", model.generation_config)
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def _shards(state: dict, limit: int) -> list[dict]:
+    shards, size = [{}], 0
+    for name, tensor in state.items():
+        bytes_ = tensor.numel() * tensor.element_size()
+        if shards[-1] and size + bytes_ > limit:
+            shards, size = [*shards, {}], 0
+        shards[-1][name], size = tensor, size + bytes_
+    return shards
+
+
+def _clone(shard: dict) -> dict:
+    return {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
+
+
+def _write(path: Path, save) -> None:
+    """save(temporary path), flush to disk, rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    save(temporary)
+    with open(temporary, "rb+") as f:
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    _write(path, lambda p: p.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
