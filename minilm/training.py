@@ -1,0 +1,167 @@
+"""Parts of training: device and precision, parameter groups, AdamW and Muon, schedules, several processes, checkpoints to resume from.
+
+No Trainer: the loop, the loss and the freezing stand in the script, where a reader sees them.
+"""
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from minilm import InputError
+from minilm.ops import newton_schulz
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """"auto" is cuda where there is one, else cpu; any other name is taken as it is."""
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: this machine (or this build of torch) has no CUDA; use --device cpu or auto")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, dtype: str):
+    """Context in which matrix products run in bfloat16 while the parameters stay float32; nothing for float32."""
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+
+
+# --- optimizers
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Trainable parameters in two groups: matrices with weight decay; norms and biases without."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
+              {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0}]
+    return [g for g in groups if g["params"]]
+
+
+class Muon(torch.optim.Optimizer):
+    """MomentUm Orthogonalized by Newton-schulz (Keller Jordan 2024, https://kellerjordan.github.io/posts/muon/), for hidden matrices:
+
+        M <- beta M + (1 - beta) G;   W <- W - lr (0.2 sqrt(max(m, n)) NS((1 - beta) G + beta M) + weight_decay W)
+
+    A gradient's few strong directions no longer drown the many weak ones: every singular value of the update is near 1. The factor
+    0.2 sqrt(max(m, n)) gives the update AdamW's usual size, so both share one learning rate (Liu et al. 2025, arXiv 2502.16982, Eq. 4).
+    Matrices of one shape go through Newton-Schulz as one batch."""
+
+    def __init__(self, params, lr: float = 3e-3, momentum: float = 0.95, weight_decay: float = 0.1):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for (m, n), params in by_shape.items():
+                beta, grads = group["momentum"], [p.grad for p in params]
+                buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+                torch._foreach_lerp_(buffers, grads, 1 - beta)
+                updates = newton_schulz(torch.stack(torch._foreach_lerp(grads, buffers, beta)))
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(params, list(updates.unbind()), alpha=-group["lr"] * 0.2 * math.sqrt(max(m, n)))
+
+
+def make_optimizers(model: nn.Module, name: str, lr: float, weight_decay: float = 0.1) -> list[torch.optim.Optimizer]:
+    """"adamw": one AdamW. "muon": Muon for the matrices of the blocks, AdamW for the rest (embedding, head, router, norms)."""
+    if name not in ("adamw", "muon"):
+        raise InputError(f"optimizer {name!r} is not known: use adamw or muon")
+    hidden = [p for n, p in model.named_parameters() if p.requires_grad and p.dim() == 2 and "layers." in n and "gate.weight" not in n]
+    hidden = hidden if name == "muon" else []
+    taken = {id(p) for p in hidden}
+    groups = parameter_groups(model, weight_decay)
+    for group in groups:
+        group["params"] = [p for p in group["params"] if id(p) not in taken]
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr, betas=(0.9, 0.95), fused=True)
+    return [adamw, Muon(hidden, lr, weight_decay=weight_decay)] if hidden else [adamw]
+
+
+def schedule(step: int, steps: int, kind: str = "cosine", warmup: int = 0, final: float = 0.1) -> float:
+    """Factor on the learning rate at `step` (0-based). All kinds rise linearly over `warmup` steps; then
+
+    constant: 1.   linear, cosine: fall to `final` at the last step.
+    wsd (warmup-stable-decay, Hu et al. 2024, arXiv 2404.06395): 1 until 80% of the steps, then fall linearly to `final`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))  # 0 ... 1 over the rest
+    if kind == "constant":
+        return 1.0
+    if kind == "linear":
+        return 1 - (1 - final) * done
+    if kind == "cosine":
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+    if kind == "wsd":
+        return 1 - (1 - final) * max(0.0, (done - 0.8) / 0.2)
+    raise InputError(f"schedule {kind!r} is not known: use cosine, wsd, linear or constant")
+
+
+def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Every group's learning rate = the one it was made with times `factor`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+# --- several processes (torchrun)
+
+class World(NamedTuple):
+    rank: int
+    size: int
+
+
+def start_world(device: torch.device) -> World:
+    """Joins the processes that torchrun started (nccl on GPUs, gloo on CPUs); World(0, 1) when there is only this one."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return World(0, 1)
+    if not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def distribute(module: nn.Module, layers: nn.ModuleList, world: World, device: torch.device, sharded: bool) -> nn.Module:
+    """Wraps the module whose forward gives the loss: DDP (every process holds all weights) or FSDP2 (each holds a share of every
+    matrix, gathered layer by layer). One process: the module itself."""
+    if world.size == 1:
+        return module
+    if not sharded:
+        return nn.parallel.DistributedDataParallel(module, [device.index] if device.type == "cuda" else None)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world.size,))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(module, mesh=mesh)
+
+
+# --- checkpoints to resume from
+
+def save_state(path: Path, state: dict) -> None:
+    """One file with everything a run needs to go on. Written under a temporary name, flushed, renamed: a process killed at any moment
+    leaves the last complete one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as f:
+        torch.save(state, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def load_state(path: Path, device: torch.device | str = "cpu") -> dict:
+    """Reads `save_state`'s file; only tensors and plain values are ever loaded (weights_only)."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: there is no run to resume; start one without --resume")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path} is not a training state that can be resumed ({str(error).splitlines()[0]})") from None
