@@ -49,3 +49,19 @@ class MoE(nn.Module):
         if hasattr(self, "shared_expert"):
             y = y + torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
         return y.view(B, T, D), logits.view(B, T, -1)
+
+
+def load_balancing_loss(router_logits: list[torch.Tensor], experts_per_token: int, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean over layers of  E/(K N) sum_e n_e P_e  (Fedus et al. 2021, Eq. 4, for K experts): n_e = tokens sent to expert e, P_e = its mean
+    probability, N tokens. 1 when both are uniform (E/K when all tokens go to the same K experts with certainty).
+    Hugging Face's `load_balancing_loss_func` lacks the 1/K: it is K times this for one layer.
+
+    router_logits: per layer [B, T, E] (before the softmax); mask: bool [B, T], True at the tokens that count."""
+    losses = []
+    for logits in router_logits:
+        logits = logits.flatten(0, 1) if mask is None else logits[mask]  # (N, E)
+        probs = logits.softmax(-1, dtype=torch.float32)
+        N, E = probs.shape
+        chosen = torch.zeros_like(probs).scatter_(1, probs.topk(experts_per_token).indices, 1.0)
+        losses.append(E / (experts_per_token * N) * (chosen.sum(0) * probs.mean(0)).sum())
+    return torch.stack(losses).mean()

@@ -6,6 +6,7 @@ No Trainer: the loop, the loss and the freezing stand in the script, where a rea
 import contextlib
 import math
 import os
+import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,10 @@ class Muon(torch.optim.Optimizer):
                     by_shape.setdefault(p.shape, []).append(p)
             for (m, n), params in by_shape.items():
                 beta, grads = group["momentum"], [p.grad for p in params]
-                buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+                for p in params:
+                    if "momentum" not in self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                buffers = [self.state[p]["momentum"] for p in params]
                 torch._foreach_lerp_(buffers, grads, 1 - beta)
                 updates = newton_schulz(torch.stack(torch._foreach_lerp(grads, buffers, beta)))
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -163,5 +167,5 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict:
         raise FileNotFoundError(f"{path} is missing: there is no run to resume; start one without --resume")
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is not a training state that can be resumed ({str(error).splitlines()[0]})") from None

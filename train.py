@@ -1,0 +1,278 @@
+"""Pretrain a small language model on any text, and see what it learned.
+
+    python train.py                                        # about 2 minutes on 2 cores: learns Python from Python's own standard library
+    python train.py --data FILE_OR_FOLDER                  # your UTF-8 text; --level char for a character model
+    python train.py --resume                               # goes on exactly where an interrupted run stopped
+    python sample.py --prompt "def main("                  # talk to the result
+    torchrun --nproc-per-node 8 train.py --dtype bfloat16 --compile ...     # one machine, many GPUs (--fsdp for models that do not fit)
+
+Writes to --out (default out/): a checkpoint in Hugging Face layout (config.json, model.safetensors, tokenizer.json), loss.png,
+log.json, and training.pt, from which --resume continues to the same losses, bit for bit on a CPU.
+"""
+
+import contextlib
+import hashlib
+import math
+import sysconfig
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from minilm import InputError
+from minilm.data import generator, random_blocks, read_documents, read_text, read_tokens, write_tokens
+from minilm.generate import generate
+from minilm.moe import load_balancing_loss
+from minilm.ops import linear_cross_entropy
+from minilm.results import cli, new_figure, save_figure, write_json
+from minilm.tokenizer import CharLevel, load_tokenizer, train_bpe
+from minilm.training import autocast, distribute, load_state, make_optimizers, pick_device, save_state, schedule, set_lr, start_world
+from minilm.transformer import Config as ModelConfig
+from minilm.transformer import Transformer
+from minilm.weights import load_pretrained, save_pretrained
+
+END = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str | None = None  # UTF-8 text file, or folder of .txt, .md and .py files; default: the Python standard library's sources
+    level: str = "bpe"  # tokens: bpe (byte-level, trained on the data) or char (one per distinct character)
+    vocab_size: int = 2048  # of the BPE
+    checkpoint: str | None = None  # continue from this Hugging Face folder (its model and tokenizer) instead of a fresh model
+    out: str = "out"  # folder for everything that is written
+    resume: bool = False  # continue the run whose training.pt lies in --out (give the same flags again)
+    layers: int = 4  # blocks
+    width: int = 256  # model width
+    heads: int = 4  # attention heads
+    kv_heads: int | None = None  # key/value heads, fewer than heads for grouped-query attention
+    num_experts: int = 0  # experts per block; 0: an ordinary MLP
+    experts_per_token: int = 2  # experts that each token passes
+    block: int = 256  # tokens per sequence
+    batch: int = 16  # sequences per step, over all processes
+    micro_batch: int | None = None  # sequences at once per process; smaller than the batch: gradients are accumulated
+    steps: int = 300  # optimizer steps
+    lr: float = 6e-3  # peak learning rate
+    optimizer: str = "muon"  # muon (matrices; the rest AdamW) or adamw
+    schedule: str = "wsd"  # wsd, cosine, linear or constant
+    warmup: int = 10  # steps of linear warm-up
+    weight_decay: float = 0.1  # decoupled, matrices only
+    clip: float = 1.0  # gradient norm
+    dtype: str = "float32"  # float32 or bfloat16 (mixed precision)
+    compile: bool = False  # torch.compile
+    activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, a third more time
+    fsdp: bool = False  # torchrun: shard the weights over the processes (FSDP2) instead of copying them (DDP)
+    device: str = "auto"  # auto (cuda, else cpu), cpu, cuda, mps
+    seed: int = 1337  # of the weights and of the order of the data
+    eval_every: int = 50  # steps between evaluations; a training.pt is saved at each
+    eval_batches: int = 12  # batches per evaluation, the same ones every time
+
+
+# --- data
+
+def standard_library() -> tuple[str, str]:
+    """Python's own sources (a few MB, the same for one interpreter) -> training and validation text. A twentieth of the files,
+    chosen by a hash of their names, is held out. Tests and IDLE are left out: they are long and repetitive."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skip = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib2to3", "turtledemo", "ensurepip", "__pycache__"}
+    train, val = [], []
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if skip & set(name.parts) or path.stat().st_size == 0:
+            continue
+        with contextlib.suppress(InputError):  # a few library files are deliberately not UTF-8
+            text = f"# {name.as_posix()}\n{read_text(path)}"
+            held_out = hashlib.sha256(name.as_posix().encode()).digest()[0] % 20 == 0
+            (val if held_out else train).append(text)
+    if not train or not val:
+        raise InputError(f"this Python has no library sources under {root}: give your own text with --data")
+    return END.join(train), END.join(val)
+
+
+def load_text(cfg: Config) -> tuple[str, str]:
+    """Training and validation text. A user's text is split by position: first 90% and last 10%, as usual for tinyshakespeare."""
+    if cfg.data is None:
+        return standard_library()
+    text = END.join(read_documents(cfg.data)) if cfg.level == "bpe" else "\n".join(read_documents(cfg.data))
+    return text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]
+
+
+def make_data(cfg: Config, tokenizer=None):
+    """-> (tokenizer, training tokens, validation tokens, bytes per validation token). Tokenizer and memory-mapped token files are kept in
+    a cache folder named by a hash of text and settings, so that a second run starts at once."""
+    if cfg.level not in ("bpe", "char"):
+        raise InputError(f"--level {cfg.level}: use bpe or char")
+    train, val = load_text(cfg)
+    kind = cfg.checkpoint or f"{cfg.level}/{cfg.vocab_size}"
+    key = hashlib.sha256("\0".join((kind, train, val)).encode()).hexdigest()[:16]
+    cache = Path(".cache") / key
+    if tokenizer is None:
+        if not (cache / "tokenizer.json").exists():
+            text = train + val if cfg.level == "char" else train
+            made = CharLevel.train(text) if cfg.level == "char" else train_bpe(text.split(END), cfg.vocab_size, special=(END,), eos=END)
+            made.save(cache)
+        tokenizer = load_tokenizer(cache)
+    for name, text in (("train", train), ("val", val)):
+        if not (cache / f"{name}.npy").exists():
+            write_tokens(cache / f"{name}.npy", encode(tokenizer, text), tokenizer.vocab_size)
+    tokens = {name: read_tokens(cache / f"{name}.npy") for name in ("train", "val")}
+    for name, stream in tokens.items():
+        if len(stream) <= cfg.block:
+            raise InputError(f"the {name} text has {len(stream)} tokens, one block needs {cfg.block + 1}: "
+                             "give more text or a smaller --block")
+    return tokenizer, tokens["train"], tokens["val"], len(val.replace(END, "").encode()) / len(tokens["val"])
+
+
+def encode(tokenizer, text: str) -> list[int]:
+    """Documents one after the other, each closed by the end-of-text token (if the tokenizer has one)."""
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    return [token for document in text.split(END) for token in (*tokenizer.encode(document), *end)]
+
+
+# --- loss
+
+class Loss(nn.Module):
+    """The training objective as a module, because DDP and FSDP2 do their work around a module's forward: mean of
+    -log p(next token) in nats, plus the load-balancing loss for a mixture of experts."""
+
+    def __init__(self, model: Transformer):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids, labels):
+        if self.model.config.num_experts:
+            out = self.model(ids, output_router_logits=True)
+            ce = nn.functional.cross_entropy(out.logits.flatten(0, 1).float(), labels.flatten())
+            balance = load_balancing_loss(out.router_logits, self.model.config.num_experts_per_tok)
+            return ce + self.model.config.router_aux_loss_coef * balance
+        return linear_cross_entropy(self.model.hidden(ids), self.model.lm_head.weight, labels)
+
+
+@torch.no_grad()
+def evaluate(cfg: Config, model, tokens, device) -> float:
+    """Mean loss in nats per token over the same `eval_batches` batches every time."""
+    gen = generator(cfg.seed, "evaluation")
+    total = 0.0
+    for _ in range(cfg.eval_batches):
+        ids, labels = (x.to(device) for x in random_blocks(tokens, cfg.block, cfg.batch, gen))
+        with autocast(device, cfg.dtype):
+            total += float(linear_cross_entropy(model.hidden(ids), model.lm_head.weight, labels))
+    return total / cfg.eval_batches
+
+
+# --- the run
+
+def make_model(cfg: Config, vocab_size: int) -> Transformer:
+    config = ModelConfig(
+        vocab_size=vocab_size, hidden_size=cfg.width, intermediate_size=-(-8 * cfg.width // 3 // 32) * 32, num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads, num_key_value_heads=cfg.kv_heads, max_position_embeddings=max(1024, cfg.block),
+        tie_word_embeddings=cfg.level == "bpe", num_experts=cfg.num_experts, num_experts_per_tok=cfg.experts_per_token,
+        model_type="qwen3_moe" if cfg.num_experts else "qwen3")
+    return Transformer(config, generator(cfg.seed, "init"))
+
+
+def main(cfg: Config) -> dict:
+    device = pick_device(cfg.device)
+    world = start_world(device)
+    chief = world.rank == 0
+    micro = cfg.micro_batch or cfg.batch // world.size
+    if cfg.batch % (micro * world.size):
+        raise InputError(f"--batch {cfg.batch} must be a multiple of --micro-batch {micro} times {world.size} processes")
+    accumulate = cfg.batch // (micro * world.size)
+
+    model, tokenizer = load_pretrained(cfg.checkpoint) if cfg.checkpoint else (None, None)
+    if cfg.checkpoint and tokenizer is None:
+        raise InputError(f"{cfg.checkpoint} has no tokenizer.json: --checkpoint needs a folder with one")
+    tokenizer, train_tokens, val_tokens, bytes_per_token = make_data(cfg, tokenizer)
+    model = (model or make_model(cfg, tokenizer.vocab_size)).to(device).train()
+    model.activation_checkpointing = cfg.activation_checkpointing
+    print_once = tqdm.write if chief else lambda text: None
+    print_once(f"{device}, {torch.get_num_threads()} threads, {world.size} process(es); "
+               f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(train_tokens):,} training and {len(val_tokens):,} validation tokens of {bytes_per_token:.2f} bytes")
+
+    loss_module = distribute(Loss(model), model.layers, world, device, cfg.fsdp)
+    step_loss = torch.compile(loss_module) if cfg.compile else loss_module
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
+    order = generator(cfg.seed, f"order of process {world.rank}")
+    out, log, first, trained_seconds = Path(cfg.out), {"step": [], "train": [], "val": []}, 0, 0.0
+    if cfg.resume:
+        state = load_state(out / f"training{world.rank or ''}.pt", device)
+        if state["config"] != resumable(cfg):
+            raise InputError(f"{out}/training.pt was made with other flags; resume with the same ones, or start afresh without --resume")
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        order.set_state(state["order"].cpu())
+        log, first, trained_seconds = state["log"], state["step"], state["seconds"]
+
+    started, running = time.time() - trained_seconds, []
+    bar = tqdm(range(first, cfg.steps), initial=first, total=cfg.steps, desc="training", disable=not chief, dynamic_ncols=True)
+    for step in bar:
+        set_lr(optimizers, schedule(step, cfg.steps, cfg.schedule, cfg.warmup))
+        total = 0.0
+        for _ in range(accumulate):
+            ids, labels = (x.to(device, non_blocking=True) for x in random_blocks(train_tokens, cfg.block, micro, order))
+            with autocast(device, cfg.dtype):
+                loss = step_loss(ids, labels) / accumulate
+            loss.backward()
+            total = total + loss.detach()
+        nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        running.append(total)
+        if step % 10 == 9:  # reading a number waits for the GPU: not at every step
+            speed = cfg.batch * cfg.block * (step + 1) / (time.time() - started)
+            bar.set_postfix_str(f"loss {float(total):.3f}, {speed:,.0f} tokens/s")
+        if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
+            val = evaluate(cfg, model, val_tokens, device)
+            log["step"].append(step + 1)
+            log["train"].append(float(torch.stack(running).mean()))
+            log["val"].append(val)
+            running = []
+            print_once(f"step {step + 1:5}: train {log['train'][-1]:.4f}, val {val:.4f} nats/token = "
+                       f"{val / bytes_per_token / math.log(2):.4f} bits/byte")
+            state = {"config": resumable(cfg), "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
+                     "order": order.get_state(), "log": log, "step": step + 1, "seconds": time.time() - started}
+            save_state(out / f"training{world.rank or ''}.pt", state)
+    return finish(cfg, out, model, tokenizer, log, bytes_per_token, time.time() - started, chief)
+
+
+def resumable(cfg: Config) -> dict:
+    """The flags that a resumed run must share; only where it reads and writes may change."""
+    return {k: v for k, v in asdict(cfg).items() if k not in ("resume", "out", "device", "data")}
+
+
+def finish(cfg, out, model, tokenizer, log, bytes_per_token, seconds, chief) -> dict:
+    """Saves the checkpoint, the log and the loss curve, and shows a sample."""
+    summary = {"config": asdict(cfg), "log": log, "bytes_per_token": bytes_per_token, "seconds": round(seconds, 1),
+               "val_bits_per_byte": log["val"][-1] / bytes_per_token / math.log(2) if log["val"] else None}
+    if not chief:
+        return summary
+    save_pretrained(model, out, tokenizer)
+    write_json(out / "log.json", summary)
+    save_figure(loss_figure(log, bytes_per_token), out / "loss.png")
+    prompt = "def " if cfg.data is None else tokenizer.decode([int(tokenizer.encode("\n")[0])])
+    ids = generate(model.eval(), [tokenizer.encode(prompt)], max_new_tokens=150, temperature=0.7, top_k=50, eos_id=tokenizer.eos_id)[0]
+    print(f"\n--- a sample ---\n{tokenizer.decode(ids)}\n---\nwrote {out}/ after {seconds:.0f} s of training; "
+          f'try: python sample.py --checkpoint {out} --prompt "{prompt.strip() or "The"}"')
+    return summary
+
+
+def loss_figure(log: dict, bytes_per_token: float):
+    fig, ax = new_figure(width=7.5, height=4.2)
+    ax.plot(log["step"], log["train"], color="#999999", label="training")
+    ax.plot(log["step"], log["val"], color="#0072B2", label="validation")
+    ax.set(xlabel="step", ylabel="loss (nats per token)", title="Learning curve")
+    bits = 1 / bytes_per_token / math.log(2)
+    right = ax.secondary_yaxis("right", functions=(lambda nats: nats * bits, lambda x: x / bits))
+    right.set_ylabel("bits per byte")
+    ax.legend()
+    return fig
+
+
+if __name__ == "__main__":
+    cli(main, Config)
