@@ -191,7 +191,8 @@ def main(cfg: Config) -> dict:
     model.activation_checkpointing = cfg.activation_checkpointing
     print_once = tqdm.write if chief else lambda text: None
     print_once(f"{device}, {torch.get_num_threads()} threads, {world.size} process(es); "
-               f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(train_tokens):,} training and {len(val_tokens):,} validation tokens of {bytes_per_token:.2f} bytes")
+               f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(train_tokens):,} training and "
+               f"{len(val_tokens):,} validation tokens of {bytes_per_token:.2f} bytes")
 
     loss_module = distribute(Loss(model), model.layers, world, device, cfg.fsdp)
     step_loss = torch.compile(loss_module) if cfg.compile else loss_module
