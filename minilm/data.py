@@ -91,14 +91,17 @@ def pad(rows: Sequence[Sequence[int]], value: int = 0, left: bool = False) -> tu
     return ids, mask
 
 
+def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(inputs, labels) lists of ids -> two tensors [B, T], padded on the right; padding is never a target."""
+    return pad([inputs for inputs, _ in rows], pad_id)[0], pad([labels for _, labels in rows], IGNORE)[0]
+
+
 def prompt_masked(examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
     """(prompt, answer) pairs of ids -> inputs, labels [B, T]: the prompt is read, only the answer is learned.
 
         prompt = [5, 6], answer = [7, 8]  ->  inputs [5, 6, 7], labels [IGNORE, 7, 8]
     """
-    inputs, _ = pad([[*prompt, *answer][:-1] for prompt, answer in examples])
-    labels, _ = pad([[*[IGNORE] * (len(prompt) - 1), *answer] for prompt, answer in examples], IGNORE)
-    return inputs, labels
+    return collate([([*prompt, *answer][:-1], [*[IGNORE] * (len(prompt) - 1), *answer]) for prompt, answer in examples])
 
 
 def batches(n: int, batch: int, gen: torch.Generator, steps: int | None = None) -> Iterator[torch.Tensor]:

@@ -145,6 +145,18 @@ def claim(id: str, statement: str, rule: str, measured: str, holds: bool | None,
             "holds": None if holds is None else bool(holds)}
 
 
+def check(metrics: dict, id: str, statement: str, rule: str, evidence: dict[str, Sequence[str]], test: Callable[[Callable], bool],
+          paper: str | None = None, digits: int = 2) -> dict:
+    """A claim decided on means over seeds: `test(mean)` with mean(arm, metric) -> float; `evidence` {metric: arms} is what it rests on and
+    what is shown as measured. An arm that this run lacks makes the claim "not tested"."""
+    missing = sorted({arm for name, arms in evidence.items() for arm in arms if name not in metrics.get(arm, {})})
+    if missing:
+        return claim(id, statement, rule, f"not in this run: {', '.join(missing)}", None, paper)
+    measured = "; ".join(f"{name}: " + ", ".join(f"{arm} {pm(metrics[arm][name], digits)}" for arm in arms)
+                         for name, arms in evidence.items())
+    return claim(id, statement, rule, measured, test(lambda arm, name: metrics[arm][name]["mean"]), paper)
+
+
 VERDICT = {True: "holds", False: "NOT REPRODUCED", None: "not tested"}
 
 

@@ -113,6 +113,15 @@ def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
+def take_step(loss: torch.Tensor, model: nn.Module, optimizers: list[torch.optim.Optimizer], clip: float = 1.0) -> None:
+    """Backward pass, gradients clipped to the norm `clip`, one step of every optimizer, gradients cleared."""
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 # --- several processes (torchrun)
 
 class World(NamedTuple):

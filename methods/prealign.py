@@ -1,0 +1,529 @@
+"""PreAlign: Boosting Cross-Lingual Transfer by Early Establishment of Multilingual Alignment
+(Jiahuan Li, Shujian Huang, Aarron Ching, Xinyu Dai, Jiajun Chen, EMNLP 2024), https://arxiv.org/abs/2407.16222
+
+Idea    A model that reads mostly English learns by itself that two languages say the same things, but late and weakly: what it reads
+        before that stays locked in English. So align the languages before pretraining starts. Stage 1 takes a random model and a word
+        dictionary and pulls each word x and its translation y together, in every layer, against all other words z of the batch:
+            L_align = -log  exp(cos(x, y)/tau) / sum_{z != x} exp(cos(x, z)/tau)
+        Stage 2 is ordinary pretraining, but 5% of the English words are *read* as their translation while the English word stays the
+        *label* (input-only code-switching): the alignment stays alive, and no foreign word is ever taught as English output.
+Claims  C1 clone perplexity; C2 zero-shot transfer; C3 knowledge read in English is used in the clone; C4 both stages matter;
+        C5 the alignment survives; C8 input-only switching does not leak; C11 nothing beats perfect alignment; R1 a shuffled dictionary
+        kills C3. With --full: C6 early beats late; C7 words outside the dictionary; C9 three widths.
+Run     python methods/prealign.py                     # 2 CPU cores, ~4 min: table + figure
+        python methods/real/prealign.py --help         # your own corpora, dictionaries, tokenizer, checkpoint
+Honest  The world is synthetic: 176 words, English and English-Clone (same sentences, disjoint tokens; 30 English documents to 1 clone
+        document, never parallel). All arms share init, documents and their order; arms without stage 1 get as many more pretraining steps
+        as stage 1 reads tokens. `joint` has no dictionary: `cs-only` is the baseline with the same information. C10 (real language pairs)
+        needs real corpora and is not claimed here.
+Try     drop the `fill_diagonal_` line in alignment_loss; --rho 0; --align-layers top; --ratio 1
+"""
+
+import copy
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minilm import InputError
+from minilm.data import IGNORE, batches, collate, generator, pad
+from minilm.evaluate import continuation_logprobs, masked_mean, perplexity
+from minilm.ops import linear_cross_entropy
+from minilm.results import (COLORS, Outcome, check, claim, cli, new_figure, plot_seeds, print_claims, print_metrics, progress, run_seeds,
+                            save_results)
+from minilm.training import make_optimizers, schedule, set_lr, take_step
+from minilm.transformer import Config as ModelConfig
+from minilm.transformer import Transformer
+
+PAPER = "PreAlign, EMNLP 2024, arXiv 2407.16222"
+
+
+@dataclass(frozen=True)
+class Config:
+    methods: tuple[str, ...] = ("joint", "cs-only", "align-only", "prealign", "vanilla-cs", "full", "shuffled")  # arms to run, see ARMS
+    seeds: tuple[int, ...] = (0, 1, 2, 3)  # one complete world, model and training per seed
+    align_steps: int = 150  # stage 1: optimizer steps
+    pairs: int = 96  # stage 1: dictionary entries per step, whose words are one another's negatives
+    tau: float = 0.1  # stage 1: temperature
+    alpha: float = 1.0  # stage 1: weight of the alignment loss beside the language-model loss
+    align_lr: float = 1e-3  # stage 1: learning rate
+    align_layers: str = "all"  # stage 1: all, embed (embedding and head rows) or top (last block)
+    align_lm: str = "text"  # stage 1: language-model loss on text, on the dictionary's words, or none
+    align_documents: int = 8  # stage 1: documents per step for align_lm text
+    steps: int = 400  # stage 2: optimizer steps
+    batch: int = 32  # stage 2: documents per step
+    lr: float = 2e-3  # stage 2: learning rate
+    rho: float = 0.05  # stage 2: share of the source words that are switched
+    ratio: int = 30  # English documents for every clone document
+    dict_frac: float = 1.0  # share of the dictionary that training sees; the rest are the unseen words of C7
+    hold_out: str = "words"  # what dict_frac < 1 leaves out: random words, or tokens (no training entry holds any of their syllables)
+    match_compute: bool = True  # arms without stage 1 get more pretraining steps, by the number of tokens that stage 1 reads
+    width: int = 64  # model width
+    layers: int = 2  # blocks
+    eval_every: int = 50  # stage 2: steps between the points of the figure
+    quick: bool = False  # smoke run: a few steps, one seed
+    full: bool = False  # every arm of ARMS: timing, held-out words, widths, sweeps
+    workers: int | None = None  # seeds at a time (default: one per core)
+    out: str | None = None  # folder for results in place of results/ or runs/
+
+
+class Arm(NamedTuple):
+    align: str | None = None  # when stage 1 happens: start or end
+    switch: str | None = None  # code-switching in stage 2: input or vanilla
+    shuffled: bool = False  # every word is "translated" by a random wrong one
+    fold: bool = False  # clone tokens are English tokens, everywhere: perfect alignment
+    only_clone: bool = False  # no English documents
+    changes: dict = {}  # other Config values
+
+
+PREALIGN = Arm(align="start", switch="input")
+ARMS = {
+    "joint": Arm(), "cs-only": Arm(switch="input"), "align-only": Arm(align="start"), "prealign": PREALIGN,
+    "vanilla-cs": Arm(align="start", switch="vanilla"), "full": Arm(fold=True), "shuffled": PREALIGN._replace(shuffled=True),
+    "clone-only": Arm(only_clone=True), "late": Arm(align="end", switch="input"),
+    "half-words": PREALIGN._replace(changes={"dict_frac": 0.5}),
+    "half-tokens": PREALIGN._replace(changes={"dict_frac": 0.5, "hold_out": "tokens"}),
+    "joint d32": Arm(changes={"width": 32}), "prealign d32": PREALIGN._replace(changes={"width": 32}),
+    "joint d128": Arm(changes={"width": 128}), "prealign d128": PREALIGN._replace(changes={"width": 128}),
+    "embed layers": PREALIGN._replace(changes={"align_layers": "embed"}), "top layer": PREALIGN._replace(changes={"align_layers": "top"}),
+    "rho 0.2": PREALIGN._replace(changes={"rho": 0.2}), "no text": PREALIGN._replace(changes={"align_lm": "none"}),
+}
+
+# --- data
+
+SYLLABLES = [c + v for c in "bdfghklmnprstv" for v in "aeiou"]
+FUNCTION = ["THE", "A", ".", "LIVES", "IN", "CAME", "FROM", "HOME", "OF", "IS"]
+PAD, BOS, EOS, SHARED = 0, 1, 2, 3  # three tokens belong to both languages; then come the English ones, then the clone's
+HALF = 2 * len(SYLLABLES) + len(FUNCTION)  # tokens per language: word-initial syllables, word-internal syllables, function words
+TEMPLATES = ("{p} LIVES IN {c} .", "{p} CAME FROM {c} .", "HOME OF {p} IS {c} .")
+Word = tuple[int, ...]  # token ids
+
+
+def clone(ids: Sequence[int]) -> list[int]:
+    """English -> English-Clone: the same text in other tokens."""
+    return [i + HALF if i >= SHARED else i for i in ids]
+
+
+def is_start(token: int) -> bool:
+    """Does this token begin a word?  (In a real tokenizer: does it begin with a space?)"""
+    return token < SHARED or not len(SYLLABLES) <= (token - SHARED) % HALF < 2 * len(SYLLABLES)
+
+
+def show(ids: Sequence[int]) -> str:
+    """Readable text; clone words in CAPITALS."""
+    text = ""
+    for i in ids:
+        kind, n = divmod((i - SHARED) % HALF, len(SYLLABLES))
+        piece = ("<pad>", "<s>", "</s>")[i] if i < SHARED else FUNCTION[n].lower() if kind == 2 else SYLLABLES[n]
+        text += (" " if is_start(i) else "") + (piece.upper() if i >= SHARED + HALF else piece)
+    return text.strip()
+
+
+class World:
+    """Six topics with nouns, verbs and adjectives that go together, and persons who live in places. All of it is drawn from the seed."""
+
+    def __init__(self, seed: int):
+        rng, n = random.Random(f"{seed}/world"), len(SYLLABLES)
+        short, long = [(SHARED + s,) for s in range(n)], [(SHARED + s, SHARED + n + t) for s in range(n) for t in range(n)]
+        spellings = rng.sample(rng.sample(short, n // 2) + rng.sample(long, 200), 235)
+        take = lambda count: [spellings.pop() for _ in range(count)]
+        self.function = {word: (SHARED + 2 * n + i,) for i, word in enumerate(FUNCTION)}
+        self.topics = [{"noun": take(10), "verb": take(6), "adjective": take(5)} for _ in range(6)]
+        self.places, self.persons = take(8), take(32)
+        self.tested, self.support = self.persons[:24], self.persons[24:]  # clone documents speak of the supporting persons only
+        home = [self.places[i % 8] for i in range(32)]  # each place: three tested persons and one supporting
+        self.home = dict(zip(self.persons, rng.sample(home[:24], 24) + rng.sample(home[24:], 8)))
+        self.goes_with = {}  # which nouns an adjective describes, which verbs a noun does, which nouns a verb is done to
+        for topic in self.topics:
+            for first, second, many in (("adjective", "noun", 3), ("noun", "verb", 2), ("verb", "noun", 2)):
+                for word in topic[first]:
+                    self.goes_with[word, second] = rng.sample(topic[second], many)
+        words = [w for topic in self.topics for words in topic.values() for w in words] + self.places + self.persons
+        self.content = [(w, tuple(clone(w))) for w in words]  # what retrieval@1 asks for
+        self.dictionary = self.content + [(w, tuple(clone(w))) for w in self.function.values()]
+
+    def spell(self, template: str, **words: Word) -> list[int]:
+        slots = {"{" + name + "}": word for name, word in words.items()} | self.function
+        return [i for part in template.split() for i in slots[part]]
+
+    def sentence(self, topic: int, rng: random.Random) -> list[int]:
+        """THE adj noun verb A noun .  - each word restricts the next: this is the meaning that must carry over to the clone."""
+        adjective = rng.choice(self.topics[topic]["adjective"])
+        noun = rng.choice(self.goes_with[adjective, "noun"])
+        verb = rng.choice(self.goes_with[noun, "verb"])
+        return self.spell("THE {a} {n} {v} A {o} .", a=adjective, n=noun, v=verb, o=rng.choice(self.goes_with[verb, "noun"]))
+
+    def document(self, rng: random.Random, persons: list[Word]) -> list[int]:
+        """BOS, two sentences of one topic and up to four facts in random order, EOS, for example (in translation)
+
+        <s> mika lives in dopa . the li roba ge a su . home of tefu is na . the li su ge a roba . </s>
+        """
+        topic = rng.randrange(6)
+        parts = [self.sentence(topic, rng) for _ in range(2)]
+        parts += [self.spell(rng.choice(TEMPLATES), p=p, c=self.home[p]) for p in rng.choices(persons, k=4) if rng.random() < 0.8]
+        rng.shuffle(parts)
+        return [BOS, *(i for part in parts for i in part), EOS]
+
+
+Document = tuple[list[int], bool]  # token ids; may its words be switched? (is it in the source language?)
+
+
+def make_documents(cfg: Config, world: World, seed: int, steps: int) -> list[Document]:
+    """The pretraining corpus in reading order, cfg.batch documents per step: fresh English ones, and at 1 : ratio documents of a small
+    fixed clone corpus, drawn again and again. The clone's documents are other documents: nothing is ever said in both languages."""
+    rng = random.Random(f"{seed}/documents")
+    few = [clone(world.document(rng, world.support)) for _ in range(cfg.steps * cfg.batch // (cfg.ratio + 1))]
+    return [(rng.choice(few), False) if rng.random() < 1 / (cfg.ratio + 1) else (world.document(rng, world.persons), True)
+            for _ in range(steps * cfg.batch)]
+
+
+def split_dictionary(cfg: Config, world: World, seed: int) -> tuple[list, list]:
+    """Entries that training sees, and the content words held out. hold_out tokens: every entry that has a token in common with the
+    held-out ones is left out as well, so that a held-out word cannot profit from the pieces of others."""
+    rng, share = random.Random(f"{seed}/held out"), 1 - cfg.dict_frac
+    if cfg.hold_out == "words":
+        held = rng.sample(world.content, round(share * len(world.content)))
+        return [entry for entry in world.dictionary if entry not in held], held
+    tokens = sorted({i for source, _ in world.content for i in source})
+    unseen = set(rng.sample(tokens, round(share * len(tokens))))
+    return [e for e in world.dictionary if not unseen & set(e[0])], [e for e in world.content if set(e[0]) <= unseen]
+
+
+# --- the method
+
+def word_vectors(model: Transformer, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """One unit vector per word and layer, float32 [n + 2, M, D], for words ids, mask [M, T] (padded on the right), each read alone.
+
+    Layer 0: token embeddings; 1 ... n-1: what leaves block l; n: the last block after the final norm; n + 1: the head's rows of the
+    word's tokens. A word's vector is the sum over its tokens (the mean has the same direction)."""
+    ids, mask = ids.to(model.embed.weight.device), mask.to(model.embed.weight.device)
+    states = model(ids, output_hidden_states=True).hidden_states
+    layers = torch.stack([*states[:-1], model.norm(states[-1]), model.lm_head.weight[ids]]).float()  # (n+2, M, T, D)
+    return F.normalize((layers * mask[..., None]).sum(2), dim=-1, eps=1e-6)
+
+
+def alignment_loss(z: torch.Tensor, group: torch.Tensor, word: torch.Tensor, tau: float) -> torch.Tensor:
+    """Mean over layers, anchors i and positives P(i) of  -log [ exp(z_i.z_j/tau) / sum_{k != i} exp(z_i.z_k/tau) ],  j in P(i).
+
+    z [layers, M, D] unit vectors; group [M]: words of one dictionary entry are mutual positives P(i); word [M]: equal numbers are equal
+    words, which are never each other's negatives. For pairs this is the paper's loss taken in both directions."""
+    scores = z @ z.mT / tau  # (layers, M, M)
+    positive = (group[:, None] == group).fill_diagonal_(False)
+    hidden = (word[:, None] == word) & ~positive  # the word itself, and the same word in another entry
+    log_p = scores.masked_fill(hidden, -torch.inf).log_softmax(-1)  # -inf on the diagonal: a word is no candidate for itself
+    return -log_p[:, positive].mean()
+
+
+def code_switch(ids: Sequence[int], table: dict[Word, list[Word]], rho: float, mode: str, rng: random.Random,
+                starts=is_start) -> tuple[list[int], list[int]]:
+    """Replaces each word X1..Xm that is in the table, with probability rho, by a random one Y1..Yk of its translations. Labels stand at
+    the position of the token they name (shift by one before the loss):
+
+        mode input     input ... Y1 Y2 ... Yk next      vanilla     input ... Y1 Y2 ... Yk next
+                       label ... X1 -  ... -  next                  label ... Y1 Y2 ... Yk next
+
+    input-only: the model learns to read a foreign word in the place of X, and to say X. X2..Xm and Y2..Yk are nobody's target."""
+    inputs, labels, i = [], [], 0
+    while i < len(ids):
+        j = i + 1
+        while j < len(ids) and not starts(ids[j]):
+            j += 1
+        word = tuple(ids[i:j])
+        if word in table and rng.random() < rho:
+            new = list(rng.choice(table[word]))
+            inputs += new
+            labels += [word[0], *[IGNORE] * (len(new) - 1)] if mode == "input" else new
+        else:
+            inputs += word
+            labels += word
+        i = j
+    return inputs, labels
+
+
+def make_table(dictionary: Sequence[Sequence[Word]]) -> dict[Word, list[Word]]:
+    """Source word -> its translations, for code_switch. An entry's first word is the source word."""
+    table: dict[Word, list[Word]] = {}
+    for source, *translations in dictionary:
+        table.setdefault(tuple(source), []).extend(tuple(t) for t in translations if tuple(t) != tuple(source))
+    return {source: translations for source, translations in table.items() if translations}
+
+
+def word_batches(dictionary: Sequence[Sequence[Word]], pairs: int, gen: torch.Generator) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Endless ids [M, T], mask [M, T], group [M], word [M] of `pairs` different entries at a time."""
+    numbers: dict[Word, int] = {}
+    for chosen in batches(len(dictionary), min(pairs, len(dictionary)), gen):
+        words = [(tuple(w), entry) for entry in chosen.tolist() for w in dictionary[entry]]
+        ids, mask = pad([w for w, _ in words], PAD)
+        yield ids, mask, torch.tensor([e for _, e in words]), torch.tensor([numbers.setdefault(w, len(numbers)) for w, _ in words])
+
+
+# --- loss
+
+def lm_loss(model: Transformer, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean -log p(label) in nats over the labels that count; inputs and labels [B, T], each label at the position of its own token."""
+    inputs, labels = inputs.to(model.embed.weight.device), labels.to(model.embed.weight.device)
+    return linear_cross_entropy(model.hidden(inputs[:, :-1]), model.lm_head.weight, labels[:, 1:], IGNORE)
+
+
+# --- train
+
+def align(cfg: Config, model: Transformer, dictionary, documents: Iterator[list[Document]], gen: torch.Generator) -> list[float]:
+    """Stage 1: L = alpha L_align + L_LM, all weights trained -> the alignment losses. `documents` yields the text of each step."""
+    optimizers = make_optimizers(model, "adamw", cfg.align_lr)
+    layers = {"all": slice(None), "embed": [0, -1], "top": [-2]}[cfg.align_layers]
+    losses, words = [], word_batches(dictionary, cfg.pairs, gen)
+    for step in progress(range(cfg.align_steps), "stage 1: align"):
+        set_lr(optimizers, schedule(step, cfg.align_steps, "cosine", warmup=cfg.align_steps // 20))
+        ids, mask, group, word = next(words)
+        loss = alignment_loss(word_vectors(model, ids, mask)[layers], group, word, cfg.tau)
+        losses.append(loss.item())
+        loss = cfg.alpha * loss
+        if cfg.align_lm == "text":
+            loss = loss + lm_loss(model, *collate([(d, d) for d, _ in next(documents)]))
+        elif cfg.align_lm == "words":
+            loss = loss + lm_loss(model, ids, ids.masked_fill(~mask, IGNORE))
+        take_step(loss, model, optimizers)
+    return losses
+
+
+def pretrain(cfg: Config, model: Transformer, corpus: Sequence[list[Document]], table, mode: str | None, rng: random.Random,
+             starts=is_start) -> Iterator[int]:
+    """Stage 2: next-token prediction over the corpus (a list of documents per step), source-language documents code-switched afresh.
+    A generator: yields the number of steps done, before each step and at the end, so that the caller may look at the model."""
+    optimizers = make_optimizers(model, "adamw", cfg.lr)
+    for step, documents in enumerate(progress(corpus, "stage 2: pretrain")):
+        yield step
+        set_lr(optimizers, schedule(step, len(corpus), "cosine", warmup=30))
+        rows = [code_switch(d, table, cfg.rho, mode, rng, starts) if mode and is_source else (d, d) for d, is_source in documents]
+        take_step(lm_loss(model, *collate(rows)), model, optimizers)
+    yield len(corpus)
+
+
+# --- evaluate
+
+class Exam:
+    """Held-out questions about one world, the same for every arm. `read` is how an arm reads token ids: `list` as they are, or folded."""
+
+    def __init__(self, cfg: Config, world: World, seed: int):
+        rng, n = random.Random(f"{seed}/exam"), 16 if cfg.quick else 200
+        self.world = world
+        self.english = [world.document(rng, world.support) for _ in range(n)]
+        self.clone = [clone(world.document(rng, world.support)) for _ in range(n)]
+        self.labelled, self.test = ([(world.sentence(t, rng), t) for t in rng.choices(range(6), k=count)] for count in (n + 56, n))
+
+    def knowledge(self, model, read, translate) -> float:
+        """CLKA: share of the (tested person, template) queries whose own place is the most probable of the eight, by mean log-probability
+        of its tokens. English training text stated each of these facts; no clone text ever did."""
+        world, pairs, answers = self.world, [], []
+        for person in world.tested:
+            for template in TEMPLATES:
+                prefix = [BOS, *world.spell(template.split("{c}")[0], p=person)]
+                pairs += [(read(translate(prefix)), read(translate(place))) for place in world.places]
+                answers.append(world.places.index(world.home[person]))
+        scores = continuation_logprobs(model, pairs, batch=len(pairs)).mean.view(len(answers), -1)
+        return (scores.argmax(1) == torch.tensor(answers)).float().mean().item()
+
+    def transfer(self, model, read, seed: int) -> tuple[float, float]:
+        """ZS-CLT: fine-tune everything and a linear head on labelled English sentences (which of six topics?) -> English accuracy, clone
+        accuracy. No labelled clone sentence is ever seen."""
+        model, head = copy.deepcopy(model), nn.Linear(model.config.hidden_size, 6)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], 3e-4, fused=True)
+
+        def logits(sentences):
+            ids, mask = pad([[BOS, *sentence] for sentence in sentences])
+            return head(masked_mean(model.hidden(ids), mask))
+
+        for chosen in batches(len(self.labelled), 32, generator(seed, "transfer"), steps=4 * len(self.labelled) // 32):
+            sentences, topics = zip(*[self.labelled[i] for i in chosen.tolist()])
+            take_step(F.cross_entropy(logits(sentences), torch.tensor(topics)), model, [optimizer])
+        sentences, topics = zip(*self.test)
+        with torch.no_grad():
+            guesses = [logits([read(translate(s)) for s in sentences]).argmax(1) for translate in (list, clone)]
+        return tuple((guess == torch.tensor(topics)).float().mean().item() for guess in guesses)
+
+    @torch.no_grad()
+    def leak(self, model) -> float:
+        """Mean probability that the model gives to clone tokens after purely English contexts."""
+        ids, mask = pad(self.english)
+        return model(ids).logits.softmax(-1)[..., SHARED + HALF :].sum(-1)[mask].mean().item()
+
+
+@torch.no_grad()
+def retrieval(model: Transformer, entries: Sequence[tuple[Word, Word]], others: Sequence[Word]) -> list[float]:
+    """retrieval@1 per layer (n + 2 of them): share of the entries' words whose nearest neighbour by cosine, among all the translations
+    in `others`, is their own translation."""
+    sources, targets = word_vectors(model, *pad([s for s, _ in entries])), word_vectors(model, *pad(others))
+    right = torch.tensor([others.index(t) for _, t in entries], device=sources.device)
+    return ((sources @ targets.mT).argmax(-1) == right).float().mean(-1).tolist()
+
+
+# --- one seed
+
+def run_arm(cfg: Config, arm: Arm, world: World, exam: Exam, seed: int) -> tuple[dict, dict]:
+    """One arm of one seed -> its metrics, its series {name: (x, values)}."""
+    cfg = replace(cfg, **arm.changes)
+    read = (lambda ids: [i - HALF if i >= SHARED + HALF else i for i in ids]) if arm.fold else list
+    dictionary, held_out = split_dictionary(cfg, world, seed)
+    if arm.shuffled:
+        wrong = random.Random(f"{seed}/shuffled").sample(dictionary, len(dictionary))
+        dictionary = [(source, target) for (source, _), (_, target) in zip(dictionary, wrong)]
+    model = Transformer(ModelConfig(
+        vocab_size=SHARED + 2 * HALF, hidden_size=cfg.width, intermediate_size=8 * cfg.width // 3 // 16 * 16, num_hidden_layers=cfg.layers,
+        num_attention_heads=4, max_position_embeddings=256, initializer_range=0.05, model_type="llama"), generator(seed, "init"))
+
+    steps = cfg.steps
+    if arm.align is None and cfg.match_compute:  # as many steps more as stage 1 reads tokens: a document is about 25 words
+        steps += round(cfg.align_steps * (cfg.align_documents + 2 * cfg.pairs / 25) / cfg.batch)
+    documents = [(read(d), source) for d, source in make_documents(cfg, world, seed, steps + cfg.align_steps)
+                 if not (arm.only_clone and source)]
+    corpus = [documents[i : i + cfg.batch] for i in range(0, len(documents), cfg.batch)]
+    text_of_stage1 = iter([step[: cfg.align_documents] for step in corpus[steps:]])
+
+    series = {"ppl clone": [], "clka clone": []}
+    if arm.align == "start":
+        align(cfg, model, dictionary, text_of_stage1, generator(seed, "pairs"))
+    before = retrieval(model, world.content, [t for _, t in world.content])
+    for step in pretrain(cfg, model, corpus[:steps], make_table(dictionary), arm.switch, random.Random(f"{seed}/switching")):
+        if step % cfg.eval_every == 0 or step == len(corpus[:steps]):
+            series["ppl clone"].append((step, perplexity(model, [read(d) for d in exam.clone[:50]])))
+            series["clka clone"].append((step, exam.knowledge(model, read, clone)))
+    if arm.align == "end":
+        align(cfg, model, dictionary, text_of_stage1, generator(seed, "pairs"))
+
+    after = retrieval(model, world.content, [t for _, t in world.content])
+    zs_english, zs_clone = exam.transfer(model, read, seed)
+    metrics = {"ppl en": perplexity(model, exam.english), "ppl clone": perplexity(model, [read(d) for d in exam.clone]),
+               "zs-clt en": zs_english, "zs-clt clone": zs_clone, "clka en": exam.knowledge(model, read, list),
+               "clka clone": exam.knowledge(model, read, clone)}
+    if not arm.fold:  # (with folded tokens these are perfect by construction)
+        metrics |= {"leak": exam.leak(model), "retrieval": after[cfg.layers // 2]}
+    if held_out:
+        metrics["retrieval unseen"] = retrieval(model, held_out, [t for _, t in world.content])[cfg.layers // 2]
+    series = {name: tuple(zip(*points)) for name, points in series.items()}
+    return metrics, series | {"retrieval before": (range(cfg.layers + 2), before), "retrieval after": (range(cfg.layers + 2), after)}
+
+
+def run(cfg: Config, seed: int) -> Outcome:
+    """All arms of one seed: the same world, documents, exam and initial weights for each."""
+    world, outcome = World(seed), Outcome({}, {})
+    exam = Exam(cfg, world, seed)
+    for name in cfg.methods:
+        outcome.metrics[name], outcome.series[name] = run_arm(cfg, ARMS[name], world, exam, seed)
+    return outcome
+
+
+# --- claims
+
+CHANCE = 1 / 8  # eight places
+
+
+def claims(metrics: dict) -> list[dict]:
+    """The paper's claims and our control, decided on means over seeds. The thresholds were fixed before the default seeds ran."""
+    seeds = len(metrics[next(iter(metrics))]["ppl en"]["values"])
+    noise = (CHANCE * (1 - CHANCE) / (24 * seeds)) ** 0.5  # a person's three queries are not independent: 24 persons per seed
+    pair, ingredients = ("joint", "prealign"), ("joint", "cs-only", "align-only", "prealign")
+    halves, widths = ("half-words", "half-tokens"), ("", " d32", " d128")
+    transfer = ("ppl clone", "zs-clt clone", "clka clone")
+    return [
+        check(metrics, "C1", "The clone is modelled better, English as well", "ppl clone <= 0.75 x joint; ppl en differs by < 5%",
+              {"ppl clone": pair, "ppl en": pair}, lambda m: m("prealign", "ppl clone") <= 0.75 * m("joint", "ppl clone")
+              and abs(m("prealign", "ppl en") / m("joint", "ppl en") - 1) < 0.05, "lower perplexity in the second language"),
+        check(metrics, "C2", "What is fine-tuned in English works in the clone", "zs-clt clone >= joint + 0.30; zs-clt en within 0.03",
+              {"zs-clt clone": pair, "zs-clt en": pair}, lambda m: m("prealign", "zs-clt clone") >= m("joint", "zs-clt clone") + 0.30
+              and abs(m("prealign", "zs-clt en") - m("joint", "zs-clt en")) <= 0.03, "better zero-shot cross-lingual transfer"),
+        check(metrics, "C3", "Facts read in English only can be asked for in the clone", f"clka clone: joint within 2 standard errors (2 x "
+              f"{noise:.3f}) of chance {CHANCE}, prealign >= chance + 0.30; clka en >= 0.95", {"clka clone": pair, "clka en": pair},
+              lambda m: abs(m("joint", "clka clone") - CHANCE) <= 2 * noise and m("prealign", "clka clone") >= CHANCE + 0.30
+              and min(m(arm, "clka en") for arm in pair) >= 0.95, "better knowledge application"),
+        check(metrics, "C4", "Both stages matter for knowledge", "clka clone: joint < cs-only, align-only < prealign, up to 0.03 of noise",
+              {"clka clone": ingredients}, lambda m: all(-0.03 < m(b, "clka clone") - m(a, "clka clone") for a, b in (
+                  ("joint", "cs-only"), ("joint", "align-only"), ("cs-only", "prealign"), ("align-only", "prealign")))),
+        check(metrics, "C5", "The alignment survives pretraining", "retrieval@1: prealign >= 0.5 and >= align-only - 0.05; joint <= 0.1",
+              {"retrieval": ("joint", "align-only", "prealign")}, lambda m: m("joint", "retrieval") <= 0.1 and
+              m("prealign", "retrieval") >= max(0.5, m("align-only", "retrieval") - 0.05)),
+        check(metrics, "C6", "Alignment at the start beats the same steps at the end", "clka clone: late < prealign",
+              {"clka clone": ("late", "prealign")}, lambda m: m("late", "clka clone") < m("prealign", "clka clone"), "early is best"),
+        check(metrics, "C7", "Words outside the dictionary are aligned too", "retrieval@1 of held-out words and of words made of held-out "
+              "tokens: each above joint's retrieval@1", {"retrieval unseen": halves, "retrieval": ("joint",)},
+              lambda m: all(m(arm, "retrieval unseen") > m("joint", "retrieval") for arm in halves)),
+        check(metrics, "C8", "Input-only switching puts no foreign words into English", "leak: vanilla-cs >= 3 x prealign",
+              {"leak": ("vanilla-cs", "prealign")}, lambda m: m("vanilla-cs", "leak") >= 3 * m("prealign", "leak"), digits=4),
+        check(metrics, "C9", "C1 to C3 hold at three widths", "at each: ppl clone <= 0.75 x joint; zs-clt, clka clone >= joint + 0.30",
+              {name: [arm + w for w in widths for arm in pair] for name in transfer},
+              lambda m: all(m("prealign" + w, "ppl clone") <= 0.75 * m("joint" + w, "ppl clone") and
+                            all(m("prealign" + w, name) >= m("joint" + w, name) + 0.30 for name in transfer[1:]) for w in widths),
+              "at several model sizes"),
+        claim("C10", "The gain holds for real languages", "perplexity, transfer, knowledge in real languages", "needs large real corpora, "
+              "dictionaries and a GPU (methods/real/prealign.py); a synthetic world cannot show it", None, "English with zh, de, ar, ru"),
+        check(metrics, "C11", "Perfect alignment is the upper bound", "full at least as good as prealign on every clone metric, up to "
+              "0.03 of noise (a violation means a bug)", {name: ("full", "prealign") for name in transfer},
+              lambda m: m("full", "ppl clone") <= m("prealign", "ppl clone") + 0.03
+              and all(m("full", name) >= m("prealign", name) - 0.03 for name in transfer[1:])),
+        check(metrics, "R1", "Refutation: a shuffled dictionary kills C3", "clka clone of shuffled <= chance + 0.10",
+              {"clka clone": ("shuffled",)}, lambda m: m("shuffled", "clka clone") <= CHANCE + 0.10),
+    ]
+
+
+# --- figure
+
+def figure(results: dict):
+    """Left, middle: clone perplexity and knowledge during pretraining. Right: which layers know which words translate each other."""
+    fig, (left, middle, right) = new_figure(1, 3, width=14, height=4.8)
+    arms = [arm for arm in ("joint", "cs-only", "align-only", "prealign", "full", "shuffled") if arm in results["series"]]
+    for color, arm in zip(COLORS, arms):
+        series, style = results["series"][arm], {"linestyle": "--" if arm in ("full", "shuffled") else "-"}
+        for ax, name in ((left, "ppl clone"), (middle, "clka clone"), (right, "retrieval after")):
+            if arm != "full" or ax is not right:
+                plot_seeds(ax, series[name]["x"], series[name]["values"], arm, color, **style)
+        if arm in ("joint", "prealign"):
+            plot_seeds(right, series["retrieval before"]["x"], series["retrieval before"]["values"], None, color, linestyle=":")
+    left.set(yscale="log", xlabel="pretraining step", ylabel="perplexity", title="Text of the clone")
+    middle.axhline(CHANCE, color="#999999", linewidth=1)
+    middle.set(xlabel="pretraining step", ylabel="accuracy (grey: chance)", ylim=(-0.03, 1.03), title="English facts, asked in the clone")
+    last = len(results["series"][arms[0]]["retrieval after"]["x"]) - 1
+    right.set_xticks(range(last + 1), ["embed", *(f"block {i}" for i in range(1, last)), "head"])
+    right.set(ylabel="retrieval@1 (dotted: at step 0)", ylim=(-0.03, 1.03), title="Nearest clone word is the translation")
+    fig.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=len(arms))
+    return fig
+
+
+def show_example(world: World) -> None:
+    """Prints one training document and, code-switched, its inputs above their labels."""
+    document = world.document(random.Random("an example"), world.support)
+    inputs, labels = code_switch(document, make_table(world.dictionary), 0.2, "input", random.Random("an example"))
+    print(f"A document, every token a target:\n  {show(document)}\nCode-switched (here 20% of the words), with labels (- : no target):")
+    cells = [(show([i]), "-" if y == IGNORE else show([y])) for i, y in zip(inputs, labels)][:24]
+    for row in zip(*cells):
+        print("  " + " ".join(f"{text:>{max(map(len, cell))}}" for text, cell in zip(row, cells)))
+
+
+def main(cfg: Config) -> dict:
+    started, asked = time.time(), cfg
+    for flag, given, allowed in (("methods", cfg.methods, ARMS), ("align-layers", [cfg.align_layers], ("all", "embed", "top")),
+                                 ("align-lm", [cfg.align_lm], ("text", "words", "none")),
+                                 ("hold-out", [cfg.hold_out], ("words", "tokens"))):
+        if wrong := set(given) - set(allowed):
+            raise InputError(f"--{flag} {' '.join(wrong)} is not known; give {', '.join(allowed)}")
+    if not 0 <= cfg.rho < 1 or not 0 < cfg.dict_frac <= 1:
+        raise InputError(f"--rho {cfg.rho} must be at least 0 and below 1, --dict-frac {cfg.dict_frac} above 0 and at most 1")
+    if cfg.full:
+        cfg = replace(cfg, methods=tuple(ARMS))
+    if cfg.quick:
+        cfg = replace(cfg, seeds=cfg.seeds[:1], align_steps=4, steps=6, eval_every=6)
+    show_example(World(cfg.seeds[0]))
+    outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
+    results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
+    print_metrics(results["metrics"], ["ppl en", "ppl clone", "clka en", "clka clone", "zs-clt en", "zs-clt clone", "retrieval"])
+    print_claims(results["claims"])
+    return results
+
+
+if __name__ == "__main__":
+    cli(main, Config)
