@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from minilm import InputError
 from minilm.data import read_json, write_atomically, write_json
@@ -186,6 +186,12 @@ def _read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device
     return tensor.to(device=device, dtype=dtype)
 
 
+def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of one safetensors file. Raises InputError when it is cut short."""
+    _names(file)
+    return load_file(file)
+
+
 def _report(where: Path, verb: str, names: list[str], remedy: str) -> None:
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -200,6 +206,8 @@ def save_pretrained(model: Transformer, folder: str | Path, tokenizer=None, max_
     Each file is written under a temporary name, flushed and renamed, and shards become visible by their index only: a process killed at
     any moment leaves the last complete checkpoint."""
     folder = Path(folder)
+    if any(".lora_" in name for name in model.state_dict()):
+        raise InputError("the model has LoRA layers: save_adapter(model, folder), or merge_lora(model, keep=False) and then save it")
     state = {to_hf(n, model.config.model_type): t.detach() for n, t in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
