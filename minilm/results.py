@@ -4,7 +4,6 @@ A script hands in `run(cfg, seed) -> Outcome`, `claims(metrics) -> list[dict]` a
 """
 
 import dataclasses
-import json
 import math
 import multiprocessing
 import os
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 import minilm
 from minilm import InputError
+from minilm.data import write_atomically, write_json
 
 ROOT = Path(minilm.__file__).resolve().parents[1]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe & Ito: safe for the colour-blind
@@ -234,14 +234,6 @@ def _plain(x):
     return x if isinstance(x, (str, int, float, bool, type(None))) else str(x)
 
 
-def write_json(path: Path, value) -> None:
-    """Writes under a temporary name, then renames: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def hardware() -> dict:
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
@@ -288,6 +280,4 @@ def bar_seeds(ax, x: float, values, color: str, width: float = 0.8, label: str |
 
 def save_figure(fig, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    fig.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-    os.replace(temporary, path)
+    write_atomically(path, lambda temporary: fig.savefig(temporary, format="png", dpi=150, metadata={"Software": None}))

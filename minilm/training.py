@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from minilm import InputError
+from minilm.data import write_atomically
 from minilm.ops import newton_schulz
 
 
@@ -162,12 +163,7 @@ def save_state(path: Path, state: dict) -> None:
     """One file with everything a run needs to go on. Written under a temporary name, flushed, renamed: a process killed at any moment
     leaves the last complete one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict:

@@ -6,16 +6,16 @@ already carries Hugging Face's parameter names and configuration fields.
 """
 
 import dataclasses
-import json
 import os
 import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from minilm import InputError
+from minilm.data import read_json, write_atomically, write_json
 from minilm.tokenizer import load_tokenizer
 from minilm.transformer import Config, Transformer
 
@@ -41,7 +41,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def read_config(folder: str | Path) -> Config:
     """config.json -> Config. Raises InputError for a family, activation or rope type that the model does not implement."""
     file = Path(folder) / "config.json"
-    raw = _read_json(file)
+    raw = read_json(file)
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise InputError(f"{file}: model_type {family!r} is not read; minilm reads {', '.join(FAMILIES)}")
@@ -164,7 +164,7 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     if config.tie_word_embeddings:
         model.lm_head.weight = model.embed.weight
     generation = folder / "generation_config.json"
-    model.generation_config = _read_json(generation) if generation.exists() else {}
+    model.generation_config = read_json(generation) if generation.exists() else {}
     tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").exists() else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary is {config.vocab_size}: "
@@ -180,7 +180,7 @@ def _find_tensors(folder: Path) -> dict[str, Path]:
     if not index.exists():
         old = " (pytorch_model.bin is a pickle, which is never loaded: convert it to safetensors)" if any(folder.glob("*.bin")) else ""
         raise FileNotFoundError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json{old}")
-    where = {name: folder / file for name, file in _read_json(index).get("weight_map", {}).items()}
+    where = {name: folder / file for name, file in read_json(index).get("weight_map", {}).items()}
     for file in sorted(set(where.values())):
         if not file.exists():
             raise FileNotFoundError(f"{file} is missing, but {index.name} needs it: complete the download")
@@ -218,22 +218,16 @@ def _read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device
     return tensor.to(device=device, dtype=dtype)
 
 
+def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of one safetensors file. Raises InputError when it is cut short."""
+    _names(file)
+    return load_file(file)
+
+
 def _report(where: Path, verb: str, names: list[str], remedy: str) -> None:
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise InputError(f"{where} {verb} {', '.join(names[:3])}{more}: {remedy}")
-
-
-def _read_json(file: Path) -> dict:
-    if not file.exists():
-        raise FileNotFoundError(f"{file} is missing: give a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json)")
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{file} is not valid JSON ({error}): download or save it again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file} holds a {type(value).__name__}, a JSON object is needed")
-    return value
 
 
 # --- saving
@@ -244,6 +238,8 @@ def save_pretrained(model: Transformer, folder: str | Path, tokenizer=None, max_
     Each file is written under a temporary name, flushed and renamed, and shards become visible by their index only: a process killed at
     any moment leaves the last complete checkpoint."""
     folder = Path(folder)
+    if any(".lora_" in name for name in model.state_dict()):
+        raise InputError("the model has LoRA layers: save_adapter(model, folder), or merge_lora(model, keep=False) and then save it")
     state = {to_hf(n, model.config.model_type): t.detach() for n, t in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
@@ -252,25 +248,25 @@ def save_pretrained(model: Transformer, folder: str | Path, tokenizer=None, max_
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(state, max_shard_bytes)
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    old = set(_read_json(index).get("weight_map", {}).values()) if index.exists() else set()
+    old = set(read_json(index).get("weight_map", {}).values()) if index.exists() else set()
     if len(shards) == 1:
-        _write(single, lambda path: save_file(_clone(shards[0]), path, {"format": "pt"}))
+        write_atomically(single, lambda path: save_file(_clone(shards[0]), path, {"format": "pt"}))
         index.unlink(missing_ok=True)
         files = []
     else:
         generation = os.urandom(4).hex()  # new names: the shards of the last checkpoint stay whole until the index is renamed
         files = [f"model-{generation}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
         for file, shard in zip(files, shards):
-            _write(folder / file, lambda path, shard=shard: save_file(_clone(shard), path, {"format": "pt"}))
+            write_atomically(folder / file, lambda path, shard=shard: save_file(_clone(shard), path, {"format": "pt"}))
         total = sum(t.numel() * t.element_size() for t in state.values())
         weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
-        _write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
         single.unlink(missing_ok=True)
     for file in old - set(files):
         (folder / file).unlink(missing_ok=True)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     if getattr(model, "generation_config", None):
-        _write_json(folder / "generation_config.json", model.generation_config)
+        write_json(folder / "generation_config.json", model.generation_config)
     if tokenizer is not None:
         tokenizer.save(folder)
 
@@ -287,16 +283,3 @@ def _shards(state: dict, limit: int) -> list[dict]:
 
 def _clone(shard: dict) -> dict:
     return {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
-
-
-def _write(path: Path, save) -> None:
-    """save(temporary path), flush to disk, rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    save(temporary)
-    with open(temporary, "rb+") as f:
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-
-
-def _write_json(path: Path, value: dict) -> None:
-    _write(path, lambda p: p.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
