@@ -275,7 +275,7 @@ class Transformer(nn.Module):
         rotary, mask = self.prepare(h, cache, attention_mask, positions)
         states, routers = [h], []
         for i, layer in enumerate(self.layers):
-            if self.activation_checkpointing and self.training:
+            if self.activation_checkpointing and self.training and not cache:
                 h, router_logits = checkpoint(layer, h, rotary, mask, use_reentrant=False)
             else:
                 h, router_logits = layer(h, rotary, mask, cache[i] if cache else None)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from minilm import InputError
 from minilm.data import read_json, write_atomically, write_json
+from minilm.rotary import inverse_frequencies
 from minilm.tokenizer import load_tokenizer
 from minilm.transformer import Config, Transformer
 
@@ -48,6 +49,9 @@ def read_config(folder: str | Path) -> Config:
     missing = [k for k in REQUIRED if raw.get(k) is None]
     if missing:
         raise InputError(f"{file} lacks the field {missing[0]!r}: is it the config.json of a {family} model?")
+    for key in (*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings"):
+        if raw.get(key) is not None and not (isinstance(raw[key], int) and raw[key] >= 1):
+            raise InputError(f"{file}: {key} {raw[key]!r} must be a whole number of at least 1")
     values = {**FAMILIES[family][1], **{k: v for k, v in raw.items() if v is not None or k == "sliding_window"}}
     for key, only in {"hidden_act": "silu", "clip_qkv": None, "partial_rotary_factor": 1.0}.items():
         if values.get(key, only) != only:
@@ -63,7 +67,9 @@ def read_config(folder: str | Path) -> Config:
     if family.startswith("qwen"):
         values.update(_qwen_windows(values))
     try:
-        return Config(**{f.name: values[f.name] for f in dataclasses.fields(Config) if f.name in values})
+        config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config) if f.name in values})
+        inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)  # refuses a scaling that is not read
+        return config
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
@@ -157,7 +163,10 @@ def _find_tensors(folder: Path) -> dict[str, Path]:
     if not index.exists():
         old = " (pytorch_model.bin is a pickle, which is never loaded: convert it to safetensors)" if any(folder.glob("*.bin")) else ""
         raise FileNotFoundError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json{old}")
-    where = {name: folder / file for name, file in read_json(index).get("weight_map", {}).items()}
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise InputError(f"{index} lacks the field 'weight_map': download or save it again")
+    where = {name: folder / file for name, file in weight_map.items()}
     for file in sorted(set(where.values())):
         if not file.exists():
             raise FileNotFoundError(f"{file} is missing, but {index.name} needs it: complete the download")
@@ -181,9 +190,11 @@ def _read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device
         raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}")
     if not tensor.dtype.is_floating_point:
         raise InputError(f"{file}: {name} has dtype {tensor.dtype}: quantised checkpoints are not read")
+    tensor = tensor.to(device=device, dtype=dtype)
     if not torch.isfinite(tensor.sum(dtype=torch.float32)):
-        raise InputError(f"{file}: {name} holds NaN or infinite values: the checkpoint is damaged")
-    return tensor.to(device=device, dtype=dtype)
+        raise InputError(f"{file}: {name} holds NaN or infinite values in {dtype}: the checkpoint is damaged"
+                         + (", or its numbers are too large for this type: use bfloat16" if dtype == torch.float16 else ""))
+    return tensor
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
