@@ -21,7 +21,7 @@ def test_a_row_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "ROOT", tmp_path)
     row = "| [P](x) | a claim | [name](methods/name.py) | ? | ? |\n| other | row |\n"
     assert fill_readme(row) == "| [P](x) | a claim | [name](methods/name.py) | - | not run yet |\n| other | row |\n"
-    claim = lambda id, holds: {"id": id, "holds": holds}
-    results.write_json(tmp_path / "results/name.json", {"wall_seconds": 241, "claims": [claim("C1", True), claim("C2", False), claim("C3", None)]})
-    results.write_json(tmp_path / "results/name_full.json", {"wall_seconds": 660, "claims": [claim("C1", False), claim("C3", True)]})
+    for name, seconds, claims in (("name", 241, {"C1": True, "C2": False, "C3": None}), ("name_full", 660, {"C1": False, "C3": True})):
+        rows = [{"id": id, "holds": holds} for id, holds in claims.items()]
+        results.write_json(tmp_path / f"results/{name}.json", {"wall_seconds": seconds, "claims": rows})
     assert "| 4, 11 | holds: C1, C3; **not reproduced**: C2 |" in fill_readme(row)
