@@ -105,7 +105,7 @@ def test_every_word_of_the_source_is_in_the_clone_s_dictionary_and_special_token
 
 @pytest.mark.parametrize("change", [{}, {"clone": True, "aligned": True, "dict": ()}])
 def test_a_run_leaves_results_and_a_checkpoint_per_arm(tmp_path, capsys, change):
-    results = prealign.main(replace(SMALL, out=str(tmp_path / "out"), **change))
+    results = prealign.main(replace(SMALL, out=str(tmp_path / "out"), save=str(tmp_path / "out"), **change))
     printed = capsys.readouterr().out
     assert all(f"\n{c['id']}" in printed for c in results["claims"])
     assert "<-" in printed
