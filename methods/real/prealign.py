@@ -15,8 +15,8 @@ Run     python methods/real/prealign.py --corpus en.txt de.txt --dict en-de.tsv 
                        --dict a dictionary is derived: words e, f with 2 n(e, f) / (n(e) + n(f)) >= 0.35 (n: lines with it, at least
                        5 in common), each the other's best (Dice's coefficient).
 Shown   results/prealign_real_text.json is the third command: English questions of grade-school maths, an English-Clone of them, and German
-        (7,473 aligned lines, folder gsm_questions of github NJUNLP/QAlign). Without --checkpoint a small model is made; with it, its vocabulary is kept (doubled
-        for a clone). Aligning an EXISTING model is useful, but it is not the paper's setting, which aligns before pretraining.
+        (7,464 aligned lines, folder gsm_questions of github NJUNLP/QAlign). Without --checkpoint a small model is made; with it, its
+        vocabulary is kept (doubled for a clone): useful, but not the paper's setting, which aligns before pretraining starts.
 Honest  Word segmentation is by tokens: a word begins where a token does not begin with a letter, so a source language needs spaces. A few
         hundred thousand tokens show a direction, not the paper's numbers: 1.3B parameters need 21 GB of optimizer state and days of a GPU.
 """
