@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import subprocess
 import sys
 import textwrap
@@ -33,7 +34,9 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 def cli(main: Callable, Config: type) -> None:
     """Builds a Config from the command line (each field's trailing comment is its --help) and calls main(cfg). A user's mistake
     (InputError, FileNotFoundError) is one line on stderr and exit status 2; any other exception keeps its traceback."""
-    cfg = tyro.cli(Config, description=sys.modules[main.__module__].__doc__)
+    doc = sys.modules[main.__module__].__doc__
+    paragraphs = re.sub(r"\n(?=[A-Z]\w+ {2,})", "\n\n", doc)  # so that --help keeps Idea, Claims and Run apart
+    cfg = tyro.cli(Config, description=paragraphs)
     try:
         main(cfg)
     except (InputError, FileNotFoundError) as error:
@@ -174,11 +177,11 @@ def pm(cell: dict, digits: int = 2) -> str:
 
 def print_metrics(metrics: dict, columns: Sequence[str], digits: int = 2) -> None:
     """One row per arm, "mean +/- sd" per column; a dash where the arm has no such metric."""
-    width = max(map(len, metrics)) + 2
-    widths = [max(len(c), 14) + 2 for c in columns]
-    print("\n" + " " * width + "".join(f"{c:>{w}}" for c, w in zip(columns, widths)))
-    for arm, row in metrics.items():
-        print(f"{arm:{width}}" + "".join(f"{pm(row[c], digits) if c in row else '-':>{w}}" for c, w in zip(columns, widths)))
+    table = [["", *columns], *([arm, *(pm(row[c], digits) if c in row else "-" for c in columns)] for arm, row in metrics.items())]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    print()
+    for arm, *cells in table:
+        print(arm.ljust(widths[0]) + "".join(cell.rjust(width + 3) for cell, width in zip(cells, widths[1:])))
 
 
 def destination(script: str, cfg) -> Path:

@@ -179,7 +179,7 @@ def test_claims_and_metrics_are_printed_whole(capsys):
     printed = capsys.readouterr().out
     assert "C1   holds" in printed and "C2   NOT REPRODUCED" in printed and "C3   not tested" in printed
     assert printed.count("works") == 30 and max(map(len, printed.splitlines())) <= 120
-    assert printed.splitlines()[-3:] == ["method     0.90 +/- 0.01", "base       0.50 +/- 0.00", "third                  -"]
+    assert printed.splitlines()[-3:] == ["method   0.90 +/- 0.01", "base     0.50 +/- 0.00", "third                -"]
 
 
 # --- files
