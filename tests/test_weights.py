@@ -115,6 +115,19 @@ def test_a_config_in_the_older_layout_means_the_same(tmp_path):
     close(logits(load_pretrained(tmp_path)[0]), logits(theirs))
 
 
+def test_windows_by_hand(tmp_path):
+    def windows(**fields):
+        sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+        (tmp_path / "config.json").write_text(json.dumps({**sizes, **fields}))
+        return [read_config(tmp_path).window(layer) for layer in range(3)]
+
+    assert windows(model_type="mistral", sliding_window=None) == [None] * 3  # null is not the same as left out
+    assert windows(model_type="mistral") == [4096] * 3
+    qwen = {"model_type": "qwen2", "sliding_window": 8, "max_window_layers": 1}
+    assert windows(**qwen, use_sliding_window=True) == [None, 8, 8]
+    assert windows(**qwen, use_sliding_window=False) == windows(**qwen) == [None] * 3
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
 def test_a_field_that_a_config_leaves_out_means_what_its_family_says(family, tmp_path):
     import transformers
