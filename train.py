@@ -239,7 +239,7 @@ def main(cfg: Config) -> dict:
             state = {"config": resumable(cfg), "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
                      "order": order.get_state(), "log": log, "step": step + 1, "seconds": time.time() - started}
             save_state(out / f"training{world.rank or ''}.pt", state)
-    return finish(cfg, out, model, tokenizer, log, bytes_per_token, time.time() - started, chief)
+    return finish(cfg, out, model, tokenizer, val_tokens, log, bytes_per_token, time.time() - started, chief)
 
 
 def resumable(cfg: Config) -> dict:
@@ -247,7 +247,7 @@ def resumable(cfg: Config) -> dict:
     return {k: v for k, v in asdict(cfg).items() if k not in ("resume", "out", "device", "data")}
 
 
-def finish(cfg, out, model, tokenizer, log, bytes_per_token, seconds, chief) -> dict:
+def finish(cfg, out, model, tokenizer, val_tokens, log, bytes_per_token, seconds, chief) -> dict:
     """Saves the checkpoint, the log and the loss curve, and shows a sample."""
     summary = {"config": asdict(cfg), "log": log, "bytes_per_token": bytes_per_token, "seconds": round(seconds, 1),
                "val_bits_per_byte": log["val"][-1] / bytes_per_token / math.log(2) if log["val"] else None}
@@ -256,10 +256,10 @@ def finish(cfg, out, model, tokenizer, log, bytes_per_token, seconds, chief) -> 
     save_pretrained(model, out, tokenizer)
     write_json(out / "log.json", summary)
     save_figure(loss_figure(log, bytes_per_token), out / "loss.png")
-    prompt = "def " if cfg.data is None else tokenizer.decode([int(tokenizer.encode("\n")[0])])
-    ids = generate(model.eval(), [tokenizer.encode(prompt)], max_new_tokens=150, temperature=0.7, top_k=50, eos_id=tokenizer.eos_id)[0]
+    prompt = [int(i) for i in val_tokens[:8]]  # how the held-out text begins
+    ids = generate(model.eval(), [prompt], max_new_tokens=200, temperature=0.7, top_k=50, eos_id=tokenizer.eos_id)[0]
     print(f"\n--- a sample ---\n{tokenizer.decode(ids)}\n---\nwrote {out}/ after {seconds:.0f} s of training; "
-          f'try: python sample.py --checkpoint {out} --prompt "{prompt.strip() or "The"}"')
+          f'try: python sample.py --checkpoint {out} --prompt "{"import" if cfg.data is None else "The"}"')
     return summary
 
 
