@@ -22,16 +22,19 @@ from minilm.transformer import Config, Transformer
 
 # Family -> Hugging Face's class, and the values that a config.json of this family means when it leaves a field out.
 FAMILIES = {
-    "llama": ("LlamaForCausalLM", {}),
-    "mistral": ("MistralForCausalLM", {"sliding_window": 4096}),
-    "qwen2": ("Qwen2ForCausalLM", {}),
-    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 128}),
-    "mixtral": ("MixtralForCausalLM", {"rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}),
-    "qwen2_moe": ("Qwen2MoeForCausalLM", {"num_experts": 60, "num_experts_per_tok": 4, "norm_topk_prob": False,
-                                          "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632}),
-    "qwen3_moe": ("Qwen3MoeForCausalLM", {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": False,
-                                          "moe_intermediate_size": 768}),
-    "olmoe": ("OlmoeForCausalLM", {"num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False}),
+    "llama": ("LlamaForCausalLM", {"max_position_embeddings": 2048}),
+    "mistral": ("MistralForCausalLM", {"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131072}),
+    "qwen2": ("Qwen2ForCausalLM", {"max_position_embeddings": 32768}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 128, "max_position_embeddings": 32768}),
+    "mixtral": ("MixtralForCausalLM", {"rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True,
+                                       "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}),
+    "qwen2_moe": ("Qwen2MoeForCausalLM", {"num_experts": 60, "num_experts_per_tok": 4, "norm_topk_prob": False, "num_key_value_heads": 16,
+                                          "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
+                                          "max_position_embeddings": 32768}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": False, "num_key_value_heads": 4,
+                                          "moe_intermediate_size": 768, "max_position_embeddings": 32768}),
+    "olmoe": ("OlmoeForCausalLM", {"num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "rms_norm_eps": 1e-5,
+                                   "max_position_embeddings": 4096}),
 }
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
