@@ -102,12 +102,23 @@ def test_a_folder_of_files_with_a_byte_pair_tokenizer_and_a_second_run_from_the_
 
 def test_the_default_corpus_is_python_s_own_library_split_by_file():
     training, validation = train.standard_library()
-    assert 2e6 < len(training) + len(validation) < 2e7
-    assert 0.01 < len(validation) / len(training) < 0.15
+    length = lambda documents: sum(map(len, documents))
+    assert 2e6 < length(training) + length(validation) < 2e7
+    assert 0.01 < length(validation) / length(training) < 0.15
     assert (training, validation) == train.standard_library()
-    documents = training.split(train.END)
-    assert all(text.startswith("# ") for text in documents)
-    assert not set(documents) & set(validation.split(train.END))
+    assert all(text.startswith("# ") for text in training)
+    assert not set(training) & set(validation)
+
+
+def test_a_user_s_text_is_split_by_position_and_the_end_marker_in_it_stays_text():
+    Path("corpus").mkdir()
+    for name, text in (("a", "x" * 60), ("b", f"y{train.END}y" * 3 + "z")):  # 60 + 46 characters: the cut is at 95
+        Path(f"corpus/{name}.txt").write_text(text)
+    training, validation = train.load_documents(Config(data="corpus"))
+    assert [len(d) for d in training] == [60, 35]
+    assert "".join(training + validation) == "x" * 60 + f"y{train.END}y" * 3 + "z"
+    tokenizer = train.train_bpe(training, 300, special=(train.END,), eos=train.END)
+    assert train.encode(tokenizer, training).count(tokenizer.eos_id) == 2  # one per document
 
 
 def test_validation_loss_in_bits_per_byte_by_hand():
