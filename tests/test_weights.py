@@ -117,7 +117,7 @@ def test_a_config_in_the_older_layout_means_the_same(tmp_path):
 
 def test_windows_by_hand(tmp_path):
     def windows(**fields):
-        sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+        sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 8}
         (tmp_path / "config.json").write_text(json.dumps({**sizes, **fields}))
         return [read_config(tmp_path).window(layer) for layer in range(3)]
 
