@@ -12,6 +12,8 @@ def linear_cross_entropy(h, weight, labels, ignore_index: int = -100, chunk_byte
     loss and both gradients, and drops the chunk's logits. Chunks of `chunk_bytes` keep peak memory far below N * V * 4 bytes."""
     if not torch.is_grad_enabled():
         h, weight = h.detach(), weight.detach()  # a custom function cannot tell that nobody will ask for these gradients
+    if torch.is_autocast_enabled(h.device.type):
+        h = h.to(torch.get_autocast_dtype(h.device.type))  # a custom function is not autocast by itself
     return _LinearCrossEntropy.apply(h.reshape(-1, h.shape[-1]), weight, labels.reshape(-1), ignore_index, chunk_bytes)
 
 
