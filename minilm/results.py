@@ -187,8 +187,9 @@ def print_metrics(metrics: dict, columns: Sequence[str], digits: int = 2) -> Non
 
 def destination(script: str, cfg) -> Path:
     """Where a run's files go, without their endings: `results/NAME` for the default Config, `results/NAME_full` for `--full` alone,
-    `runs/NAME/NAME` for anything else. `workers`, `device` and `out` change no number, so they do not count; `out` wins."""
-    name = Path(script).stem
+    `runs/NAME/NAME` for anything else; NAME is the script's, with _real behind it for methods/real/. `workers`, `device` and `out` change
+    no number, so they do not count; `out` wins."""
+    name = Path(script).stem + ("_real" if Path(script).parent.name == "real" else "")
     if getattr(cfg, "out", None):
         return Path(cfg.out) / name
     neutral = {k: v for k, v in dataclasses.asdict(type(cfg)()).items() if k in ("workers", "device", "out")}
@@ -220,9 +221,14 @@ def save_results(script: str, paper: str, cfg, outcomes: Sequence[Outcome], clai
 
 
 def _relative_argv() -> list[str]:
-    """The command line without this machine's folders."""
-    return [str(Path(a).resolve().relative_to(ROOT)) if a and Path(a).is_absolute() and Path(a).resolve().is_relative_to(ROOT)
-            else Path(a).name if a and Path(a).is_absolute() else a for a in sys.argv]
+    """The command line without this machine's folders, also in --flag=PATH."""
+    def shown(path: str) -> str:
+        full = Path(path)
+        if not path or not full.is_absolute():
+            return path
+        return str(full.resolve().relative_to(ROOT)) if full.resolve().is_relative_to(ROOT) else full.name
+
+    return ["=".join(map(shown, word.split("=", 1))) if word.startswith("--") else shown(word) for word in sys.argv]
 
 
 def _plain(x):
@@ -258,7 +264,7 @@ def commit() -> str | None:
 def fill_readme(text: str) -> str:
     """README.md with the last two cells of every table row that links a script, [...](methods/NAME.py), filled from the results committed
     for it: minutes, and which claims hold. `python -m minilm.results` rewrites the file; a test holds that it is up to date."""
-    return re.sub(r"^(\|.*\]\((?:methods|signals|vision_eval)/(?:real/)?(\w+)\.py\).*?\|)[^|]*\|[^|]*\|$",
+    return re.sub(r"^(\|.*\]\((?:methods|signals|vision_eval)/(\w+)\.py\).*?\|)[^|]*\|[^|]*\|$",
                   lambda row: f"{row[1]} {' | '.join(_readme_cells(row[2]))} |", text, flags=re.MULTILINE)
 
 
