@@ -8,6 +8,8 @@ label is not the SNR in dB; AM-SSB was multiplied by a sine of 0 Hz, so that cla
 the silence between words, and then looks like AM-DSB. The classes.txt shipped with 2018.01A has the wrong order: use CLASSES_2018.
 """
 
+import json
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -180,6 +182,26 @@ def read_signals(kind: str, path: str | None, low: int, high: int, classes: Sequ
             return from_2018(file, low, high, classes, limit, str(path))
     except (OSError, KeyError) as error:
         raise InputError(f"{path} is not RadioML 2018.01A ({error})") from None
+
+
+def write_set(path: str, x: np.ndarray, y: np.ndarray, classes: Sequence[str], config: dict) -> None:
+    """A learned set as an .npz that `from_npz` reads, with the configuration as JSON. Written under a temporary name, then renamed."""
+    temporary = Path(path).with_name(Path(path).name + ".tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, "wb") as f:
+        np.savez(f, x=x, y=y, classes=np.array(classes), config=json.dumps(config))
+    os.replace(temporary, path)
+
+
+def read_set(path: str, classes: Sequence[str], length: int) -> np.ndarray:
+    """x [C * SPC, 2, N] of a written set, as it is (not normalised), if it fits the data: these classes, class by class, this length."""
+    data = read_signals("npz", path, 0, 0)
+    if data.classes != tuple(classes) or data.x.shape[2] != length or data.y.tolist() != sorted(data.y) or \
+            len(set(np.bincount(data.y, minlength=len(classes)))) > 1:
+        raise InputError(f"{path} holds {len(data.x)} signals of {data.x.shape[2]} samples, classes {', '.join(data.classes)}; the data "
+                         f"has {length} samples, classes {', '.join(classes)}: give the options with which the set was made")
+    with np.load(path) as file:
+        return file["x"]
 
 
 def split(data: Signals, seed: int, share: float, name: str) -> tuple[Signals, Signals]:
