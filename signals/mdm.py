@@ -123,6 +123,11 @@ class Task:
             train, test = radioml.split(data, 0, 0.8, "test")
         self.names, self.length = train.classes, train.x.shape[2]
         train, held_out = radioml.split(train, seed, 1 - cfg.hold_out, "hold out")
+        for name, count in zip(self.names, np.bincount(train.y, minlength=len(self.names))):
+            if count < max(cfg.spc, cfg.batch):
+                raise InputError(f"class {name} has {count} training signals: give more, or less than --spc {cfg.spc}, --batch {cfg.batch}")
+        if not len(held_out.y) or not len(test.y):
+            raise InputError(f"--hold-out {cfg.hold_out} leaves {len(held_out.y)} held-out, {len(test.y)} test signals: give more signals")
         tensors = lambda part: Part(torch.from_numpy(part.x).to(self.device), torch.from_numpy(part.y).to(self.device), part.snr)
         self.train, self.held_out, self.test = tensors(train), tensors(held_out), tensors(test)
         self.members = [torch.from_numpy(np.flatnonzero(train.y == c)) for c in range(len(self.names))]  # class by class
@@ -274,7 +279,7 @@ def run_arm(cfg: Config, arm: Arm, task: Task, pictures: bool) -> tuple[dict, di
     series["acc by SNR"] = (snrs, [hits[archs[0]][test.snr == snr].mean() for snr in snrs])
     if arm.method in ("full", "random", "dm", "mdm") and not arm.changes:
         rounded = lambda x: [round(v, 3) for v in x.tolist()] if pictures else []  # of the first seed only
-        for name in set(SHOWN) & set(task.names):
+        for name in (name for name in SHOWN if name in task.names):
             x = S[y == task.names.index(name)]  # (signals of the class, 2, N)
             series[f"{name} spectrum"] = (range(task.length // 2 + 1), rounded(spectrum(x).mean((0, 1))[: task.length // 2 + 1]))
             if arm.method in ("random", "mdm"):
@@ -364,8 +369,10 @@ def figure(results: dict):
     left.set(xscale="log", xlabel="signals per class (thin: each seed)", ylabel="test accuracy (%)", title="Training on a few signals")
     left.set_xticks([1, 5, 20], ["1", "5", "20"])
     left.minorticks_off()
-    left.legend()
-    pairs = [(kind, dm, mdm) for kind, dm, mdm in (("deep", "dm", "mdm"), ("shallow", "shallow dm", "shallow mdm")) if mdm in metrics]
+    if left.lines:
+        left.legend()
+    pairs = [("deep", "dm", "mdm"), ("shallow", "shallow dm", "shallow mdm")]
+    pairs = [pair for pair in pairs if set(pair[1:]) <= set(metrics)]
     for x, (_, dm, mdm) in enumerate(pairs):
         mean, _, low, high, n = paired(metrics, mdm, dm)
         each = [100 * (a - b) for a, b in zip(metrics[mdm]["acc"]["values"], metrics[dm]["acc"]["values"])]
@@ -374,7 +381,8 @@ def figure(results: dict):
             right.errorbar(x + 0.3, mean, [[mean - low], [high - mean]], fmt="D", color=COLORS[x], capsize=5)
     right.axhline(0, color=COLORS[6], linewidth=1)
     right.set_xticks(range(len(pairs)), [kind for kind, *_ in pairs])
-    right.set(xlim=(-0.5, len(pairs) - 0.3), xlabel="encoder", ylabel="MDM - DM (points)", title="dots: seeds; 95%")
+    right.set(xlim=(-0.5, len(pairs) - 0.3), xlabel="encoder (dots: seeds; bar: 95%)", ylabel="MDM - DM (points)")
+    right.set_title("Gain of the spectrum")
     for row, name in enumerate(SHOWN):
         for ax, arm, title in ((axes[row + 2, 0], "random", "real signal: I, Q"), (axes[row + 2, 1], "mdm", "what MDM made of it")):
             for axis, color in zip("IQ", COLORS):
@@ -414,6 +422,8 @@ def main(cfg: Config) -> dict:
     if cfg.spc < 1 or cfg.batch < 1 or not 0 < cfg.hold_out < 1 or not 0 <= cfg.alpha < float("inf"):
         raise InputError(f"--spc {cfg.spc} and --batch {cfg.batch} must be at least 1, --hold-out {cfg.hold_out} between 0 and 1, "
                          f"--alpha {cfg.alpha} at least 0")
+    if cfg.snr_min > cfg.snr_max:
+        raise InputError(f"--snr-min {cfg.snr_min} lies above --snr-max {cfg.snr_max}")
     if cfg.alpha == 0 and "fd" in cfg.methods:
         raise InputError("--alpha 0 leaves method fd nothing to match: give a positive --alpha, or method dm")
     if cfg.eval_only:
