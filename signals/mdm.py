@@ -34,7 +34,7 @@ from minilm.training import pick_device
 from signals import radio, radioml
 from signals.augment import augment, draw_twist
 from signals.baselines import match_gradients, select
-from signals.networks import correct, make_network, train_network
+from signals.networks import correct, embed, make_network, train_network
 
 PAPER = "MDM, arXiv 2408.02714"
 
@@ -64,7 +64,7 @@ class Config:
     alpha: float = 1.0  # weight of the frequency domain
     fd_view: str = "mag"  # what the frequency domain is: mag |DFT I|, |DFT Q| (the paper); zmag |DFT z| twice; reim Re, Im of DFT z
     fd_norm: str = "ortho"  # DFT divided by sqrt(N), or none
-    augment: tuple[str, ...] = ()  # phase, shift, conj: in distillation (same draw for T and S) and in evaluation, for all methods
+    augment: tuple[str, ...] = ()  # phase, shift, conj: in distillation (same draw for T and S; not dc) and in evaluation
     eval_arch: tuple[str, ...] = ("conv3k7", "conv4k3")  # trained on S: first the usual network, then an unseen one; others: --full
     eval_nets: int = 3  # networks trained on each S
     eval_steps: int = 100  # their training steps (whole S, or 256 signals of it, at a step)
@@ -103,12 +103,6 @@ ARMS = {
 
 # --- data
 
-class Part(NamedTuple):
-    x: torch.Tensor  # [n, 2, N]
-    y: torch.Tensor  # [n]
-    snr: np.ndarray  # [n]
-
-
 class Task:
     """What all arms of a seed share: training signals (class by class), held-out ones, test signals, and one network trained on all."""
 
@@ -128,9 +122,9 @@ class Task:
                 raise InputError(f"class {name} has {count} training signals: give more, or less than --spc {cfg.spc}, --batch {cfg.batch}")
         if not len(held_out.y) or not len(test.y):
             raise InputError(f"--hold-out {cfg.hold_out} leaves {len(held_out.y)} held-out, {len(test.y)} test signals: give more signals")
-        tensors = lambda part: Part(torch.from_numpy(part.x).to(self.device), torch.from_numpy(part.y).to(self.device), part.snr)
+        tensors = lambda part: part._replace(x=torch.from_numpy(part.x).to(self.device), y=torch.from_numpy(part.y).to(self.device))
         self.train, self.held_out, self.test = tensors(train), tensors(held_out), tensors(test)
-        self.members = [torch.from_numpy(np.flatnonzero(train.y == c)) for c in range(len(self.names))]  # class by class
+        self.members = [torch.from_numpy(np.flatnonzero(train.y == c)) for c in range(len(self.names))]  # rows of each class
 
     def network(self, arch: str, name: str):
         return make_network(arch, len(self.names), self.length, generator(self.seed, name)).to(self.device)
@@ -138,14 +132,13 @@ class Task:
     def trained(self, cfg: Config, arch: str) -> tuple:
         """(network, how often each signal was forgotten) after training on the full set; trained once per seed."""
         if arch not in self.cache:
-            net = self.network(arch, "full")
-            gen = generator(self.seed, "full order")
+            net, gen = self.network(arch, "full"), generator(self.seed, "full order")
             self.cache[arch] = net, train_network(net, self.train.x, self.train.y, cfg.full_steps, cfg.eval_lr, gen, cfg.augment)
         return self.cache[arch]
 
     def draw(self, count: int, gen: torch.Generator) -> torch.Tensor:
         """`count` random training signals of each class, none twice, [C * count, 2, N], class by class: the order of S as well."""
-        return self.train.x[torch.cat([m[torch.randperm(len(m), generator=gen)[:count]] for m in self.members]).to(self.device)]
+        return self.train.x[torch.cat([m[torch.randperm(len(m), generator=gen)[:count]] for m in self.members])]
 
     def labels(self, spc: int) -> torch.Tensor:
         return torch.arange(len(self.names), device=self.device).repeat_interleave(spc)
@@ -168,6 +161,8 @@ def spectrum(x: torch.Tensor, view: str = "mag", norm: str = "ortho") -> torch.T
     return torch.stack([z.abs(), z.abs()] if view == "zmag" else [z.real, z.imag], 1)
 
 
+# --- loss
+
 def matching_loss(psi, real: torch.Tensor, syn: torch.Tensor, C: int) -> torch.Tensor:
     """sum_c || mean_j psi(real_c^j) - mean_m psi(syn_c^m) ||^2, real [C * B, 2, N] and syn [C * SPC, 2, N] class by class.
 
@@ -177,7 +172,7 @@ def matching_loss(psi, real: torch.Tensor, syn: torch.Tensor, C: int) -> torch.T
     return (target - psi.features(syn).unflatten(0, (C, -1)).mean(1)).square().sum()
 
 
-# --- loss and training: how S is made
+# --- train
 
 def start(cfg: Config, task: Task) -> torch.Tensor:
     """The initial S, the same for all methods: random real signals (the arm `random` stays there), or noise at unit power."""
@@ -215,18 +210,17 @@ def distill(cfg: Config, task: Task, time_weight: float, alpha: float) -> torch.
 
 # --- evaluate
 
-@torch.no_grad()
-def distances(cfg: Config, task: Task, S: torch.Tensor, judges: int = 6) -> tuple[float, float]:
+def distances(task: Task, S: torch.Tensor, judges: int = 6) -> list[float]:
     """L_TD and L_FD (mag, ortho) of the finished S against the *whole* training classes, by fresh networks that did not make it."""
-    totals, classes = [0.0, 0.0], [task.train.x[members.to(task.device)] for members in task.members]
-    means = lambda psi, signals: torch.stack([psi.features(x).mean(0) for x in signals])  # (C, F)
+    totals = [0.0, 0.0]
     for judge in range(judges):
         psi = task.network("conv3k7", f"judge {judge}")
         for domain, view in enumerate((lambda x: x, spectrum)):
             if (judge, domain) not in task.cache:  # the same for all arms
-                task.cache[judge, domain] = means(psi, map(view, classes))
-            totals[domain] += (task.cache[judge, domain] - means(psi, map(view, S.chunk(len(classes))))).square().sum().item() / judges
-    return totals[0], totals[1]
+                task.cache[judge, domain] = torch.stack([embed(psi, view(task.train.x[rows])).mean(0) for rows in task.members])  # (C, F)
+            syn = embed(psi, view(S)).unflatten(0, (len(task.names), -1)).mean(1)
+            totals[domain] += (task.cache[judge, domain] - syn).square().sum().item() / judges
+    return totals
 
 
 # --- one seed
@@ -237,12 +231,8 @@ SHOWN = ("QPSK", "CPFSK", "WBFM", "AM-SSB")  # classes in the figure
 def make_set(cfg: Config, task: Task, method: str) -> torch.Tensor:
     if method in ("herding", "kcenter", "forgetting"):
         net, forgotten = task.trained(cfg, cfg.eval_arch[0])
-        chosen = []
-        for members in task.members:
-            with torch.no_grad():
-                features = net.features(task.train.x[members.to(task.device)])
-            chosen.append(members[select(method, features, forgotten[members], cfg.spc)])
-        return task.train.x[torch.cat(chosen).to(task.device)]
+        return task.train.x[torch.cat([rows[select(method, embed(net, task.train.x[rows]), forgotten[rows], cfg.spc)]
+                                       for rows in task.members])]
     if method == "saved":
         return torch.from_numpy(radioml.read_set(cfg.eval_only, task.names, task.length)).to(task.device)
     S = start(cfg, task)
@@ -269,7 +259,7 @@ def run_arm(cfg: Config, arm: Arm, task: Task, pictures: bool) -> tuple[dict, di
         for group in nets.values():
             for i, net in enumerate(group):
                 train_network(net, S, y, cfg.eval_steps, cfg.eval_lr, generator(task.seed, f"evaluation order {i}"), cfg.augment)
-        metrics["loss TD"], metrics["loss FD"] = distances(cfg, task, S)
+        metrics["loss TD"], metrics["loss FD"] = distances(task, S)
         metrics["rms"] = S.square().sum(1).mean().sqrt().item()
     test, held_out = task.test, task.held_out
     hits = {arch: np.mean([correct(net, test.x, test.y) for net in group], 0) for arch, group in nets.items()}  # [n]: share of networks
@@ -349,16 +339,12 @@ def claims(metrics: dict) -> list[dict]:
 # --- figure
 
 def figure(results: dict):
-    """Above: accuracy by number of signals; MDM - DM seed by seed. Below: a real signal, what it became, and the spectra of its class."""
+    """Above: accuracy by number of signals; how well each method matches each domain; MDM - DM seed by seed. Below: a real signal, what
+    it became, and the spectra of its class."""
     metrics, series = results["metrics"], results["series"]
-    fig, axes = new_figure(6, 3, width=11, height=10.5)
-    grid = axes[0, 0].get_gridspec()
-    grid.set_height_ratios([1.6, 1.6, 1, 1, 1, 1])
-    for ax in (*axes[1], axes[0, 1]):
-        ax.remove()
-    left, right = axes[0, 0], axes[0, 2]
-    left.set_subplotspec(grid[:2, :2])
-    right.set_subplotspec(grid[:2, 2])
+    fig, axes = new_figure(5, 3, width=11, height=10)
+    axes[0, 0].get_gridspec().set_height_ratios([2.8, 1, 1, 1, 1])
+    left, middle, right = axes[0]
     for color, marker, method in zip(COLORS, "os^D", ("random", "herding", "dm", "mdm")):
         arms = [(spc, arm) for spc, arm in ((1, f"{method} spc 1"), (5, method), (20, f"{method} spc 20")) if arm in metrics]
         if arms:
@@ -366,11 +352,19 @@ def figure(results: dict):
             plot_seeds(left, [spc for spc, _ in arms], values, method.upper() if "dm" in method else method, color, marker=marker)
     if "full" in metrics:
         left.axhline(100 * metrics["full"]["acc"]["mean"], color=COLORS[6], linestyle="--", label="all training signals")
-    left.set(xscale="log", xlabel="signals per class (thin: each seed)", ylabel="test accuracy (%)", title="Training on a few signals")
+    left.set(xscale="log", xlabel="signals per class (thin: seeds)", ylabel="test accuracy (%)", title="Training on a few signals")
     left.set_xticks([1, 5, 20], ["1", "5", "20"])
     left.minorticks_off()
     if left.lines:
-        left.legend()
+        left.legend(loc="lower right", fontsize=9)
+    arms = [arm for arm in ("random", "dm", "fd", "mdm") if arm in metrics]
+    for (label, name), color in zip((("time", "loss TD"), ("frequency", "loss FD")), (COLORS[4], COLORS[5])):
+        if arms:
+            values = np.array([metrics[arm][name]["values"] for arm in arms]).T  # (seeds, arms)
+            plot_seeds(middle, range(len(arms)), values, label, color, marker="o", linestyle=":")
+            middle.legend()
+    middle.set_xticks(range(len(arms)), [{"random": "start"}.get(arm, arm.upper()) for arm in arms])
+    middle.set(yscale="log", ylabel="distance of class means", xlabel="method", title="Each domain's match")
     pairs = [("deep", "dm", "mdm"), ("shallow", "shallow dm", "shallow mdm")]
     pairs = [pair for pair in pairs if set(pair[1:]) <= set(metrics)]
     for x, (_, dm, mdm) in enumerate(pairs):
@@ -384,19 +378,19 @@ def figure(results: dict):
     right.set(xlim=(-0.5, len(pairs) - 0.3), xlabel="encoder (dots: seeds; bar: 95%)", ylabel="MDM - DM (points)")
     right.set_title("Gain of the spectrum")
     for row, name in enumerate(SHOWN):
-        for ax, arm, title in ((axes[row + 2, 0], "random", "real signal: I, Q"), (axes[row + 2, 1], "mdm", "what MDM made of it")):
+        for ax, arm, title in ((axes[row + 1, 0], "random", "real signal: I, Q"), (axes[row + 1, 1], "mdm", "what MDM made of it")):
             for axis, color in zip("IQ", COLORS):
                 if f"{name} {axis}" in series.get(arm, {}):
                     ax.plot(series[arm][f"{name} {axis}"]["values"][0], color=color, linewidth=1.3)
             ax.set(ylim=(-2.6, 2.6), title=title if row == 0 else "", xlabel="sample" if row == 3 else "")
-        axes[row + 2, 0].set_ylabel(name)
-        ax = axes[row + 2, 2]
+        axes[row + 1, 0].set_ylabel(name)
+        ax = axes[row + 1, 2]
         for arm, label, color, width in (("full", "whole class", COLORS[7], 4), ("dm", "DM", COLORS[2], 2), ("mdm", "MDM", COLORS[3], 2)):
             if f"{name} spectrum" in series.get(arm, {}):
                 ax.plot(series[arm][f"{name} spectrum"]["values"][0], color=color, label=label, linewidth=width)
         ax.set(yscale="log", title="mean |DFT|" if row == 0 else "", xlabel="k (times 1/N cycles per sample)" if row == 3 else "")
-    if axes[2, 2].lines:
-        axes[2, 2].legend(fontsize=9)
+    if axes[1, 2].lines:
+        axes[1, 2].legend(fontsize=9)
     return fig
 
 

@@ -155,6 +155,12 @@ def train_network(net: Network, x: torch.Tensor, y: torch.Tensor, steps: int, lr
 
 
 @torch.no_grad()
+def embed(net: Network, x: torch.Tensor) -> torch.Tensor:
+    """net.features of many signals, [n, F]."""
+    return torch.cat([net.features(part) for part in x.split(1024)])
+
+
+@torch.no_grad()
 def correct(net: Network, x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
     """bool [n]: is the most probable class (the first one on ties) the right one?"""
     return np.concatenate([(net(signals).argmax(1) == target).cpu().numpy() for signals, target in zip(x.split(1024), y.split(1024))])

@@ -158,7 +158,7 @@ def test_training_held_out_and_test_signals_have_none_in_common():
 def test_it_learns_each_domain_matches_itself_and_both_together_match_both(method, first, second):
     cfg = replace(TINY, train_per_class=60, batch=32, steps=60, lr=0.03, encoder="conv3k7/16")
     task = Task(cfg, 100)
-    measure = lambda S: dict(zip(("TD", "FD"), distances(cfg, task, S, judges=3)))
+    measure = lambda S: dict(zip(("TD", "FD"), distances(task, S, judges=3)))
     begin, one, both = measure(start(cfg, task)), measure(distill(cfg, task, *method)), measure(distill(cfg, task, 1, 1))
     assert one[first] < begin[first] / 2
     assert one[second] > 0.5 * one[first] / begin[first] * begin[second]  # the other domain lags behind
