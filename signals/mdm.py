@@ -378,8 +378,7 @@ def figure(results: dict):
             right.errorbar(x + 0.3, mean, [[mean - low], [high - mean]], fmt="D", color=COLORS[x], capsize=5)
     right.axhline(0, color=COLORS[6], linewidth=1)
     right.set_xticks(range(len(pairs)), [kind for kind, *_ in pairs])
-    right.set(xlim=(-0.5, len(pairs) - 0.3), xlabel="encoder (dots: seeds; bar: 95%)", ylabel="MDM - DM (points)")
-    right.set_title("Gain of the spectrum")
+    right.set(xlim=(-0.5, len(pairs) - 0.3), xlabel="encoder (bar: 95%)", ylabel="MDM - DM (points)", title="Gain, seed by seed")
     for row, name in enumerate(SHOWN):
         for ax, arm, title in ((axes[row + 1, 0], "random", "real signal: I, Q"), (axes[row + 1, 1], "mdm", "what MDM made of it")):
             for axis, color in zip("IQ", COLORS):
