@@ -1,8 +1,9 @@
 """From text to batches: memory-mapped token files, packing, prompt-masked examples, and the random generators that order them."""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +47,46 @@ def read_documents(path: str | Path, endings: Sequence[str] = (".txt", ".md", ".
     return [read_text(p) for p in files]
 
 
+def read_json(file: Path) -> dict:
+    """The JSON object in a file. Raises FileNotFoundError or InputError, naming the file."""
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing: give a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json)")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{file} is not valid JSON ({error}): download or save it again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{file} holds a {type(value).__name__}, a JSON object is needed")
+    return value
+
+
+def write_json(file: Path, value) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_atomically(path: Path, save: Callable[[Path], object]) -> None:
+    """save(temporary path), flush to disk, rename: a process killed at any moment leaves the old file or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    save(temporary)
+    with open(temporary, "rb+") as f:
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
 # --- token files
 
 def write_tokens(path: Path, tokens: Iterable[int], vocab_size: int) -> None:
     """One flat .npy array, uint16 if the vocabulary fits (else uint32), that `np.load(mmap_mode="r")` maps. Renamed into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as f:
-        np.save(f, np.fromiter(tokens, dtype=np.uint16 if vocab_size <= 2**16 else np.uint32))
-    os.replace(temporary, path)
+    array = np.fromiter(tokens, dtype=np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+    def save(temporary):
+        with open(temporary, "wb") as f:  # (given a name, np.save would add an ending to it)
+            np.save(f, array)
+
+    write_atomically(path, save)
 
 
 def read_tokens(path: Path) -> np.ndarray:
@@ -101,6 +133,9 @@ def prompt_masked(examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tu
 
         prompt = [5, 6], answer = [7, 8]  ->  inputs [5, 6, 7], labels [IGNORE, 7, 8]
     """
+    for i, (prompt, _) in enumerate(examples):
+        if not len(prompt):
+            raise InputError(f"example {i} has an empty prompt: put BOS before the answer, or nothing predicts its first token")
     return collate([([*prompt, *answer][:-1], [*[IGNORE] * (len(prompt) - 1), *answer]) for prompt, answer in examples])
 
 

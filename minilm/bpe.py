@@ -1,0 +1,105 @@
+"""Byte-pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909): learn which pairs to join, and join them.
+
+Training: cut the text into words, words into single bytes; join the most frequent adjacent pair everywhere; repeat. Encoding: join, in a
+new text, always the pair that was learned first. tokenizer.py puts files, special tokens and tiktoken around this.
+"""
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+import regex
+
+# Ours: marks belong to their letters (else Thai and Indic words break at every vowel sign), at most three digits, line ends apart.
+PATTERN = r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+# tokenizer.json spells bytes as printable characters: those that are printable in Latin-1 as themselves, the others from U+0100 on.
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTE_TO_CHAR = {b: chr(b) for b in _PRINTABLE}
+BYTE_TO_CHAR |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in BYTE_TO_CHAR)}
+CHAR_TO_BYTE = {c: b for b, c in BYTE_TO_CHAR.items()}
+
+
+def spell(token: bytes) -> str:
+    r"""How tokenizer.json writes a token: b" caf\xc3\xa9" -> "ĠcafÃ©"."""
+    return "".join(BYTE_TO_CHAR[b] for b in token)
+
+
+def merge(symbols: list, rank: dict[tuple, int]) -> list:
+    """Joins adjacent symbols, always the pair of lowest rank (ties: the leftmost), until no pair has a rank. O(n log n): a heap of
+    candidate pairs over a doubly linked list, in which overtaken candidates are recognised and dropped."""
+    n = len(symbols)
+    left, right = list(range(-1, n - 1)), [*range(1, n), -1]
+    symbols = list(symbols)
+    heap = [(rank[pair], i, *pair) for i, pair in enumerate(zip(symbols, symbols[1:])) if pair in rank]
+    heapq.heapify(heap)
+    while heap:
+        _, i, a, b = heapq.heappop(heap)
+        j = right[i] if symbols[i] is not None else -1
+        if j < 0 or symbols[i] != a or symbols[j] != b:
+            continue
+        symbols[i], symbols[j], right[i] = a + b, None, right[j]
+        if right[j] >= 0:
+            left[right[j]] = i
+        for p, q in ((left[i], i), (i, right[i])):
+            if p >= 0 and q >= 0 and (symbols[p], symbols[q]) in rank:
+                heapq.heappush(heap, (rank[symbols[p], symbols[q]], p, symbols[p], symbols[q]))
+    return [s for s in symbols if s is not None]
+
+
+def learn_merges(texts: Iterable[str], merges: int, pattern: str = PATTERN) -> list[tuple[bytes, bytes]]:
+    """The first `merges` pairs in the order in which they are joined (fewer, when no pair is left that occurs twice).
+
+    Words are counted once, and a merge only touches the words that hold its pair: the counts of all other pairs stay as they are."""
+    cut, counted = regex.compile(pattern), Counter()
+    for text in texts:
+        counted.update(cut.findall(text))
+    words = [[bytes([b]) for b in word.encode()] for word in counted]
+    counts = list(counted.values())
+    count, where = Counter(), defaultdict(set)
+    for w, (word, times) in enumerate(zip(words, counts)):
+        for pair in zip(word, word[1:]):
+            count[pair] += times
+            where[pair].add(w)
+    heap = [(-times, pair) for pair, times in count.items()]  # most frequent first; ties: the pair that sorts first
+    heapq.heapify(heap)
+    learned: list[tuple[bytes, bytes]] = []
+    known = set()  # two pairs can spell one token ("a" "bc", "ab" "c"): the second would be a second id for the same bytes
+    while heap and len(learned) < merges:
+        times, pair = heapq.heappop(heap)
+        if count[pair] != -times:  # overtaken: its true count is in the heap as well, or comes with this push
+            if count[pair] > 1:
+                heapq.heappush(heap, (-count[pair], pair))
+            continue
+        if -times < 2 or pair[0] + pair[1] in known:
+            continue
+        learned.append(pair)
+        known.add(pair[0] + pair[1])
+        for changed in _merge_everywhere(pair, words, counts, where.pop(pair), count, where):
+            if count[changed] > 1:
+                heapq.heappush(heap, (-count[changed], changed))
+    return learned
+
+
+def _merge_everywhere(pair, words, counts, places, count, where) -> set:
+    """Joins `pair` in the words at `places`; updates `count` and `where` of its neighbours; returns the pairs whose count has changed."""
+    changed = set()
+    for w in places:
+        word, times = words[w], counts[w]
+        joined, i = [], 0
+        while i < len(word):
+            if i + 1 < len(word) and (word[i], word[i + 1]) == pair:
+                joined.append(word[i] + word[i + 1])
+                i += 2
+            else:
+                joined.append(word[i])
+                i += 1
+        for old in zip(word, word[1:]):
+            count[old] -= times
+            changed.add(old)
+        for new in zip(joined, joined[1:]):
+            count[new] += times
+            where[new].add(w)
+            changed.add(new)
+        words[w] = joined
+    return changed

@@ -1,0 +1,223 @@
+"""LoRA: train a low-rank difference instead of the weights (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+
+    y = W x + s B A x       W [out, in] frozen, A [r, in], B [out, r],   s = alpha / r   (rsLoRA: alpha / sqrt(r), arXiv 2312.03732)
+
+    add_lora(model, rank=8, alpha=16)      # in place; B = 0, so nothing changes before training, and only A and B learn
+    merge_lora(model)                      # W <- W + s B A for fast inference; unmerge_lora(model) gives back the very same W
+    save_adapter(model, "out/adapter");  load_adapter(model, "out/adapter")     # the files of the `peft` package, read and written
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from minilm import InputError
+from minilm.data import read_json, write_atomically, write_json
+from minilm.weights import read_safetensors, to_hf
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # never norms, never a router
+PREFIX = "base_model.model."
+
+
+class LoRALinear(nn.Module):
+    """Stands in the place of a linear layer and keeps its `weight` and `bias` under their names. A and B are float32 whatever W is."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float, dropout: float, rslora: bool, generator: torch.Generator | None):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        out, in_ = linear.weight.shape
+        self.rank, self.alpha, self.rslora, self.dropout = rank, alpha, rslora, dropout
+        A = torch.empty(rank, in_).uniform_(-1 / math.sqrt(in_), 1 / math.sqrt(in_), generator=generator)
+        self.lora_A = nn.Parameter(A.to(linear.weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(out, rank, device=linear.weight.device))
+        self.original = None  # W before merging, on the CPU; not None: merged
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def forward(self, x):
+        y = F.linear(x, self.weight, self.bias)
+        if self.original is not None:
+            if self.training and torch.is_grad_enabled():
+                raise ValueError("this LoRA layer is merged and cannot be trained: call unmerge_lora first")
+            return y
+        low = F.linear(F.dropout(x, self.dropout, self.training).to(self.lora_A.dtype), self.lora_A)  # (..., r)
+        return y + (self.scale * F.linear(low, self.lora_B)).to(y.dtype)
+
+    @torch.no_grad()
+    def merge(self) -> float:
+        """W <- W + s B A, computed in float32; returns the share of the difference that W's dtype rounds away."""
+        self.original = self.weight.detach().cpu().clone()
+        before, delta = self.original.to(self.weight.device, torch.float32), self.scale * self.lora_B @ self.lora_A
+        self.weight.copy_(before + delta)
+        return float((self.weight.float() - before - delta).norm() / delta.norm().clamp(min=1e-30))
+
+
+def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16, targets: Sequence[str] = TARGETS, dropout: float = 0.0,
+             rslora: bool = False, generator: torch.Generator | None = None) -> None:
+    """Freezes the model, then gives every linear layer whose name ends in one of `targets` an adapter, in place: rank r, scale alpha / r.
+
+    `embed` and `lm_head` have no adapter: train them in full by switching their requires_grad on afterwards (PEFT's modules_to_save).
+    Raises InputError when nothing has such a name, ValueError when the model already has adapters."""
+    if lora_layers(model):
+        raise ValueError("the model has LoRA layers already: merge_lora(model, keep=False) or start from a fresh model")
+    if rank < 1:
+        raise InputError(f"--lora-rank {rank}: give 1 or more")
+    found = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.split(".")[-1] in targets]
+    if not found:
+        raise InputError(f"no linear layer is called {', '.join(targets)}: this model has none to adapt")
+    model.requires_grad_(False)
+    for name in found:
+        _replace(model, name, LoRALinear(model.get_submodule(name), rank, alpha, dropout, rslora, generator))
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+
+
+def merge_lora(model: nn.Module, keep: bool = True) -> None:
+    """Adds every difference to its weight. keep: the layers stay and `unmerge_lora` can undo it; else they become ordinary linear layers,
+    trainable again, and the checkpoint is an ordinary one. Warns when more than 5% of the differences is rounded away (bfloat16)."""
+    layers = lora_layers(model)
+    if not layers or any(m.original is not None for m in layers.values()):
+        raise ValueError("there is nothing to merge: the model has no LoRA layers, or they are merged already")
+    lost = max(m.merge() for m in layers.values())
+    if lost > 0.05:
+        warnings.warn(f"merging rounds away up to {lost:.0%} of the learned differences in {next(model.parameters()).dtype}: merge in "
+                      "float32, or keep the adapter", stacklevel=2)
+    for name, m in layers.items() if not keep else ():
+        linear = nn.Linear(m.weight.shape[1], m.weight.shape[0], bias=m.bias is not None, device="meta")
+        linear.weight, linear.bias = m.weight.requires_grad_(), m.bias
+        _replace(model, name, linear)
+    if not keep:
+        model.requires_grad_(True)
+
+
+@torch.no_grad()
+def unmerge_lora(model: nn.Module) -> None:
+    """Restores the weights from before `merge_lora`, bit for bit (subtracting would not: rounding is not undone)."""
+    for m in lora_layers(model).values():
+        if m.original is None:
+            raise ValueError("the LoRA layers are not merged")
+        m.weight.copy_(m.original)
+        m.original = None
+
+
+# --- PEFT's files
+
+def save_adapter(model: nn.Module, folder: str | Path) -> None:
+    """adapter_config.json and adapter_model.safetensors: A and B of every layer, and `embed` or `lm_head` in full if they were trained."""
+    layers, folder = lora_layers(model), Path(folder)
+    if not layers:
+        raise ValueError("the model has no LoRA layers to save")
+    first, family = next(iter(layers.values())), model.config.model_type
+    tensors = {}
+    for name, m in layers.items():
+        hf = PREFIX + to_hf(name, family)
+        tensors |= {f"{hf}.lora_A.weight": m.lora_A, f"{hf}.lora_B.weight": m.lora_B}
+    full = [m for m in ("embed", "lm_head") if getattr(model, m).weight.requires_grad]  # tied: both, written twice, as PEFT wants them
+    tensors |= {PREFIX + to_hf(m + ".weight", family): getattr(model, m).weight for m in full}
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True, "bias": "none",
+              "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout, "use_rslora": first.rslora,
+              "target_modules": sorted({to_hf(name, family).split(".")[-1] for name in layers}),
+              "rank_pattern": {to_hf(n, family): m.rank for n, m in layers.items() if m.rank != first.rank},
+              "alpha_pattern": {to_hf(n, family): m.alpha for n, m in layers.items() if m.alpha != first.alpha},
+              "modules_to_save": [to_hf(m + ".weight", family).split(".")[-2] for m in full] or None}
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    write_atomically(folder / "adapter_model.safetensors", lambda path: save_file(data, path, {"format": "pt"}))
+    write_json(folder / "adapter_config.json", config)
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> None:
+    """Adds LoRA layers as the folder's adapter_config.json says and fills them. What the file holds and what its configuration implies
+    must agree exactly: InputError names the first missing, extra, misshapen or non-finite tensor, or the PEFT feature that is not read."""
+    folder = Path(folder)
+    file, config = folder / "adapter_model.safetensors", read_json(folder / "adapter_config.json")
+    _refuse(folder, config)
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing: an adapter folder holds adapter_config.json and adapter_model.safetensors")
+    family, targets = model.config.model_type, config.get("target_modules")
+    linear = {to_hf(n, family): n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"}
+    if targets == "all-linear":
+        wanted = list(linear)
+    elif isinstance(targets, str):
+        wanted = [hf for hf in linear if re.fullmatch(targets, hf)]
+    else:
+        wanted = [hf for hf in linear if any(hf == t or hf.endswith("." + t) for t in targets or ())]
+    if not wanted:
+        raise InputError(f"{folder}: target_modules {targets!r} names no linear layer of this model")
+    tensors = read_safetensors(file)
+    full = sorted({m.removeprefix("model.") for m in config.get("modules_to_save") or []})
+    names = {"embed_tokens": "embed", "lm_head": "lm_head"}
+    if odd := [m for m in full if m not in names]:
+        raise InputError(f"{folder}: modules_to_save {odd[0]!r} is not read; minilm reads embed_tokens and lm_head")
+    if full and model.config.tie_word_embeddings:
+        full = sorted(names)
+    expected = {f"{PREFIX}{hf}.lora_{x}.weight": None for hf in wanted for x in "AB"}
+    expected |= {PREFIX + to_hf(names[m] + ".weight", family): None for m in full}
+    for verb, odd in (("lacks", [n for n in expected if n not in tensors]), ("has unexpected", [n for n in tensors if n not in expected])):
+        if odd:
+            raise InputError(f"{file} {verb} {', '.join(odd[:3])}: adapter_config.json and the weights do not belong together, "
+                             "or to this model")
+    if len(full) == 2 and model.config.tie_word_embeddings and not torch.equal(*(tensors[PREFIX + to_hf(names[m] + ".weight", family)]
+                                                                                 for m in full)):
+        raise InputError(f"{file}: lm_head and embed_tokens differ, but this model ties them: the adapter was trained on an untied model")
+    layers, ranks, alphas = {}, config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    for hf in wanted:
+        rank = _pattern(ranks, hf, config.get("r", 8))
+        new = LoRALinear(model.get_submodule(linear[hf]), rank, _pattern(alphas, hf, config.get("lora_alpha", 8)),
+                         config.get("lora_dropout", 0.0), bool(config.get("use_rslora")), None)
+        for x in "AB":
+            _fill(file, f"{PREFIX}{hf}.lora_{x}.weight", tensors, getattr(new, "lora_" + x))
+        layers[linear[hf]] = new
+    for m in full:
+        _fill(file, PREFIX + to_hf(names[m] + ".weight", family), tensors, getattr(model, names[m]).weight)
+    if lora_layers(model):
+        raise ValueError("the model has LoRA layers already: load the adapter into a fresh model")
+    model.requires_grad_(False)
+    for name, new in layers.items():
+        _replace(model, name, new)
+    for m in full:
+        getattr(model, names[m]).weight.requires_grad_(True)
+
+
+def _pattern(patterns: dict, name: str, default):
+    """PEFT's rank_pattern and alpha_pattern: the first key that the module's name is, or ends with after a dot (keys are expressions)."""
+    return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name)), default)
+
+
+def _fill(file: Path, name: str, tensors: dict, parameter: nn.Parameter) -> None:
+    tensor = tensors[name]
+    if tensor.shape != parameter.shape:
+        raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, {list(parameter.shape)} is needed: the adapter is of another "
+                         "model (or its vocabulary was extended)")
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"{file}: {name} holds NaN or infinite values: the adapter is damaged")
+    with torch.no_grad():
+        parameter.copy_(tensor)
+
+
+def _refuse(folder: Path, config: dict) -> None:
+    """PEFT's variants change the formula or the base weights: each is named, none is passed over."""
+    plain = {"peft_type": "LORA", "bias": "none", "lora_bias": False, "layer_replication": None, "target_parameters": None,
+             "fan_in_fan_out": False, "trainable_token_indices": None, "layers_to_transform": None, "exclude_modules": None}
+    plain |= {key: False for key in config if key.startswith("use_") and key != "use_rslora"}
+    if isinstance(config.get("init_lora_weights"), str) and config["init_lora_weights"] != "gaussian":
+        plain["init_lora_weights"] = True
+    for key, value in plain.items():
+        if config.get(key) not in (value, None, [], {}, False):
+            raise InputError(f"{folder / 'adapter_config.json'}: {key} {config[key]!r} is not read; plain LoRA has {key} {value!r}")

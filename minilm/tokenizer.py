@@ -1,0 +1,310 @@
+"""Text <-> token ids: our own byte-level BPE, and exact readers of the tokenizer.json files that real checkpoints carry.
+
+    tok = train_bpe(texts, vocab_size=4096, special=("<|endoftext|>",), eos="<|endoftext|>");  tok.save("out")
+    tok = load_tokenizer("path/to/folder");  tok.encode("hello"), tok.decode(ids), tok.vocab_size, tok.bos_id, tok.eos_id, tok.special
+
+Every tokenizer here IS its tokenizer.json (`spec`) and tokenizer_config.json (`config`): saving writes the two back, and `transformers`
+reads them. Byte-level files run on tiktoken; bpe.merge, the plain loop, serves the rest.
+"""
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import regex
+import tiktoken
+
+from minilm import InputError
+from minilm.bpe import CHAR_TO_BYTE, PATTERN, learn_merges, merge, spell
+from minilm.data import read_json, write_json
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Pre-tokenizer "individual digits, then GPT2": a space stays outside the digit after it, so a run of spaces before a digit is one piece.
+DIGITS_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+
+
+class Tokenizer:
+    """What all kinds share: added tokens, BOS and EOS, saving. A kind gives `_encode(text, first) -> ids` (does the
+    whole text start here?) and `token_bytes(id) -> bytes`."""
+
+    def __init__(self, spec: dict, config: dict | None = None):
+        self.spec, self.config = spec, config or {}
+        self.vocab: dict[str, int] = spec["model"]["vocab"]
+        added = spec.get("added_tokens") or []
+        if odd := [t["content"] for t in added if t.get("single_word")]:
+            raise InputError(f"tokenizer.json: the added token {odd[0]!r} is marked single_word, which is not read")
+        self.added = {t["content"]: t["id"] for t in added}
+        self.special = {t["content"]: t["id"] for t in added if t.get("special")}  # never made from text, unless allow_special is set
+        self.vocab_size = 1 + max([*self.vocab.values(), *self.added.values()])
+        self.bos_id, self.eos_id = (self.token_id(self.config.get(k)) for k in ("bos_token", "eos_token"))
+        self.add_bos = self.bos_id is not None and bool(self.config.get("add_bos_token", _template_starts_with_special(spec)))
+        self._plain, self._all = (_splitter([t for t in added if keep(t)]) for keep in (lambda t: not t.get("special"), lambda t: True))
+        self._added_bytes = {i: text.encode() for text, i in self.added.items()}
+
+    def token_id(self, token: str | dict | None) -> int | None:
+        """Id of one whole token by its text (tokenizer_config.json may hold {"content": text}); None if there is no such token."""
+        text = token.get("content") if isinstance(token, dict) else token
+        return self.added.get(text, self.vocab.get(text))
+
+    def encode(self, text: str, bos: bool = False) -> list[int]:
+        """Ids of a text. Special tokens written in it stay text, so a user cannot forge them. Equals transformers'
+        encode(text, add_special_tokens=False, split_special_tokens=True)."""
+        return [*([self.bos_id] if bos and self.bos_id is not None else []), *self._split(text, self._plain)]
+
+    def encode_template(self, text: str, mark: str) -> list[int]:
+        """Ids of a text of our own making, special tokens read as such. `mark` is a character that breaks up those which a user's part
+        of the text holds; it is taken out once the real ones are found (see chat.py)."""
+        return self._split(text, self._all, mark)
+
+    def _split(self, text: str, added: regex.Pattern | None, mark: str = "") -> list[int]:
+        ids, at = [], 0
+        for found in added.finditer(text) if added else ():
+            ids += [*self._encode(text[at : found.start()].replace(mark, ""), at == 0), self.added[found[found.lastindex]]]
+            at = found.end()
+        return ids + self._encode(text[at:].replace(mark, ""), at == 0)
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """Text of ids; half a character (bytes that are not UTF-8 yet) shows as U+FFFD, an id that is no token as nothing."""
+        skip = set(self.special.values()) if skip_special else ()
+        return b"".join(self._added_bytes[i] if i in self._added_bytes else self.token_bytes(i)
+                        for i in map(int, ids) if i not in skip).decode("utf-8", errors="replace")
+
+    def save(self, folder: str | Path) -> None:
+        """tokenizer.json and tokenizer_config.json, each written under a temporary name and renamed."""
+        write_json(Path(folder) / "tokenizer.json", self.spec)
+        write_json(Path(folder) / "tokenizer_config.json", self.config)
+
+
+class ByteLevelBPE(Tokenizer):
+    """GPT-2's kind (Llama 3, Qwen, OLMoE, SmolLM2, ours): a regular expression cuts the text into pieces, whose UTF-8 bytes are merged.
+
+    tiktoken merges whenever the joined bytes are a token, with the id as priority. That is the same as the file's list of pairs if ids
+    grow along the list and every token comes from it: checked here; a file that fails, or lacks some bytes, goes through `merge`."""
+
+    def __init__(self, spec: dict, config: dict | None = None):
+        super().__init__(spec, config)
+        self.pattern, self.prefix_space = _pattern(spec["pre_tokenizer"])
+        self.normal_form = _normal_form(spec.get("normalizer"))
+        model, merges = spec["model"], _pairs(spec["model"])
+        self._tokens = {i: bytes(CHAR_TO_BYTE[c] for c in t) for t, i in self.vocab.items()
+                        if t not in self.added and all(c in CHAR_TO_BYTE for c in t)}
+        ids = [self.vocab.get(a + b, -1) for a, b in merges]
+        single = {i for i, t in self._tokens.items() if len(t) == 1}
+        ordered = all(x < y for x, y in zip(ids, ids[1:])) and -1 not in ids
+        complete = len(single) == 256 and (model.get("ignore_merges") or set(self._tokens) - single <= set(ids))
+        self._tiktoken = self._rank = None
+        if ordered and complete:
+            self._tiktoken = tiktoken.Encoding("minilm", pat_str=self.pattern, mergeable_ranks={t: i for i, t in self._tokens.items()},
+                                               special_tokens={})
+        else:
+            self._rank, self._cut = {pair: i for i, pair in enumerate(merges)}, regex.compile(self.pattern)
+            self._unknown = self.vocab.get(model.get("unk_token"))
+            self._piece = lru_cache(2**16)(self._merge_piece)
+
+    def _encode(self, text, first=True):
+        text = unicodedata.normalize(self.normal_form, text) if self.normal_form else text
+        if self.prefix_space and text and not text.startswith(" "):
+            text = " " + text
+        if self._tiktoken:
+            return self._tiktoken.encode_ordinary(text)
+        return [i for piece in self._cut.findall(text) for i in self._piece(piece)]
+
+    def _merge_piece(self, piece: str) -> list[int]:
+        text = spell(piece.encode())
+        if self.spec["model"].get("ignore_merges") and text in self.vocab:
+            return [self.vocab[text]]
+        known = [c for c in text if c in self.vocab or self._unknown is not None]  # tokenizers drops what it cannot spell
+        return [self.vocab.get(s, self._unknown) for s in merge(known, self._rank)]
+
+    def token_bytes(self, i):
+        return self._tokens.get(i, b"")
+
+
+class SentencePieceBPE(Tokenizer):
+    """Llama 2's kind: characters are merged, "▁" stands for a space, a character without a token becomes its UTF-8 bytes <0xNN>."""
+
+    def __init__(self, spec: dict, config: dict | None = None):
+        super().__init__(spec, config)
+        model, merges = spec["model"], _pairs(spec["model"])
+        if odd := [a + b for a, b in merges if a + b not in self.vocab]:
+            raise InputError(f"the merges make {odd[0]!r}, which the vocabulary lacks: the file is damaged")
+        self._rank = {pair: i for i, pair in enumerate(merges)}
+        self._prepend = _prepends(spec)
+        crossing = any("▁" in (a + b).lstrip("▁") for a, b in merges)  # else no merge ever joins a word to the space after it
+        self._cut = regex.compile(r"(?s).+" if crossing else r"▁+[^▁]*|[^▁]+")
+        self._unknown, self._fuse = self.vocab.get(model.get("unk_token")), model.get("fuse_unk")
+        self._piece = lru_cache(2**16)(self._merge_piece)
+        self._names = {i: t for t, i in self.vocab.items()}
+
+    def _encode(self, text, first=True):
+        if not text:
+            return []
+        marked = text.replace(" ", "▁")
+        missing = not marked.startswith("▁")
+        if self._prepend == "always" or missing and (self._prepend == "missing" or self._prepend == "first" and first):
+            marked = "▁" + marked
+        ids = [i for piece in self._cut.findall(marked) for i in self._piece(piece)]
+        if self._fuse:
+            ids = [i for n, i in enumerate(ids) if i != self._unknown or n == 0 or ids[n - 1] != self._unknown]
+        return ids
+
+    def _merge_piece(self, piece: str) -> list[int]:
+        symbols = []
+        for c in piece:
+            spelled = [f"<0x{b:02X}>" for b in c.encode("utf-8", errors="replace")]
+            if c in self.vocab:
+                symbols.append(c)
+            elif self.spec["model"].get("byte_fallback") and all(s in self.vocab for s in spelled):
+                symbols += spelled
+            elif self._unknown is not None:
+                symbols.append(self.spec["model"]["unk_token"])
+        return [self.vocab[s] for s in merge(symbols, self._rank)]
+
+    def token_bytes(self, i):
+        name = self._names.get(i, "")
+        if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+            return bytes([int(name[3:5], 16)])
+        return name.replace("▁", " ").encode()
+
+    def decode(self, ids, skip_special=False):
+        text = super().decode(ids, skip_special)
+        return text[1:] if self._prepend and text.startswith(" ") else text  # the space that encode put in front
+
+
+class CharLevel(Tokenizer):
+    """One token per distinct character. In tokenizer.json: a BPE without merges."""
+
+    @classmethod
+    def train(cls, text: str) -> "CharLevel":
+        model = {"type": "BPE", "vocab": {c: i for i, c in enumerate(sorted(set(text)))}, "merges": []}
+        return cls({"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None,
+                    "decoder": {"type": "Fuse"}, "model": model}, {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+    def __init__(self, spec, config=None):
+        super().__init__(spec, config)
+        self._names = {i: c for c, i in self.vocab.items()}
+
+    def _encode(self, text, first=True):
+        """Raises InputError, naming the first character that the alphabet lacks, and its place."""
+        try:
+            return [self.vocab[c] for c in text]
+        except KeyError as missing:
+            at = text.index(missing.args[0])
+            raise InputError(f"character {missing} at position {at} is not among the {len(self.vocab)} characters that this "
+                             "character-level tokenizer knows: remove it, or train with --level bpe") from None
+
+    def token_bytes(self, i):
+        return self._names.get(i, "").encode()
+
+
+# --- training
+
+def train_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str] = (), eos: str | None = None, bos: str | None = None,
+              pattern: str = PATTERN) -> ByteLevelBPE:
+    """A byte-level BPE of our own: ids 0-255 are the bytes, then one per merge, the special tokens last; fewer than `vocab_size` in all
+    when a short text has no pair left that occurs twice."""
+    count = vocab_size - 256 - len(special)
+    if count < 0:
+        raise InputError(f"vocab_size {vocab_size} is too small: 256 bytes and {len(special)} special tokens need {256 + len(special)}")
+    merges = learn_merges(texts, count, pattern)
+    tokens = [*(bytes([b]) for b in range(256)), *(a + b for a, b in merges)]
+    added = [{"id": len(tokens) + i, "content": s, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+              "special": True} for i, s in enumerate(special)]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    model = {"type": "BPE", "vocab": {spell(t): i for i, t in enumerate(tokens)}, "merges": [[spell(a), spell(b)] for a, b in merges]}
+    spec = {"version": "1.0", "added_tokens": added, "normalizer": None, "post_processor": None, "model": model,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}, "decoder": {**byte_level, "use_regex": True}}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos, "add_bos_token": False}
+    return ByteLevelBPE(spec, {k: v for k, v in config.items() if v is not None})
+
+
+# --- reading tokenizer.json
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Reads a folder's tokenizer.json, tokenizer_config.json and chat_template.jinja. InputError for a kind that is not read exactly."""
+    file = Path(folder) / "tokenizer.json"
+    spec, config = read_json(file), {}
+    if file.with_name("tokenizer_config.json").exists():
+        config = read_json(file.with_name("tokenizer_config.json"))
+    for name in ("generation_config.json", "config.json"):  # some folders name BOS and EOS by id only
+        other = read_json(file.with_name(name)) if file.with_name(name).exists() else {}
+        names = {t["id"]: t["content"] for t in spec.get("added_tokens") or []}
+        for key in ("bos_token", "eos_token"):
+            if key not in config and isinstance(other.get(key + "_id"), int):
+                config[key] = names.get(other[key + "_id"])
+    if file.with_name("chat_template.jinja").exists():
+        config["chat_template"] = file.with_name("chat_template.jinja").read_text(encoding="utf-8")
+    model = spec.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+        kind = model.get("type") if isinstance(model, dict) else None
+        raise InputError(f"{file}: tokenizer model {kind!r} is not read; minilm reads BPE (byte-level, or SentencePiece-type)")
+    if odd := [k for k in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(k)]:
+        raise InputError(f"{file}: a BPE with {odd[0]} {model[odd[0]]!r} is not read")
+    try:
+        if "ByteLevel" in json.dumps(spec.get("pre_tokenizer")):
+            return ByteLevelBPE(spec, config)
+        if not model.get("merges") and not spec.get("pre_tokenizer") and not spec.get("normalizer"):
+            return CharLevel(spec, config)
+        return SentencePieceBPE(spec, config)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def _pairs(model: dict) -> list[tuple[str, str]]:
+    """Merges are stored as "a b" or as ["a", "b"]."""
+    return [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model.get("merges") or []]
+
+
+def _splitter(added: list[dict]) -> regex.Pattern | None:
+    """Finds added tokens in a text, the longest first; lstrip and rstrip swallow the white space beside a token."""
+    parts = [(r"\s*" if t.get("lstrip") else "") + f"({regex.escape(t['content'])})" + (r"\s*" if t.get("rstrip") else "")
+             for t in sorted(added, key=lambda t: -len(t["content"]))]
+    return regex.compile("|".join(parts)) if parts else None
+
+
+def _template_starts_with_special(spec: dict) -> bool:
+    """Does the file's own post-processor put a special token in front of every text?"""
+    processor = spec.get("post_processor") or {}
+    for part in [processor, *(processor.get("processors") or [])]:
+        if part.get("type") == "TemplateProcessing" and part.get("single") and "SpecialToken" in part["single"][0]:
+            return True
+    return False
+
+
+def _normal_form(normalizer: dict | None) -> str | None:
+    kinds = [n["type"] for n in (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])]
+    if kinds not in ([], ["NFC"]):
+        raise InputError(f"the normalizer {', '.join(kinds)} is not read; minilm reads NFC or none before a byte-level BPE")
+    return kinds[0] if kinds else None
+
+
+def _pattern(pre: dict) -> tuple[str, bool]:
+    """The regular expression that cuts the text, and whether a space is put in front of the text."""
+    parts = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
+    kinds, last = [p["type"] for p in parts], parts[-1]
+    prefix = bool(last.get("add_prefix_space", True))
+    if kinds == ["ByteLevel"] and last.get("use_regex", True):
+        return GPT2, prefix
+    if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and last.get("use_regex", True) and not prefix:
+        return DIGITS_GPT2, False
+    if (kinds == ["Split", "ByteLevel"] and "Regex" in parts[0]["pattern"] and parts[0]["behavior"] == "Isolated" and not parts[0]["invert"]
+            and not last.get("use_regex", True) and not prefix):
+        return parts[0]["pattern"]["Regex"], False
+    raise InputError(f"the pre-tokenizer {' + '.join(kinds)} with these settings is not read; minilm reads ByteLevel, "
+                     "Split(Regex) + ByteLevel and Digits + ByteLevel")
+
+
+def _prepends(spec: dict) -> str | None:
+    """When a "▁" is put in front: "always"; where it is "missing"; the same, but only "first" in a text with added tokens; never (None)."""
+    normalizer, pre = spec.get("normalizer"), spec.get("pre_tokenizer")
+    kinds = [n.get("type") for n in (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])]
+    if kinds in (["Prepend", "Replace"], ["Replace"]) and pre is None:
+        return "always" if kinds[0] == "Prepend" else None
+    if not kinds and pre and pre.get("type") == "Metaspace" and not pre.get("split", True) and pre.get("replacement") == "▁":
+        return {"always": "missing", "first": "first", "never": None}[pre.get("prepend_scheme", "always")]
+    found = ", ".join(filter(None, [*kinds, (pre or {}).get("type")])) or "none"
+    raise InputError(f"normalizer and pre-tokenizer ({found}) are not read; minilm reads byte-level BPE, and SentencePiece-type BPE with "
+                     "Prepend + Replace or Metaspace")
