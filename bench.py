@@ -414,7 +414,8 @@ def load(cfg: Config) -> list[dict]:
     rows = [row("loading: time, share of from_pretrained's", ratio(times, "minilm", "transformers"), "of 1", "<= 1.0",
                 f"{told}: {medians(times)}"),
             row("loading and using once: time, share of from_pretrained's", once, "of 1", "<= 1.0", "one forward pass of one token"),
-            row("loading: time, share of from_pretrained's with the same check", ratio(times, "minilm", "transformers, every number checked"),
+            row("loading: time, share of from_pretrained's with the same check",
+                ratio(times, "minilm", "transformers, every number checked"),
                 "of 1", None, "minilm refuses damaged weights, so it reads every number; from_pretrained only maps the file"),
             row("loading: time, share of a copy of the file", ratio(times, "minilm", "copy of the file"), "of 1")]
     return rows + [row(f"loading to {dtype}: peak memory of {name}, in sizes of the weights", peak, "x",
