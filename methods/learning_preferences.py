@@ -40,7 +40,7 @@ from minilm.transformer import Transformer
 
 PAPER = "Formality is Favored, EMNLP 2024, arXiv 2410.04784"
 RATIOS = ("0:8", "2:6", "4:4", "6:2", "8:0")
-EXTRA = (0, 2, 4, 8, 12)
+EXTRA = (0, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Config:
     value_tokens: int = 1  # tokens per value: 1 or 2
     epochs: int = 20  # stage 1: passes over the evidence
     lr: float = 2e-3  # stage 1: learning rate
-    epochs2: int = 24  # stage 2: passes over the conflicting texts
+    epochs2: int = 16  # stage 2: passes over the conflicting texts
     lr2: float = 1e-3  # stage 2: learning rate
     batch: int = 64  # texts per step
     width: int = 64  # model width
     layers: int = 2  # blocks
-    eval_every: int = 3  # stage 2: epochs between the points of the figure
+    eval_every: int = 2  # stage 2: epochs between the points of the figure
     quick: bool = False  # smoke run: few persons, one epoch, one seed
     full: bool = False  # every arm of ARMS: controls, single stage, widths, copies, two-token values
     workers: int | None = None  # seeds at a time (default: one per core)
@@ -244,19 +244,26 @@ def speed(curve: Sequence[float], level: float = 0.9) -> dict[str, float]:
 
 # --- one seed
 
-def stage1(cfg: Config, arm: Arm, people: dict, seed: int) -> Transformer:
-    """A new model that reads the evidence, and then (arm.then) the second lesson, with other persons."""
-    model = Transformer(ModelConfig(
+def new_model(cfg: Config, seed: int) -> Transformer:
+    return Transformer(ModelConfig(
         vocab_size=len(WORDS), hidden_size=cfg.width, intermediate_size=8 * cfg.width // 3 // 16 * 16, num_hidden_layers=cfg.layers,
         num_attention_heads=4, max_position_embeddings=64, initializer_range=0.05, model_type="llama"), generator(seed, "init"))
-    for group, ratio in (("evidence", arm.ratio), ("fresh", arm.then)):
-        if ratio is not None:
-            texts = make_texts(cfg, people[group], arm, ratio, seed)
-            if arm.mixed:
-                texts += make_texts(cfg, people["test"], arm, None, seed)
-            for _ in train(cfg, model, texts, cfg.epochs, cfg.lr, generator(seed, group)):
-                pass
-    return model
+
+
+def stage1(cfg: Config, arm: Arm, people: dict, seed: int, trained: dict) -> Transformer:
+    """A copy of the model that has read the evidence at arm.ratio and then, if arm.then, the second lesson, told about other persons.
+    `trained` remembers: arms with the same first stage, or the same first lesson, go on from the same model."""
+    known = repr(arm._replace(extra=0, only=None))
+    if known not in trained:
+        model = stage1(cfg, arm._replace(then=None), people, seed, trained) if arm.then else new_model(cfg, seed)
+        group = "fresh" if arm.then else "evidence"
+        texts = make_texts(cfg, people[group], arm, arm.then or arm.ratio, seed)
+        if arm.mixed:
+            texts += make_texts(cfg, people["test"], arm, None, seed)
+        for _ in train(cfg, model, texts, cfg.epochs, cfg.lr, generator(seed, group)):
+            pass
+        trained[known] = model
+    return copy.deepcopy(trained[known])
 
 
 def run_arm(cfg: Config, arm: Arm, model: Transformer, test: Sequence[Person], seed: int) -> tuple[dict, dict]:
@@ -277,15 +284,14 @@ def run_arm(cfg: Config, arm: Arm, model: Transformer, test: Sequence[Person], s
 
 
 def run(cfg: Config, seed: int) -> Outcome:
-    """All arms of one seed. Arms with the same stage 1 continue from the same model."""
+    """All arms of one seed: the same persons, layouts, order and initial weights for each."""
     outcome, trained = Outcome({}, {}), {}
     for name in progress(cfg.arms, f"seed {seed}"):
         arm = ARMS[name]
         changed = replace(cfg, **arm.changes)
-        people, first = make_people(changed, seed), repr(arm._replace(extra=0, only=None))
-        if first not in trained:
-            trained[first] = stage1(changed, arm, people, seed)
-        outcome.metrics[name], outcome.series[name] = run_arm(changed, arm, copy.deepcopy(trained[first]), people["test"], seed)
+        people = make_people(changed, seed)
+        model = stage1(changed, arm, people, seed, trained)
+        outcome.metrics[name], outcome.series[name] = run_arm(changed, arm, model, people["test"], seed)
     return outcome
 
 
