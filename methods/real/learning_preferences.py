@@ -1,19 +1,18 @@
 """Learning preferences at real scale: your checkpoint, styles that contradict each other, the published prompts and files.
 
 Idea    As in methods/learning_preferences.py, whose metric is used unchanged. Each of N invented persons gets, per style, a version of the
-        facts, written out in the same 5 templates of its style; the model is trained on all texts, and is then asked, by perplexity,
-        whose version it believes. With more than two styles: which share of the facts does each style win?
-Claims  C1 formal beats informal; C2 clean beats misspelled (--stage typos). Both need a pretrained model of about 1B parameters that has
-        learned the facts: else the table says so and gives no verdict. C3 (one style at a time: compare the curves of `learned`) and
-        C4 (one run per model size) compare several runs.
+        facts, written out in the same 5 templates of its style; the model is trained on all texts and asked, by perplexity, whose version
+        it believes. With more than two styles: which share of the facts does each style win?
+Claims  C1 formal beats informal; C2 clean beats misspelled. Both need a pretrained model of about 1B parameters that has learned the facts,
+        else there is no verdict. C3 (one style at a time: compare the curves of `learned`) and C4 (model sizes) compare several runs.
 Run     python methods/real/learning_preferences.py --checkpoint DIR            # our newspaper against our social media templates
         ... --styles styled_template.json:Newspapers styled_template.json:Novels --items LISTS      # the published templates and lists
         ... --styles templates_spell_grammer_error.json:0 templates_spell_grammer_error.json:1      # two arrays in one file: clean, typos
         ... --train-json bio_data_train_A_vs_B.json | --stage typos | --stage score                 # published corpus | C2 | no training
-        AdamW needs 16 bytes a parameter: 24 GiB for 1.5B. --lora-rank saves most of them and departs from the paper.
-Honest  The paper's size ladder is Pythia (GPT-NeoX), which minilm does not read: take the sizes of Qwen2.5 or SmolLM2. The published
-        scoring puts no BOS before a prompt; --bos does: never mix the two. A prompt may look more like one style than like the other:
-        both prompt forms are reported, and the doubt remains. Equal values (both versions drew the same) are left out and counted.
+Honest  The paper's size ladder is Pythia (GPT-NeoX), which minilm does not read: take the sizes of Qwen2.5 or SmolLM2. AdamW needs 16 bytes
+        a parameter (24 GiB for 1.5B); --lora-rank needs less and departs from the paper. The published scoring puts no BOS before a
+        prompt; --bos does: never mix the two. A prompt may look more like one style than like the other: both forms are reported, and
+        the doubt remains. Equal values (both versions drew the same) are left out and counted.
 Try     --stage score: no training, Pr about 0.5.   --styles neutral neutral: two equal styles, Pr about 0.5 however long it trains.
 """
 
@@ -26,6 +25,7 @@ from calendar import month_name
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ from minilm.data import IGNORE, batches, collate, generator, read_text
 from minilm.evaluate import continuation_logprobs
 from minilm.lora import add_lora
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, ROOT, Outcome, bar_seeds, claim, cli, new_figure, plot_seeds, print_claims, print_metrics, progress,
+from minilm.results import (COLORS, ROOT, Outcome, check, claim, cli, new_figure, plot_seeds, print_claims, print_metrics, progress,
                             save_results)
 from minilm.training import autocast, pick_device, schedule, set_lr
 from minilm.weights import load_pretrained
@@ -50,7 +50,7 @@ class Config:
     styles: tuple[str, ...] = ("newspaper", "social_media")  # one of ours, FILE.txt (a template a line), FILE.json:STYLE, FILE.json:NUMBER
     items: str | None = None  # folder with the published lists of names, cities, universities, companies (default: our small ones)
     train_json: str | None = None  # a published corpus in place of styles and items: bio_data_train_*.json, or records of k_A, k_B
-    stage: str = "preference"  # preference, typos (the first style against itself misspelled) or score (no training)
+    stage: Literal["preference", "typos", "score"] = "preference"  # typos: the first style against itself misspelled; score: no training
     people: int = 1000  # invented persons
     per_style: int = 5  # texts per person and style
     epochs: int = 5  # passes over the texts
@@ -58,12 +58,12 @@ class Config:
     batch: int = 64  # texts per step
     micro_batch: int = 16  # texts at a time
     typo_rates: tuple[float, ...] = (0.1, 0.2, 0.4)  # stage typos: share of the words with one wrong letter
-    prompts: tuple[str, ...] = ("statement", "question")  # forms of the test prompts
-    score: str = "mean"  # mean: perplexity of the whole sentence, as published; sum: log-probability of the value's tokens
-    ties: str = "skip"  # equal versions: skip, or count for the second, as published
+    prompts: tuple[Literal["statement", "question"], ...] = ("statement", "question")  # forms of the test prompts
+    score: Literal["mean", "sum"] = "mean"  # perplexity of the whole sentence, as published, or log-probability of the value's tokens
+    ties: Literal["skip", "second"] = "skip"  # equal versions: leave out, or count for the second, as published
     bos: bool = False  # score with BOS in front
     lora_rank: int = 0  # train a LoRA of this rank in place of all weights
-    dtype: str = "float32"  # training: float32 or bfloat16 (matrix products)
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the matrix products in training
     device: str = "auto"  # cuda where there is one, else cpu
     seeds: tuple[int, ...] = (0,)  # persons, values and order
     out: str | None = None  # folder for the results (default: runs/learning_preferences_real)
@@ -72,6 +72,7 @@ class Config:
 # --- data
 
 NAMES = ("full name", "birth date", "birth place", "university", "major", "company", "work place")
+ITEMS = ("names", "cities", "universities", "companies")
 MARK = "<[^<>]*>"
 ALIASES = {name.replace(" ", ""): name for name in NAMES} | {"universityname": "university", "workcompany": "company"}
 Facts = dict[str, str]  # one version of one person: NAMES -> value
@@ -96,26 +97,24 @@ def read_values(path: Path) -> list:
     return values
 
 
-def read_lines(path: Path) -> list[str]:
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-
-
 def read_templates(source: str) -> list[str]:
     """The templates of one style (see Config.styles), each with every placeholder and nothing that looks like another."""
     file, _, part = source.rpartition(".json:")
     if file:
-        values = read_values(Path(file + ".json"))
-        styles = {str(n): v for n, v in enumerate(values)} if part.isdigit() else values[0] if isinstance(values[0], dict) else {}
+        first, *more = read_values(Path(file + ".json"))
+        styles = first if isinstance(first, dict) else {str(n): array for n, array in enumerate([first, *more])}
         if not isinstance(styles.get(part), list) or not all(isinstance(t, str) for t in styles[part]):
-            raise InputError(f"--styles {source}: {part!r} is no list of strings there; the file has {', '.join(styles) or 'arrays'}")
+            raise InputError(f"--styles {source}: {part!r} is no list of strings there; the file has {', '.join(styles)}")
         lines = [text.rpartition("Template:")[2].strip() for text in styles[part]]  # (before it: the style's description)
     else:
-        lines = read_lines(Path(source) if source.endswith(".txt") else HERE / f"{source}.txt")
+        text = read_text(Path(source) if source.endswith(".txt") else HERE / f"{source}.txt")
+        lines = [line for line in text.splitlines() if line.strip()]
     for number, line in enumerate(lines, 1):
         marks = {key(mark): mark for mark in re.findall(MARK, line)}
         lacks = [name for name in NAMES if name not in marks]
-        if None in marks or lacks or re.search("[<>]", re.sub(MARK, "", line)):
-            problem = f"{marks[None]} is no placeholder" if None in marks else f"<{lacks[0]}> is missing" if lacks else "a < or > is left over"
+        problem = (f"{marks[None]} is no placeholder" if None in marks else f"<{lacks[0]}> is missing" if lacks else
+                   "a < or > is left over" if re.search("[<>]", re.sub(MARK, "", line)) else "")
+        if problem:
             raise InputError(f"--styles {source}, template {number}: {problem}; repair or drop it: {line[:50]}")
     return lines
 
@@ -126,12 +125,11 @@ def fill(template: str, facts: Facts) -> str:
 
 
 def typos(template: str, rate: float, rng: random.Random) -> str:
-    """Each word outside the placeholders gets, with probability `rate`, one edit: two letters swapped, or one dropped, doubled, replaced."""
+    """Each word outside the placeholders gets, with probability `rate`, one edit: letters swapped, or one dropped, doubled, replaced."""
     def edit(word: str) -> str:
-        i, other = rng.randrange(len(word)), rng.choice([c for c in "abcdefghijklmnopqrstuvwxyz" if c not in word.lower()])
-        swap = next((j for j in (i, *range(len(word))) if word[j : j + 1] != word[j + 1 : j + 2] != ""), None)
-        edits = [word[:i] + new + word[i + 1 :] for new in ("", 2 * word[i], other)]
-        return rng.choice(edits + ([word[:swap] + word[swap + 1] + word[swap] + word[swap + 2 :]] if swap is not None else []))
+        i, other = rng.randrange(len(word) - 1), rng.choice([c for c in "abcdefghijklmnopqrstuvwxyz" if c not in word.lower()])
+        a, b = word[i : i + 2]
+        return word[:i] + rng.choice([b, a + a + b, other + b, b + a if a != b else other]) + word[i + 2 :]
 
     pieces = re.split(rf"({MARK}|[^\W\d_]{{2,}})", template)
     return "".join(edit(p) if len(p) > 1 and p.isalpha() and rng.random() < rate else p for p in pieces)
@@ -141,58 +139,51 @@ def read_items(folder: str | None) -> dict[str, list]:
     """"names", "cities", "universities" (university, major), "companies" (company, work place): the pairs are drawn as pairs. Of the
     published lists the first 100 places, universities and companies are used, as published."""
     if folder is None:
-        pairs = {name: [tuple(line.split(" | ")) for line in read_lines(HERE / f"{name}.txt")] for name in ("universities", "companies")}
-        first, last, cities = (read_lines(HERE / f"{name}.txt") for name in ("first_names", "last_names", "cities"))
-        return pairs | {"names": [f"{a} {b}" for a in first for b in last], "cities": cities}
-    read = lambda file: read_values(Path(folder) / file)[0]
+        first, last, cities, *pairs = ((HERE / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+                                       for name in ("first_names", "last_names", "cities", "universities", "companies"))
+        pairs = [[tuple(line.split(" | ")) for line in lines] for lines in pairs]
+        return dict(zip(ITEMS, ([f"{a} {b}" for a in first for b in last], cities, *pairs)))
+    files = ("name_list", "city_list", "university_major_list", "company_name_place_list")
+    names, *lists = (read_values(Path(folder) / f"{file}.json")[0] for file in files)
     try:
-        items = {"names": list(dict.fromkeys(read("name_list.json"))),
-                 "cities": [f"{c['city']}, {c['country']}" for c in read("city_list.json")[:100]],
-                 "universities": [(u["university"], u["major"]) for u in read("university_major_list.json")[:100]],
-                 "companies": [(c["company"], c["workplace"]) for c in read("company_name_place_list.json")[:100]]}
+        cities, *pairs = ([(x[a], x[b]) for x in rows[:100]] for rows, (a, b) in zip(lists, (
+            ("city", "country"), ("university", "major"), ("company", "workplace"))))
     except (KeyError, TypeError) as error:
         raise InputError(f"--items {folder}: a list is not in the published form ({type(error).__name__}: {error})") from None
-    for name, values in items.items():
-        if len(set(values)) < 2:
-            raise InputError(f"--items {folder}: {len(set(values))} distinct {name}; a conflict needs at least 2")
+    items = dict(zip(ITEMS, (list(dict.fromkeys(names)), [", ".join(city) for city in cities], *pairs)))
+    if short := [name for name, values in items.items() if len(set(values)) < 2]:
+        raise InputError(f"--items {folder}: fewer than 2 distinct {', '.join(short)}; a conflict needs at least 2")
     return items
 
 
-def draw_people(cfg: Config, items: dict, versions: int, rng: random.Random) -> list[list[Facts]]:
-    """[person][version]: names without replacement, every version drawn independently of the others."""
-    if not 2 <= cfg.people <= len(items["names"]):
-        raise InputError(f"--people {cfg.people}: give at least 2 and at most {len(items['names'])}, the number of names")
-
-    def facts(name):
-        date = f"{rng.choice(month_name[1:])} {rng.randint(1, 28)}, {rng.randint(1822, 2022)}"
-        pairs = (*rng.choice(items["universities"]), *rng.choice(items["companies"]))
-        return dict(zip(NAMES, (name, date, rng.choice(items["cities"]), *pairs)))
-
-    return [[facts(name) for _ in range(versions)] for name in rng.sample(items["names"], cfg.people)]
-
-
-def write_texts(cfg: Config, styles: Sequence[Sequence[str]], people: Sequence[Sequence[Facts]], rng: random.Random) -> list[str]:
-    """For each person `per_style` template numbers, the SAME for every style; style i tells version i. Shuffled."""
+def write_texts(cfg: Config, styles: Sequence[Sequence[str]], items: dict, rng: random.Random) -> tuple[list[list[Facts]], list[str]]:
+    """[person][version] facts (names without replacement, versions drawn independently), and the texts, shuffled: for each person
+    `per_style` template numbers, the SAME for every style; style i tells version i."""
     if len({len(templates) for templates in styles}) > 1:
         raise InputError(f"the styles have {', '.join(str(len(t)) for t in styles)} templates: they share numbers, so give as many of each")
-    if not 1 <= cfg.per_style <= len(styles[0]):
-        raise InputError(f"--per-style {cfg.per_style}: give at least 1 and at most {len(styles[0])}, the number of templates")
+    for flag, given, least, most in (("people", cfg.people, 2, len(items["names"])), ("per-style", cfg.per_style, 1, len(styles[0]))):
+        if not least <= given <= most:
+            raise InputError(f"--{flag} {given}: give at least {least} and at most {most}, as many as there are")
+    people = []
+    for name in rng.sample(items["names"], cfg.people):
+        people.append([dict(zip(NAMES, (name, f"{rng.choice(month_name[1:])} {rng.randint(1, 28)}, {rng.randint(1822, 2022)}",
+                                        rng.choice(items["cities"]), *rng.choice(items["universities"]), *rng.choice(items["companies"]))))
+                       for _ in styles])
     texts = [fill(templates[i], facts) for versions in people for i in rng.sample(range(len(styles[0])), cfg.per_style)
              for templates, facts in zip(styles, versions)]
-    return rng.sample(texts, len(texts))
+    return people, rng.sample(texts, len(texts))
 
 
 def read_corpus(path: Path) -> tuple[list[list[Facts]], list[str]]:
     """A published corpus -> the two versions of every person, and all the texts."""
     values, people, texts = read_values(path), [], []
     for number, record in enumerate(values[0] if isinstance(values[0], list) else values):
-        sides = [record.get(official) or record.get(k) for official, k in (("first_type_info", "k_A"), ("second_type_info", "k_B"))]
-        versions = [{key(k): str(v) for k, v in (record | side).items() if key(k)} for side in sides if isinstance(side, dict)]
-        if len(versions) < 2 or any(name not in facts for facts in versions for name in NAMES):
-            raise InputError(f"--train-json {path}, record {number}: two versions with {', '.join(NAMES)} are needed; a file of {{\"text\"}} "
-                             "alone has no facts to ask about: give bio_data_train_*.json")
-        people.append(versions)
-        texts += record.get("text_result") or record.get("biographies") or []
+        sides = [record.get(official, record.get(k)) for official, k in (("first_type_info", "k_A"), ("second_type_info", "k_B"))]
+        people.append([{key(k): v for k, v in (record | (side or {})).items() if key(k)} for side in sides])
+        texts += record.get("text_result", record.get("biographies", []))
+        if any(name not in facts for facts in people[-1] for name in NAMES):
+            raise InputError(f"--train-json {path}, record {number}: two versions with {', '.join(NAMES)} are needed; "
+                             "bio_data_train_*.json has them, a file of {\"text\"} alone has no facts to ask about")
     return people, texts
 
 
@@ -200,8 +191,6 @@ def read_corpus(path: Path) -> tuple[list[list[Facts]], list[str]]:
 
 def train(cfg: Config, model, tok, texts: Sequence[str], order: torch.Generator) -> Iterator[int]:
     """Continual pretraining on one text a row, EOS at its end; padding is masked by length. Yields the number of every finished epoch."""
-    if tok.eos_id is None:
-        raise InputError(f"{cfg.checkpoint}: the tokenizer names no EOS token, which must end every text")
     rows = [[*([tok.bos_id] if tok.add_bos else []), *tok.encode(text), tok.eos_id] for text in texts]
     if (longest := max(map(len, rows))) > (limit := model.config.max_position_embeddings):
         raise InputError(f"a text has {longest} tokens, the model reads {limit}: use shorter templates")
@@ -215,8 +204,7 @@ def train(cfg: Config, model, tok, texts: Sequence[str], order: torch.Generator)
             inputs, labels = (x.to(device) for x in collate([(rows[i][:-1], rows[i][1:]) for i in part.tolist()]))
             with autocast(device, cfg.dtype):
                 h = model.hidden(inputs)
-            loss = linear_cross_entropy(h, model.lm_head.weight, labels) * (labels != IGNORE).sum() / count
-            loss.backward()
+            (linear_cross_entropy(h, model.lm_head.weight, labels) * (labels != IGNORE).sum() / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -226,86 +214,75 @@ def train(cfg: Config, model, tok, texts: Sequence[str], order: torch.Generator)
 
 # --- evaluate
 
-PROMPTS = {"statement": ("{}'s birthday is |.", "{} was born at |.", "{} received education at the |.",
-                         "{} focused on | during her university study.", "{} worked for |.", "The city {} worked in is |."),
-           "question": ("When is {}'s birthday? |.", "Where is {}'s birth place? |.", "Which university did {} attend? |.",
-                        "What is {}'s major? |.", "Which company did {} work in? |.", "Which city does {} work in? |.")}  # as published
+PROMPTS = {"statement": ("{}'s birthday is {}.", "{} was born at {}.", "{} received education at the {}.",
+                         "{} focused on {} during her university study.", "{} worked for {}.", "The city {} worked in is {}."),
+           "question": ("When is {}'s birthday? {}.", "Where is {}'s birth place? {}.", "Which university did {} attend? {}.",
+                        "What is {}'s major? {}.", "Which company did {} work in? {}.", "Which city does {} work in? {}.")}  # as published
 
 
 def costs(cfg: Config, model, tok, form: str, asked: Sequence[tuple[int, str, str]]) -> torch.Tensor:
-    """What each (attribute, name, value) costs the model, float32 [n]: the perplexity of the prompt with the value in the place of |, or
-    (--score sum) minus the log-probability of the value's tokens after what stands before them."""
-    parts = [PROMPTS[form][attribute].split("|") for attribute, _, _ in asked]
-    heads = [before.format(name) for (before, _), (_, name, _) in zip(parts, asked)]
-    if cfg.score == "mean":
-        return perplexities(model, [tok.encode(head + value + after, bos=cfg.bos)
-                                    for head, (_, after), (_, _, value) in zip(heads, parts, asked)], cfg.batch)
-    pairs = []
-    for head, (_, _, value) in zip(heads, asked):
-        prompt, whole = tok.encode(head.rstrip(), bos=cfg.bos), tok.encode(head + value, bos=cfg.bos)
+    """What each (attribute, name, value) costs the model, float32 [n]: the perplexity of the filled prompt or (--score sum) minus the
+    log-probability of the value's tokens after what stands before them. Equal ones are asked once: they cost exactly the same."""
+    pairs = {}
+    for attribute, name, value in dict.fromkeys(asked):
+        before, after = PROMPTS[form][attribute].format(name, "|").split("|")
+        whole, prompt = tok.encode(before + value + after * (cfg.score == "mean"), bos=cfg.bos), tok.encode(before.rstrip(), bos=cfg.bos)
         shared = next((i for i, (a, b) in enumerate(zip(prompt, whole)) if a != b), len(prompt))
-        pairs.append((whole[:shared], whole[shared:]))
-    return -continuation_logprobs(model, pairs, cfg.batch).sum
+        pairs[attribute, name, value] = whole if cfg.score == "mean" else (whole[:shared], whole[shared:])
+    numbers, rows = {what: i for i, what in enumerate(pairs)}, list(pairs.values())
+    cost = perplexities(model, rows, cfg.batch) if cfg.score == "mean" else -continuation_logprobs(model, rows, cfg.batch).sum
+    return cost[[numbers[what] for what in asked]]
 
 
 def measure(cfg: Config, model, tok, people: Sequence[Sequence[Facts]]) -> dict[str, float]:
     """Per prompt form: Pr of the first two versions with the bootstrap over persons, and the share of the facts that each version wins.
-    `learned`: for at most 100 persons, is one of the versions cheaper than all of 20 other values?"""
-    model.eval()
-    metrics, versions, rng, some = {}, len(people[0]), random.Random("other values"), people[:100]
-    pool = [sorted({facts[name] for person in people for facts in person}) for name in NAMES[1:]]
-    others = [dict(zip(NAMES, (p[0]["full name"], *(rng.choice([v for v in pool[a] if all(v != facts[n] for facts in p)] or ["nothing"])
-                                                    for a, n in enumerate(NAMES[1:]))))) for p in some for _ in range(20)]
-    same = torch.tensor([[person[0][n] == person[-1 if versions < 2 else 1][n] for n in NAMES[1:]] for person in people])  # (persons, 6)
+    `learned`: for at most 100 persons, is one of the versions cheaper than what is said of the 20 next persons?"""
+    metrics, few, others = {}, min(100, len(people)), min(20, len(people) - 1)
+    told = [facts for person in people for facts in person]
+    rivals = [people[(i + k) % len(people)][0] | {"full name": people[i][0]["full name"]} for i in range(few) for k in range(1, others + 1)]
     for form in cfg.prompts:
-        told = [facts for person in people for facts in person]
-        asked = [(a, facts["full name"], facts[n]) for facts in told + others for a, n in enumerate(NAMES[1:])]
-        cost = costs(cfg, model, tok, form, asked).view(-1, 6)
-        cost, rivals = cost[: len(told)].view(-1, versions, 6), cost[len(told) :].view(-1, 20, 6)
-        metrics[f"learned {form}"] = (cost[: len(some)].amin(1) < rivals.amin(1)).float().mean().item()
-        if versions > 1:
-            first, second = cost[:, 0], cost[:, 1].where(~same, cost[:, 0])  # equal strings cost the same
-            chosen = prefers(first, second, cfg.ties)
-            metrics |= {f"{name} {form}": value for name, value in preference(chosen).items()} | {f"ties {form}": int((first == second).sum())}
+        asked = [(a, facts["full name"], facts[n]) for facts in told + rivals for a, n in enumerate(NAMES[1:])]
+        cost, other = costs(cfg, model, tok, form, asked).view(-1, 6).split([len(told), len(rivals)])
+        cost, other = cost.view(len(people), -1, 6), other.view(few, others, 6)
+        metrics[f"learned {form}"] = (cost[:few].amin(1) <= other.amin(1)).float().mean().item()
+        if cost.shape[1] > 1:
+            chosen = prefers(cost[:, 0], cost[:, 1], cfg.ties)
+            ties = int((cost[:, 0] == cost[:, 1]).sum())
+            metrics |= {f"{name} {form}": x for name, x in (preference(chosen) | {"ties": ties}).items()}
             metrics |= {f"pr {form}, {name}": share for name, share in zip(NAMES[1:], chosen.nanmean(0).tolist())}
-            shares = F.one_hot(cost.argmin(1), versions).float().mean((0, 1)).tolist()
+            shares = F.one_hot(cost.argmin(1), cost.shape[1]).float().mean((0, 1)).tolist()
             metrics |= {f"first place {form} {i}": share for i, share in enumerate(shares, 1)}
     return metrics
 
 
 # --- one seed
 
-def make_arms(cfg: Config, seed: int) -> dict[str, tuple[list[list[Facts]], list[str]]]:
-    """What is compared -> the persons, each in as many versions as there are styles, and the texts to train on."""
-    if cfg.train_json:
-        return {Path(cfg.train_json).stem: read_corpus(Path(cfg.train_json))}
-    if cfg.stage == "typos":
-        clean = read_templates(cfg.styles[0])
-        compared = {f"clean > typos {r}": [clean, [typos(t, r, random.Random(f"{seed}/{r}/{t}")) for t in clean]] for r in cfg.typo_rates}
-    else:
-        compared = {" > ".join(cfg.styles): [read_templates(source) for source in cfg.styles]}
-    people = draw_people(cfg, read_items(cfg.items), 2 if cfg.stage == "typos" else len(cfg.styles), random.Random(f"{seed}/people"))
-    return {arm: (people, write_texts(cfg, styles, people, random.Random(f"{seed}/texts"))) for arm, styles in compared.items()}
-
-
 def run(cfg: Config, seed: int) -> Outcome:
     """Every comparison starts from the checkpoint as it was loaded."""
     outcome = Outcome({}, {})
-    for arm, (people, texts) in make_arms(cfg, seed).items():
+    if cfg.train_json:
+        arms = {Path(cfg.train_json).stem: read_corpus(Path(cfg.train_json))}
+    else:
+        styles, items = [read_templates(source) for source in cfg.styles], read_items(cfg.items)
+        spoil = lambda rate: [typos(template, rate, random.Random(f"{seed}/{rate}/{template}")) for template in styles[0]]
+        compared = {" > ".join(cfg.styles): styles} if cfg.stage != "typos" else {
+            f"clean > typos {rate}": [styles[0], spoil(rate)] for rate in cfg.typo_rates}
+        arms = {arm: write_texts(cfg, compared[arm], items, random.Random(f"{seed}/people")) for arm in compared}
+    for arm, (people, texts) in arms.items():
         model, tok = load_pretrained(cfg.checkpoint, device=pick_device(cfg.device))
-        if tok is None:
-            raise InputError(f"{cfg.checkpoint} has no tokenizer.json: put the model's tokenizer beside its weights")
-        size = sum(p.numel() for p in model.parameters()) / 1e6
+        if tok is None or tok.eos_id is None:
+            raise InputError(f"{cfg.checkpoint} has no tokenizer.json that names an EOS token, which must end every text")
+        outcome.metrics[arm] = {"million parameters": sum(p.numel() for p in model.parameters()) / 1e6}
         if cfg.lora_rank:
             add_lora(model, cfg.lora_rank, generator=generator(seed, "lora"))
-        print(f"{arm}: {len(people)} persons, {len(texts)} texts, {size:.1f} million parameters on {model.embed.weight.device}. First text, "
-              f"every token a target:\n  {texts[0]}\nFirst prompts: " + ", ".join(PROMPTS[f][0].format("NAME") for f in cfg.prompts))
+        print(f"{arm}: {len(people)} persons, {len(texts)} texts. The first, every token a target:\n  {texts[0]}\nFirst prompts: "
+              + ", ".join(PROMPTS[form][0].format("NAME", "DATE") for form in cfg.prompts))
         points = [measure(cfg, model, tok, people)]
         if cfg.stage != "score":
             points += [measure(cfg, model, tok, people) for _ in train(cfg, model, tok, texts, generator(seed, "order"))]
-        outcome.metrics[arm] = points[-1] | {"million parameters": size}
-        outcome.series[arm] = {name: (range(len(points)), [point[name] for point in points]) for name in points[0]
-                               if name.split()[0] in ("pr", "learned") and "," not in name and name.split()[1] in PROMPTS}
+        outcome.metrics[arm] |= points[-1]
+        outcome.series[arm] = {name: (range(len(points)), [point[name] for point in points]) for form in cfg.prompts
+                               for name in (f"pr {form}", f"learned {form}") if name in points[0]}
     return outcome
 
 
@@ -313,24 +290,20 @@ def run(cfg: Config, seed: int) -> Outcome:
 
 def claims(metrics: dict) -> list[dict]:
     """C1 and C2 are decided where the model is large enough and has learned the facts; C3 and C4 compare several runs."""
-    def decide(id, statement, rule, paper, arms, test):
-        cells = [(arm, form, {n: metrics[arm][f"{n} {form}"]["mean"] for n in ("pr", "pr se", "learned")}) for arm in arms for form in PROMPTS
-                 if f"pr {form}" in metrics[arm]]
-        size, learned = (min((x for x in values), default=0) for values in ((metrics[arm]["million parameters"]["mean"] for arm in arms),
-                                                                         (c["learned"] for _, _, c in cells)))
-        open_because = ("not in this run" if not cells else f"needs a pretrained model of 1B parameters, this one has {size:.2f} million"
-                        if size < 1000 else "facts not learned, so pr means nothing: train longer" if learned < 0.2 else "")
-        measured = [f"{arm}, {form}: pr {c['pr']:.3f} (SE {c['pr se']:.3f}, learned {c['learned']:.2f})" for arm, form, c in cells]
-        return claim(id, statement, rule, "; ".join([open_because] * bool(open_because) + measured),
-                     None if open_because else test([c for _, _, c in cells]), paper)
-
-    misspelled = [arm for arm in metrics if arm.startswith("clean > typos")]
-    beats = lambda cells: all(c["pr"] > 0.53 and c["pr"] - 0.5 > 2.58 * c["pr se"] for c in cells)
-    return [
-        decide("C1", "The first style beats the second", "in every prompt form pr > 0.53 and above 0.5 by 2.58 standard errors (p < 0.01)",
-               "formal beats informal", [arm for arm in metrics if arm not in misspelled], beats),
-        decide("C2", "Clean texts beat misspelled ones", "as C1 at the largest error rate, and pr grows from the smallest to the largest",
-               "fewer errors are favoured", misspelled, lambda cells: beats(cells[-1:]) and cells[-1]["pr"] > cells[0]["pr"]),
+    first, *_, last = [*metrics, *metrics]
+    forms, typos_run = [form for form in PROMPTS if f"learned {form}" in metrics[first]], first.startswith("clean > typos")
+    size = metrics[first]["million parameters"]["mean"]
+    learned = min(row[f"learned {form}"]["mean"] for row in metrics.values() for form in forms)
+    because = (f"needs a pretrained model of 1B parameters, this one has {size:.2f} million; " if size < 1000 else
+               "facts not learned, so pr means nothing: train longer; " if learned < 0.2 else "")
+    evidence = lambda arms: {f"{name} {form}": arms for form in forms for name in ("pr", "pr se", "learned")}
+    beats = lambda m, arm: all(m(arm, f"pr {form}") > max(0.53, 0.5 + 2.58 * m(arm, f"pr se {form}")) for form in forms)
+    rows = [check(metrics, "C1", "The first style beats the second", "in every prompt form pr > 0.53 and above 0.5 by 2.58 standard "
+                  "errors (p < 0.01)", evidence(["a comparison of styles"] if typos_run else [first]), lambda m: beats(m, first), None, 3),
+            check(metrics, "C2", "Clean texts beat misspelled ones", "as C1 at the last error rate, and pr higher there than at the first",
+                  evidence([first, last] if typos_run else ["a comparison with typos"]), lambda m: beats(m, last) and all(
+                      m(last, f"pr {form}") > m(first, f"pr {form}") for form in forms), None, 3)]
+    return [row | {"holds": None if because else row["holds"], "measured": because + row["measured"]} for row in rows] + [
         claim("C3", "Preferred styles are learned faster", "area under `learned`", "run once per style and compare the curves", None),
         claim("C4", "Larger models prefer more", "pr against size", "run once per size (Qwen2.5, SmolLM2) and compare", None)]
 
@@ -338,30 +311,21 @@ def claims(metrics: dict) -> list[dict]:
 # --- figure
 
 def figure(results: dict):
-    """Left: Pr of every comparison and prompt form, a dot per seed. Right: how many of the facts were learned, epoch by epoch."""
-    fig, (left, right) = new_figure(1, 2, width=11, height=4.6)
-    for n, (arm, series) in enumerate(results["series"].items()):
-        for k, form in enumerate(results["config"]["prompts"]):
-            if f"pr {form}" in series:
-                bar_seeds(left, n + 0.4 * k, results["metrics"][arm][f"pr {form}"]["values"], COLORS[k], 0.36, None if n else form)
-            plot_seeds(right, *series[f"learned {form}"].values(), f"{arm}, {form}", COLORS[n % 8], linestyle=("-", "--")[k])
-    left.axhline(0.5, color="#666666", linewidth=1, linestyle=":")
-    left.set_xticks([n + 0.2 for n in range(len(results["series"]))], [arm.replace(" > ", "\nover ") for arm in results["series"]])
-    left.set(ylim=(0, 1), ylabel="Pr(first, second)", title="Whose version is believed?")
-    right.set(ylim=(0, 1), xlabel="epoch", ylabel="a version beats 20 other values", title="Were the facts learned?")
-    right.legend(loc="best")
-    if left.patches:
-        left.legend(loc="best")
+    """Epoch by epoch: whose version is believed, and were the facts learned at all?"""
+    fig, axes = new_figure(1, 2, width=11, height=4.6)
+    for ax, name, title in zip(axes, ("pr", "learned"), ("Pr: the first style's version is believed", "One version beats 20 other values")):
+        for n, (arm, series) in enumerate(results["series"].items()):
+            for form, style in zip(PROMPTS, ("-", "--")):
+                if f"{name} {form}" in series:
+                    plot_seeds(ax, *series[f"{name} {form}"].values(), f"{arm}, {form}", COLORS[n % 8], linestyle=style, marker="o")
+        ax.set(ylim=(0, 1), xlabel="epoch", ylabel="share of the facts", title=title)
+    axes[0].axhline(0.5, color="#666666", linewidth=1, linestyle=":")
+    axes[1].legend(loc="best")
     return fig
 
 
 def main(cfg: Config) -> dict:
     started = time.time()
-    for flag, given, allowed in (("stage", [cfg.stage], ("preference", "typos", "score")), ("prompts", cfg.prompts, PROMPTS),
-                                 ("score", [cfg.score], ("mean", "sum")), ("ties", [cfg.ties], ("skip", "second")),
-                                 ("dtype", [cfg.dtype], ("float32", "bfloat16"))):
-        if not given or set(given) - set(allowed):
-            raise InputError(f"--{flag} {' '.join(given)} is not known; give {', '.join(allowed)}")
     if min(cfg.epochs, cfg.batch, cfg.micro_batch) < 1 or not all(0 < rate <= 1 for rate in cfg.typo_rates):
         raise InputError("--epochs, --batch and --micro-batch must be at least 1, --typo-rates above 0 and at most 1")
     outcomes = [run(cfg, seed) for seed in cfg.seeds]
