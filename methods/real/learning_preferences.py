@@ -86,9 +86,8 @@ def key(text: str) -> str | None:
 def read_values(path: Path) -> list:
     """All JSON values of a file: one in an ordinary file; two in the published error templates, whose two arrays stand one after the
     other; one per line in JSON Lines; and one array of {"text": ...} in the files that are called jsonl_*."""
-    text, values, i = read_text(path), [], 0
-    while text[i:].strip():
-        i = re.compile(r"\s*").match(text, i).end()
+    text, values, i, blank = read_text(path).strip(), [], 0, re.compile(r"\s*")
+    while (i := blank.match(text, i).end()) < len(text):
         try:
             value, i = json.JSONDecoder().raw_decode(text, i)
         except json.JSONDecodeError as error:
