@@ -325,7 +325,7 @@ def claims(metrics: dict) -> list[dict]:
               lambda m: all(sign * (m(arm, "pr") - 0.5) > 2 * m(arm, "pr se") / seeds**0.5 for arm, sign in (("8:0", 1), ("reverse", -1))),
               "preferences can be erased and reversed"),
         check(metrics, "C8", "Facts from the preferred source are learned faster", "area under the accuracy of a neutral prompt: A only "
-              "above B only by at least 0.05; epochs to 90%: no more", {"area": ("A only", "B only"), "epochs to 90%": ("A only", "B only")},
+              "above B only by at least 0.05; epochs to 90%: no more", {n: ("A only", "B only") for n in ("area", "epochs to 90%")},
               lambda m: m("A only", "area") >= m("B only", "area") + 0.05
               and m("A only", "epochs to 90%") <= m("B only", "epochs to 90%"), "preferred features are learned faster"),
         check(metrics, "C9", "The same with styles, asked in a third style", "pr >= 0.65 at style 8:0, <= 0.35 at style 0:8",
