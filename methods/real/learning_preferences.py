@@ -264,7 +264,7 @@ def run(cfg: Config, seed: int) -> Outcome:
     else:
         styles, items = [read_templates(source) for source in cfg.styles], read_items(cfg.items)
         spoil = lambda rate: [typos(template, rate, random.Random(f"{seed}/{rate}/{template}")) for template in styles[0]]
-        compared = {" > ".join(cfg.styles): styles} if cfg.stage != "typos" else {
+        compared = {" > ".join(Path(source).name for source in cfg.styles): styles} if cfg.stage != "typos" else {
             f"clean > typos {rate}": [styles[0], spoil(rate)] for rate in cfg.typo_rates}
         arms = {arm: write_texts(cfg, compared[arm], items, random.Random(f"{seed}/people")) for arm in compared}
     for arm, (people, texts) in arms.items():
