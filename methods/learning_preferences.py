@@ -370,14 +370,17 @@ def figure(results: dict):
         ax.axhline(0.5, **half)
         ax.set(ylim=(-0.03, 1.03), ylabel="Pr(A, B) on the test persons")
     speeds.axhline(0.9, **half)
-    ratios.set(xlabel="m / (m + n): how often unmarked texts side with A", title="Who was right about other persons decides")
-    during.set(xlabel="epoch of stage 2: the same balanced texts for all", title="Equal evidence, opposite beliefs")
-    copies.set(xlabel="extra texts of B per test person (4 of each else)", title="Repetition wins only where nobody is trusted")
+    ratios.set_xticks([0, 0.25, 0.5, 0.75, 1], RATIOS)
+    ratios.set(xlabel="m : n, unmarked texts of stage 1 that side with A : with B", title="Who was right about other persons?")
+    during.set(xlabel="epoch of stage 2, the same balanced texts for all", title="Equal evidence: who is believed?", ylim=(-0.03, 1.2),
+               yticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
+    copies.set(xlabel="extra texts of B per test person (beside 4 of A and 4 of B)", title="Does repetition outvote trust?")
     speeds.set(xlabel="epoch of stage 2, no conflict (A trusted: 8:0)", ylabel="facts known (top-1 of 12 values)", ylim=(-0.03, 1.03),
-               title="The trusted source is learned faster")
-    for ax in (ratios, during, copies, speeds):
-        ax.legend(loc="best")
-    fig.suptitle("In stage 2 every model reads the same texts, as many of A as of B (top right): only stage 1 differs.\n"
+               title="Which source is learned faster?")
+    for ax, place in ((ratios, "upper left"), (during, "upper center"), (copies, "best"), (speeds, "lower right")):
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(loc=place, ncols=4 if ax is during else 1)
+    fig.suptitle("Top: in stage 2 every model reads the same texts, as many of A as of B; only stage 1 differs.\n"
                  f"Thin lines and points: seeds {', '.join(map(str, results['seeds']))}", fontsize=12)
     return fig
 
