@@ -128,9 +128,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     for name, m in layers.items():
         hf = PREFIX + to_hf(name, family)
         tensors |= {f"{hf}.lora_A.weight": m.lora_A, f"{hf}.lora_B.weight": m.lora_B}
-    full = [m for m in ("embed", "lm_head") if getattr(model, m).weight.requires_grad]
-    if model.config.tie_word_embeddings and full:
-        full = ["embed"]
+    full = [m for m in ("embed", "lm_head") if getattr(model, m).weight.requires_grad]  # tied: both, written twice, as PEFT wants them
     tensors |= {PREFIX + to_hf(m + ".weight", family): getattr(model, m).weight for m in full}
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True, "bias": "none",
               "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout, "use_rslora": first.rslora,
@@ -163,16 +161,21 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
     if not wanted:
         raise InputError(f"{folder}: target_modules {targets!r} names no linear layer of this model")
     tensors = read_safetensors(file)
-    tied, full = model.config.tie_word_embeddings, config.get("modules_to_save") or []
-    names = {"embed_tokens": "embed", "lm_head": "embed" if tied else "lm_head"}
+    full = sorted({m.removeprefix("model.") for m in config.get("modules_to_save") or []})
+    names = {"embed_tokens": "embed", "lm_head": "lm_head"}
     if odd := [m for m in full if m not in names]:
         raise InputError(f"{folder}: modules_to_save {odd[0]!r} is not read; minilm reads embed_tokens and lm_head")
+    if full and model.config.tie_word_embeddings:
+        full = sorted(names)
     expected = {f"{PREFIX}{hf}.lora_{x}.weight": None for hf in wanted for x in "AB"}
     expected |= {PREFIX + to_hf(names[m] + ".weight", family): None for m in full}
     for verb, odd in (("lacks", [n for n in expected if n not in tensors]), ("has unexpected", [n for n in tensors if n not in expected])):
         if odd:
             raise InputError(f"{file} {verb} {', '.join(odd[:3])}: adapter_config.json and the weights do not belong together, "
                              "or to this model")
+    if len(full) == 2 and model.config.tie_word_embeddings and not torch.equal(*(tensors[PREFIX + to_hf(names[m] + ".weight", family)]
+                                                                                 for m in full)):
+        raise InputError(f"{file}: lm_head and embed_tokens differ, but this model ties them: the adapter was trained on an untied model")
     layers, ranks, alphas = {}, config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     for hf in wanted:
         rank = _pattern(ranks, hf, config.get("r", 8))

@@ -1,6 +1,7 @@
 """The few operations that are worth more than one line of PyTorch, each with the plain lines that it must equal (tests/test_ops.py)."""
 
 import torch
+import torch.nn.functional as F
 
 
 def linear_cross_entropy(h, weight, labels, ignore_index: int = -100, chunk_bytes: int = 2**26):
@@ -9,6 +10,8 @@ def linear_cross_entropy(h, weight, labels, ignore_index: int = -100, chunk_byte
     h [..., D], weight [V, D], labels int64 [...]; a scalar. Plain twin: F.cross_entropy(F.linear(h, weight), labels). The gradient of
     the logits of a few rows, softmax - onehot, is known as soon as these rows are: so one forward pass over chunks of rows computes the
     loss and both gradients, and drops the chunk's logits. Chunks of `chunk_bytes` keep peak memory far below N * V * 4 bytes."""
+    if not torch.is_grad_enabled():
+        h, weight = h.detach(), weight.detach()  # a custom function cannot tell that nobody will ask for these gradients
     return _LinearCrossEntropy.apply(h.reshape(-1, h.shape[-1]), weight, labels.reshape(-1), ignore_index, chunk_bytes)
 
 
@@ -49,6 +52,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_h, grad_w = ctx.saved_tensors
         return (None if grad_h is None else grad_h * grad_out.to(grad_h.dtype),
                 None if grad_w is None else grad_w * grad_out.to(grad_w.dtype), None, None, None)
+
+
+def grouped_linear(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Group g's rows of x times its own matrix, transposed: x [S, D] sorted by group, weight [G, F, D], ends int32 [G] (group g is rows
+    ends[g-1] to ends[g]; the last end is S) -> [S, F]. One call where the hardware has a kernel for it, and then without a host read.
+    Plain twin: `grouped_linear_plain`, which is used wherever `can_group` says no."""
+    if not can_group(x.device, x.dtype, [weight.shape[1:]]):
+        return grouped_linear_plain(x, weight, ends)
+    return F.grouped_mm(x, weight.transpose(-2, -1), offs=ends)
+
+
+def grouped_linear_plain(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    return torch.cat([F.linear(rows, w) for rows, w in zip(x.split(counts), weight)])
+
+
+def can_group(device: torch.device, dtype: torch.dtype, shapes) -> bool:
+    """Does torch's grouped_mm take matrices of these shapes? It wants rows of a multiple of 16 bytes, on a GPU compute capability 9 and
+    bfloat16 (elsewhere it is a loop with a host read), on a CPU float32 or a 16-bit type."""
+    if device.type == "cuda":
+        fits = dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
+    else:
+        fits = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return fits and all(side * dtype.itemsize % 16 == 0 for shape in shapes for side in shape)
 
 
 def newton_schulz(G: torch.Tensor, steps: int = 5) -> torch.Tensor:

@@ -1,0 +1,236 @@
+"""LoRA: the formula by hand, what training may change, and adapter files in both directions with the `peft` package."""
+
+import json
+import math
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from minilm import InputError
+from minilm.data import generator
+from minilm.lora import LoRALinear, add_lora, load_adapter, lora_layers, merge_lora, save_adapter, unmerge_lora
+from minilm.transformer import Config, Transformer
+from minilm.weights import load_pretrained, save_pretrained
+
+IDS = torch.randint(64, (2, 9), generator=generator(0, "ids"))
+
+
+def tiny(**changes):
+    config = Config(**{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                       "num_key_value_heads": 2, "model_type": "llama"} | changes)
+    return Transformer(config, generator(0, "init"))
+
+
+def adapted(model=None, **arguments):
+    """A model with adapters whose B is no longer zero."""
+    model = model or tiny()
+    add_lora(model, **{"rank": 4, "alpha": 8, "generator": generator(0, "lora")} | arguments)
+    for i, layer in enumerate(lora_layers(model).values()):
+        torch.nn.init.normal_(layer.lora_B, std=0.3, generator=generator(i, "B"))
+    return model
+
+
+def linear_with(weight, rank=1, alpha=2.0, rslora=False):
+    linear = torch.nn.Linear(len(weight[0]), len(weight), bias=False)
+    linear.weight = torch.nn.Parameter(torch.tensor(weight), requires_grad=False)
+    return LoRALinear(linear, rank, alpha, 0.0, rslora, None)
+
+
+def test_the_formula_by_hand():
+    # W = [[1 0 0] [0 1 0]], A = [1 2 3], B = [1, -1], alpha/r = 2, x = (1, 1, 1): A x = 6, y = W x + 2 B 6 = (1, 1) + (12, -12)
+    layer = linear_with([[1.0, 0, 0], [0, 1, 0]])
+    layer.lora_A.data, layer.lora_B.data = torch.tensor([[1.0, 2, 3]]), torch.tensor([[1.0], [-1]])
+    assert layer(torch.ones(3)).tolist() == [13, -11]
+    layer.merge()
+    assert layer.weight.tolist() == [[3, 4, 6], [-2, -3, -6]]
+
+
+def test_rslora_divides_by_the_root_of_the_rank():
+    assert linear_with([[1.0] * 9] * 9, rank=4, alpha=8).scale == 2
+    assert linear_with([[1.0] * 9] * 9, rank=4, alpha=8, rslora=True).scale == 4
+
+
+def test_before_training_nothing_has_changed_and_the_first_gradient_goes_to_b_alone():
+    model = tiny()
+    before = model(IDS).logits
+    add_lora(model)
+    assert torch.equal(model(IDS).logits, before)
+    model(IDS).logits.square().mean().backward()
+    for layer in lora_layers(model).values():
+        assert layer.lora_B.grad.abs().max() > 0
+        assert layer.lora_A.grad.abs().max() == 0
+
+
+def test_training_moves_a_and_b_and_not_one_bit_of_anything_else():
+    model = adapted()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2, weight_decay=0.1)
+    model(IDS).logits.square().mean().backward()
+    optimizer.step()
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == (".lora_" not in name), name
+
+
+def test_the_initial_a_is_uniform_as_in_the_reference():
+    layer = linear_with([[0.0] * 400] * 2, rank=50)
+    assert layer.lora_A.abs().max() <= 1 / math.sqrt(400)
+    assert layer.lora_A.std().item() == pytest.approx(1 / math.sqrt(3 * 400), rel=0.03)
+
+
+def test_dropout_acts_in_training_only():
+    model = adapted(dropout=0.5)
+    assert not torch.equal(model.train()(IDS).logits, model(IDS).logits)
+    assert torch.equal(model.eval()(IDS).logits, model(IDS).logits)
+
+
+def test_merged_and_unmerged_models_agree_and_unmerging_restores_every_bit():
+    model = adapted().eval()
+    weights, logits = {n: m.weight.clone() for n, m in lora_layers(model).items()}, model(IDS).logits
+    merge_lora(model)
+    torch.testing.assert_close(model(IDS).logits, logits, atol=1e-5, rtol=0)
+    for name, layer in lora_layers(model).items():
+        assert torch.linalg.matrix_rank(layer.weight - weights[name], rtol=1e-4) <= 4
+    with pytest.raises(ValueError, match="merged already"):
+        merge_lora(model)
+    with pytest.raises(ValueError, match="unmerge_lora first"):
+        model.train()(IDS)
+    unmerge_lora(model.eval())
+    assert all(torch.equal(m.weight, weights[n]) for n, m in lora_layers(model).items())
+    assert torch.equal(model(IDS).logits, logits)
+
+
+def test_merging_for_good_leaves_an_ordinary_checkpoint(tmp_path):
+    model = adapted()
+    logits = model(IDS).logits
+    with pytest.raises(InputError, match="save_adapter"):
+        save_pretrained(model, tmp_path)
+    merge_lora(model, keep=False)
+    assert not lora_layers(model)
+    assert all(p.requires_grad for p in model.parameters())
+    save_pretrained(model, tmp_path)
+    torch.testing.assert_close(load_pretrained(tmp_path)[0](IDS).logits, logits, atol=1e-5, rtol=0)
+
+
+def test_merging_small_differences_into_bfloat16_warns_that_they_are_lost():
+    model = adapted().to(torch.bfloat16)
+    for layer in lora_layers(model).values():
+        layer.lora_B.data *= 1e-3
+    with pytest.warns(UserWarning, match="rounds away"):
+        merge_lora(model)
+
+
+def test_full_rank_reaches_any_target_and_rank_one_does_not():
+    gen = generator(3, "target")
+    target, x = torch.randn(4, 4, generator=gen), torch.randn(64, 4, generator=gen)
+    errors = []
+    for rank in (1, 4):
+        layer = linear_with([[0.0] * 4] * 4, rank=rank, alpha=rank)
+        optimizer = torch.optim.Adam([layer.lora_A, layer.lora_B], 0.05)
+        for _ in range(400):
+            loss = (layer(x) - x @ target.T).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        errors.append(loss.item())
+    assert errors[1] < 1e-3 < 0.1 < errors[0]
+
+
+def test_adding_twice_and_adding_to_nothing_are_refused():
+    with pytest.raises(ValueError, match="already"):
+        add_lora(adapted())
+    with pytest.raises(InputError, match="w_proj"):
+        add_lora(tiny(), targets=("w_proj",))
+    with pytest.raises(InputError, match="--lora-rank 0"):
+        add_lora(tiny(), rank=0)
+
+
+# --- files
+
+@pytest.mark.parametrize("arguments", [{}, {"rslora": True}, {"targets": ("q_proj", "v_proj")}])
+@pytest.mark.parametrize("tied", [False, True])
+def test_peft_reads_what_we_write(tmp_path, arguments, tied):
+    model = tiny(tie_word_embeddings=tied)
+    save_pretrained(model, tmp_path / "base")
+    adapted(model, **arguments)
+    model.embed.weight.requires_grad_()
+    model.embed.weight.data += 0.1
+    save_adapter(model, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    torch.testing.assert_close(theirs(IDS).logits, model(IDS).logits, atol=1e-5, rtol=0)
+    again, _ = load_pretrained(tmp_path / "base")
+    load_adapter(again, tmp_path / "adapter")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("settings", [
+    {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
+    {"target_modules": "all-linear"},
+    {"target_modules": r".*layers\.1\.(self_attn|mlp)\.(k|up)_proj"},
+    {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"v_proj": 9}},
+    {"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    {"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+])
+def test_we_read_what_peft_writes(tmp_path, settings):
+    save_pretrained(tiny(tie_word_embeddings="ensure_weight_tying" in settings), tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=3, lora_alpha=5, task_type="CAUSAL_LM", init_lora_weights=False, **settings)
+    theirs = peft.get_peft_model(base, config).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours, _ = load_pretrained(tmp_path / "base")
+    load_adapter(ours, tmp_path / "adapter")
+    torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_written_by_hand_with_literal_names_loads(tmp_path):
+    name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+    tensors = {name.format(i, x): torch.full((1, 32) if x == "A" else (32, 1), 0.1) for i in (0, 1) for x in "AB"}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}')
+    model = tiny()
+    expected = model.layers[0].self_attn.q_proj.weight + 0.01  # s B A = 1 * 0.1 * 0.1 everywhere
+    load_adapter(model, tmp_path)
+    merge_lora(model.eval())
+    torch.testing.assert_close(model.layers[0].self_attn.q_proj.weight, expected)
+
+
+UP = "base_model.model.model.layers.1.mlp.up_proj.lora_{}.weight"
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda t, c: t.pop(UP.format("B")), "lacks base_model.*mlp.up_proj.lora_B"),
+    (lambda t, c: t.update({"base_model.model.extra": torch.zeros(1)}), "has unexpected base_model.model.extra"),
+    (lambda t, c: t.update({UP.format("A"): torch.zeros(4, 31)}), r"shape \[4, 31\], \[4, 32\]"),
+    (lambda t, c: t[UP.format("A")].fill_(float("nan")), "NaN"),
+    (lambda t, c: c.update(r=5), r"shape \[4, 32\], \[5, 32\]"),
+    (lambda t, c: c.update(use_dora=True), "use_dora True is not read"),
+    (lambda t, c: c.update(bias="all"), "bias 'all' is not read"),
+    (lambda t, c: c.update(peft_type="IA3"), "peft_type 'IA3' is not read"),
+    (lambda t, c: c.update(init_lora_weights="pissa"), "init_lora_weights 'pissa' is not read"),
+    (lambda t, c: c.update(target_parameters=["experts.gate_up_proj"]), "target_parameters"),
+    (lambda t, c: c.update(trainable_token_indices=[1]), "trainable_token_indices"),
+    (lambda t, c: c.update(modules_to_save=["score"]), "'score'"),
+    (lambda t, c: c.update(target_modules=["c_attn"]), "names no linear layer"),
+])
+def test_a_file_that_does_not_fit_is_refused_and_leaves_the_model_as_it_was(tmp_path, damage, words):
+    save_adapter(adapted(), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors, config = load_file(file), json.loads((tmp_path / "adapter_config.json").read_text())
+    damage(tensors, config)
+    save_file(tensors, file)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    model = tiny()
+    with pytest.raises(InputError, match=words):
+        load_adapter(model, tmp_path)
+    assert not lora_layers(model)
+    assert torch.equal(model(IDS).logits, tiny()(IDS).logits)
+
+
+def test_a_vocabulary_of_another_size_is_refused(tmp_path):
+    model = adapted()
+    model.embed.weight.requires_grad_()
+    save_adapter(model, tmp_path)
+    with pytest.raises(InputError, match=r"embed_tokens.weight has shape \[64, 32\], \[80, 32\] is needed"):
+        load_adapter(tiny(vocab_size=80), tmp_path)
