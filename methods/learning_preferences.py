@@ -16,7 +16,7 @@ Run     python methods/learning_preferences.py                     # 2 CPU cores
         python methods/real/learning_preferences.py --help         # your checkpoint, your styles
 Honest  The model is trained from nothing on 60 + 60 invented persons, so this is the paper's explanation, not its finding about real
         styles. Every arm shares init, persons, values, layouts and order; the arms of C5 differ only in whom the unmarked texts of
-        OTHER persons agree with. A and B are mirror images: one token differs.
+        OTHER persons agree with. A and B are mirror images: one token differs. Settings were chosen on seeds 100 to 102.
 Try     TODO
 """
 
