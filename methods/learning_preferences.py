@@ -73,6 +73,7 @@ class Arm(NamedTuple):
     then: tuple[int, int] | None = None  # a second lesson at this ratio, with fresh evidence persons, before stage 2
     extra: int = 0  # stage 2: so many more texts of B
     only: str | None = None  # stage 2: no conflict; A's values, told by this source alone
+    swapped: bool = False  # A's values are told by B's source, and B's by A's: else the very same texts
     mixed: bool = False  # both stages in one, as the published generator does
     changes: dict = {}  # other Config values
 
@@ -85,7 +86,7 @@ ARMS = {
     **{r: at(r) for r in RATIOS}, "no marks": Arm(feature="none"), **{f"style {r}": at(r, feature="style") for r in ("0:8", "4:4", "8:0")},
     "reverse": Arm(then=(0, 8)), "erase": Arm(then=(4, 4)),
     **{f"{r} +{k}": at(r, extra=k) for r in ("4:4", "8:0") for k in EXTRA[1:]},
-    "A only": Arm(only="A"), "B only": Arm(only="B"), "4:4 A only": at("4:4", only="A"), "4:4 B only": at("4:4", only="B"),
+    "4:4 swapped": at("4:4", swapped=True), "A only": Arm(only="A"), "B only": Arm(only="B"), "4:4 A only": at("4:4", only="A"), "4:4 B only": at("4:4", only="B"),
     **{f"mixed {r}": at(r, mixed=True) for r in ("0:8", "4:4", "8:0")},
     **{f"d{w} {r}": at(r, changes={"width": w}) for w in (32, 128) for r in ("0:8", "8:0")},
     **{f"copies {c}": Arm(changes={"copies": c}) for c in (1, 2)}, "two tokens": Arm(changes={"value_tokens": 2}),
@@ -152,7 +153,7 @@ def biography(cfg: Config, person: Person, says: str, mark: str | None, feature:
 def make_texts(cfg: Config, people: Sequence[Person], arm: Arm, ratio: tuple[int, int] | None, seed: int) -> list[list[int]]:
     """The conflicting texts of `people` and, where a ratio m : n is given, m unmarked texts on A's side and n on B's. A's k-th text and
     B's have the same layout; whatever the arm, a person's layouts are the same."""
-    texts = []
+    texts, mark = [], dict(zip("AB", "BA" if arm.swapped else "AB"))
     for person in people:
         rng = random.Random(f"{seed}/layouts of {person.name}")
         layouts = [[(a, rng.randrange(3)) for a in rng.sample(range(3), 3)] for _ in range(64)]
@@ -160,9 +161,10 @@ def make_texts(cfg: Config, people: Sequence[Person], arm: Arm, ratio: tuple[int
         if ratio is None and arm.only:  # C8: one version, one source, so there is nothing to disagree with
             texts += [biography(cfg, person, "A", arm.only, arm.feature, layout) for layout in conflict]
             continue
-        texts += [biography(cfg, person, side, side, arm.feature, layout) for layout in conflict for side in "AB"]
+        texts += [biography(cfg, person, side, mark[side], arm.feature, layout) for layout in conflict for side in "AB"]
         if ratio is None:
-            texts += [biography(cfg, person, "B", "B", arm.feature, layout) for layout in layouts[cfg.copies : cfg.copies + arm.extra]]
+            more = layouts[cfg.copies : cfg.copies + arm.extra]
+            texts += [biography(cfg, person, "B", mark["B"], arm.feature, layout) for layout in more]
         texts += [biography(cfg, person, "A" if k < ratio[0] else "B", None, arm.feature, layout) for k, layout in enumerate(neutral)]
     return texts
 

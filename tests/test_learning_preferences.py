@@ -176,6 +176,13 @@ def test_the_prompt_carries_no_mark_unless_asked_to():
     assert all(s[3] in set(chain(*lp.RELATIONS["B"])) for s in seen)
 
 
+def test_swapped_roles_are_the_same_texts_with_the_two_sources_exchanged():
+    test = make_people(SMALL, 1)["test"]
+    plain, swapped = (words(make_texts(SMALL, test, ARMS[name], None, 1)) for name in ("4:4", "4:4 swapped"))
+    other = {SOURCE["A"]: SOURCE["B"], SOURCE["B"]: SOURCE["A"]}
+    assert plain != swapped and [[other.get(w, w) for w in text] for text in plain] == swapped
+
+
 def test_extra_copies_add_texts_of_B_and_change_no_other():
     test = make_people(SMALL, 1)["test"][:1]
     plain, more = (make_texts(SMALL, test, Arm(extra=k), None, 1) for k in (0, 4))
