@@ -13,6 +13,7 @@ log.json, and training.pt, from which --resume continues to the same losses, bit
 import contextlib
 import hashlib
 import math
+import shutil
 import sysconfig
 import time
 from dataclasses import asdict, dataclass
@@ -29,7 +30,8 @@ from minilm.moe import load_balancing_loss
 from minilm.ops import linear_cross_entropy
 from minilm.results import cli, new_figure, save_figure, write_json
 from minilm.tokenizer import CharLevel, load_tokenizer, train_bpe
-from minilm.training import autocast, distribute, load_state, make_optimizers, pick_device, save_state, schedule, set_lr, start_world
+from minilm.training import (autocast, chief_first, distribute, gather, gather_weights, load_shards, load_state, make_optimizers,
+                             pick_device, save_shards, save_state, schedule, set_lr, start_world)
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
 from minilm.weights import load_pretrained, save_pretrained
@@ -73,8 +75,8 @@ class Config:
 
 # --- data
 
-def standard_library() -> tuple[str, str]:
-    """Python's own sources (a few MB, the same for one interpreter) -> training and validation text. A twentieth of the files,
+def standard_library() -> tuple[list[str], list[str]]:
+    """Python's own sources (a few MB, the same for one interpreter) -> training and validation documents. A twentieth of the files,
     chosen by a hash of their names, is held out. Tests and IDLE are left out: they are long and repetitive."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib2to3", "turtledemo", "ensurepip", "__pycache__"}
@@ -89,15 +91,20 @@ def standard_library() -> tuple[str, str]:
             (val if held_out else train).append(text)
     if not train or not val:
         raise InputError(f"this Python has no library sources under {root}: give your own text with --data")
-    return END.join(train), END.join(val)
+    return train, val
 
 
-def load_text(cfg: Config) -> tuple[str, str]:
-    """Training and validation text. A user's text is split by position: first 90% and last 10%, as usual for tinyshakespeare."""
+def load_documents(cfg: Config) -> tuple[list[str], list[str]]:
+    """Training and validation documents. A user's text is split by position: first 90% and last 10%, as usual for tinyshakespeare."""
     if cfg.data is None:
         return standard_library()
-    text = END.join(read_documents(cfg.data)) if cfg.level == "bpe" else "\n".join(read_documents(cfg.data))
-    return text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]
+    documents = read_documents(cfg.data)
+    left, train, val = int(0.9 * sum(map(len, documents))), [], []
+    for text in documents:
+        train += [text[:left]] if left > 0 else []
+        val += [text[left:]] if len(text) > left else []
+        left = max(0, left - len(text))
+    return train, val
 
 
 def make_data(cfg: Config, tokenizer=None):
@@ -105,45 +112,44 @@ def make_data(cfg: Config, tokenizer=None):
     a cache folder named by a hash of text and settings, so that a second run starts at once."""
     if cfg.level not in ("bpe", "char"):
         raise InputError(f"--level {cfg.level}: use bpe or char")
-    train, val = load_text(cfg)
-    kind = cfg.checkpoint or f"{cfg.level}/{cfg.vocab_size}"
-    key = hashlib.sha256("\0".join((kind, train, val)).encode()).hexdigest()[:16]
+    documents = dict(zip(("train", "val"), load_documents(cfg)))
+    key = hashlib.sha256(repr((cfg.checkpoint or f"{cfg.level}/{cfg.vocab_size}", documents)).encode()).hexdigest()[:16]
     cache = Path(".cache") / key
     if tokenizer is None:
         if not (cache / "tokenizer.json").exists():
-            text = train + val if cfg.level == "char" else train
-            made = CharLevel.train(text) if cfg.level == "char" else train_bpe(text.split(END), cfg.vocab_size, special=(END,), eos=END)
+            made = (CharLevel.train("".join(documents["train"] + documents["val"])) if cfg.level == "char"
+                    else train_bpe(documents["train"], cfg.vocab_size, special=(END,), eos=END))
             made.save(cache)
         tokenizer = load_tokenizer(cache)
-    for name, text in (("train", train), ("val", val)):
-        if not (cache / f"{name}.npy").exists():
-            write_tokens(cache / f"{name}.npy", encode(tokenizer, text), tokenizer.vocab_size)
-    tokens = {name: read_tokens(cache / f"{name}.npy") for name in ("train", "val")}
-    for name, stream in tokens.items():
-        if len(stream) <= cfg.block:
-            raise InputError(f"the {name} text has {len(stream)} tokens, one block needs {cfg.block + 1}: "
+    tokens = {}
+    for part, texts in documents.items():
+        if not (cache / f"{part}.npy").exists():
+            write_tokens(cache / f"{part}.npy", encode(tokenizer, texts), tokenizer.vocab_size)
+        tokens[part] = read_tokens(cache / f"{part}.npy")
+        if len(tokens[part]) <= cfg.block:
+            raise InputError(f"the {part} text has {len(tokens[part])} tokens, one block needs {cfg.block + 1}: "
                              "give more text or a smaller --block")
-    return tokenizer, tokens["train"], tokens["val"], len(val.replace(END, "").encode()) / len(tokens["val"])
+    return tokenizer, tokens["train"], tokens["val"], sum(len(text.encode()) for text in documents["val"]) / len(tokens["val"])
 
 
-def encode(tokenizer, text: str) -> list[int]:
+def encode(tokenizer, documents: list[str]) -> list[int]:
     """Documents one after the other, each closed by the end-of-text token (if the tokenizer has one)."""
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    return [token for document in text.split(END) for token in (*tokenizer.encode(document), *end)]
+    return [token for document in documents for token in (*tokenizer.encode(document), *end)]
 
 
 # --- loss
 
 class Loss(nn.Module):
     """The training objective as a module, because DDP and FSDP2 do their work around a module's forward: mean of
-    -log p(next token) in nats, plus the load-balancing loss for a mixture of experts."""
+    -log p(next token) in nats; in training, plus the load-balancing loss for a mixture of experts."""
 
     def __init__(self, model: Transformer):
         super().__init__()
         self.model = model
 
     def forward(self, ids, labels):
-        if self.model.config.num_experts:
+        if self.training and self.model.config.num_experts:
             out = self.model(ids, output_router_logits=True)
             ce = nn.functional.cross_entropy(out.logits.flatten(0, 1).float(), labels.flatten())
             balance = load_balancing_loss(out.router_logits, self.model.config.num_experts_per_tok)
@@ -152,14 +158,16 @@ class Loss(nn.Module):
 
 
 @torch.no_grad()
-def evaluate(cfg: Config, model, tokens, device) -> float:
-    """Mean loss in nats per token over the same `eval_batches` batches every time."""
+def evaluate(cfg: Config, loss_module, tokens, device) -> float:
+    """Mean loss in nats per token over the same `eval_batches` batches every time (in every process: FSDP2 gathers weights for all)."""
     gen = generator(cfg.seed, "evaluation")
     total = 0.0
+    loss_module.eval()
     for _ in range(cfg.eval_batches):
         ids, labels = (x.to(device) for x in random_blocks(tokens, cfg.block, cfg.batch, gen))
         with autocast(device, cfg.dtype):
-            total += float(linear_cross_entropy(model.hidden(ids), model.lm_head.weight, labels))
+            total += float(loss_module(ids, labels))
+    loss_module.train()
     return total / cfg.eval_batches
 
 
@@ -182,11 +190,15 @@ def main(cfg: Config) -> dict:
     if cfg.batch % (micro * world.size):
         raise InputError(f"--batch {cfg.batch} must be a multiple of --micro-batch {micro} times {world.size} processes")
     accumulate = cfg.batch // (micro * world.size)
+    if cfg.fsdp and (world.size == 1 or cfg.optimizer == "muon"):
+        raise InputError("--fsdp shards every matrix over several processes: start with torchrun, and give --optimizer adamw (Muon needs "
+                         "whole matrices)")
 
     model, tokenizer = load_pretrained(cfg.checkpoint) if cfg.checkpoint else (None, None)
     if cfg.checkpoint and tokenizer is None:
         raise InputError(f"{cfg.checkpoint} has no tokenizer.json: --checkpoint needs a folder with one")
-    tokenizer, train_tokens, val_tokens, bytes_per_token = make_data(cfg, tokenizer)
+    with chief_first(world):
+        tokenizer, train_tokens, val_tokens, bytes_per_token = make_data(cfg, tokenizer)
     model = (model or make_model(cfg, tokenizer.vocab_size)).to(device).train()
     model.activation_checkpointing = cfg.activation_checkpointing
     print_once = tqdm.write if chief else lambda text: None
@@ -200,13 +212,16 @@ def main(cfg: Config) -> dict:
     order = generator(cfg.seed, f"order of process {world.rank}")
     out, log, first, trained_seconds = Path(cfg.out), {"step": [], "train": [], "val": []}, 0, 0.0
     if cfg.resume:
-        state = load_state(out / f"training{world.rank or ''}.pt", device)
-        if state["config"] != resumable(cfg):
+        state = load_state(out / "training.pt", device)
+        if state["config"] != resumable(cfg, world):
             raise InputError(f"{out}/training.pt was made with other flags; resume with the same ones, or start afresh without --resume")
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-        order.set_state(state["order"].cpu())
+        if cfg.fsdp:
+            load_shards(out / state["shards"], loss_module, optimizers)
+        else:
+            model.load_state_dict(state["model"])
+            for optimizer, saved in zip(optimizers, state["optimizers"]):
+                optimizer.load_state_dict(saved)
+        order.set_state(state["orders"][world.rank].cpu())
         log, first, trained_seconds = state["log"], state["step"], state["seconds"]
 
     started, running = time.time() - trained_seconds, []
@@ -229,37 +244,58 @@ def main(cfg: Config) -> dict:
             speed = cfg.batch * cfg.block * (step + 1) / (time.time() - started)
             bar.set_postfix_str(f"loss {float(total):.3f}, {speed:,.0f} tokens/s")
         if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
-            val = evaluate(cfg, model, val_tokens, device)
+            val = evaluate(cfg, loss_module, val_tokens, device)
             log["step"].append(step + 1)
             log["train"].append(float(torch.stack(running).mean()))
             log["val"].append(val)
             running = []
             print_once(f"step {step + 1:5}: train {log['train'][-1]:.4f}, val {val:.4f} nats/token = "
                        f"{val / bytes_per_token / math.log(2):.4f} bits/byte")
-            state = {"config": resumable(cfg), "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
-                     "order": order.get_state(), "log": log, "step": step + 1, "seconds": time.time() - started}
-            save_state(out / f"training{world.rank or ''}.pt", state)
-    return finish(cfg, out, model, tokenizer, log, bytes_per_token, time.time() - started, chief)
+            state = {"config": resumable(cfg, world), "orders": gather(world, order.get_state()), "log": log, "step": step + 1,
+                     "seconds": time.time() - started}
+            save_training(cfg, out, state, model, loss_module, optimizers, chief)
+    return finish(cfg, out, model, tokenizer, val_tokens, log, bytes_per_token, time.time() - started, chief)
 
 
-def resumable(cfg: Config) -> dict:
+def resumable(cfg: Config, world) -> dict:
     """The flags that a resumed run must share; only where it reads and writes may change."""
-    return {k: v for k, v in asdict(cfg).items() if k not in ("resume", "out", "device", "data")}
+    return {k: v for k, v in asdict(cfg).items() if k not in ("resume", "out", "device", "data")} | {"processes": world.size}
 
 
-def finish(cfg, out, model, tokenizer, log, bytes_per_token, seconds, chief) -> dict:
+def save_training(cfg, out, state, model, loss_module, optimizers, chief) -> None:
+    """training.pt appears whole or not at all. With --fsdp it names the folder of this step's shards, which were complete before it."""
+    if cfg.fsdp:
+        state["shards"] = f"shards-{state['step']}"
+        save_shards(out / state["shards"], loss_module, optimizers)
+    else:
+        state |= {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    if chief:
+        save_state(out / "training.pt", state)
+        for old in out.glob("shards-*"):
+            if old.name != state.get("shards"):
+                shutil.rmtree(old)
+
+
+def finish(cfg, out, model, tokenizer, val_tokens, log, bytes_per_token, seconds, chief) -> dict:
     """Saves the checkpoint, the log and the loss curve, and shows a sample."""
     summary = {"config": asdict(cfg), "log": log, "bytes_per_token": bytes_per_token, "seconds": round(seconds, 1),
                "val_bits_per_byte": log["val"][-1] / bytes_per_token / math.log(2) if log["val"] else None}
+    if cfg.fsdp:
+        weights, config = gather_weights(model), model.config
+        with torch.device("meta"):
+            model = Transformer(config)
+        model.load_state_dict(weights if chief else model.state_dict(), assign=True)
+        if config.tie_word_embeddings:
+            model.lm_head.weight = model.embed.weight
     if not chief:
         return summary
     save_pretrained(model, out, tokenizer)
     write_json(out / "log.json", summary)
     save_figure(loss_figure(log, bytes_per_token), out / "loss.png")
-    prompt = "def " if cfg.data is None else tokenizer.decode([int(tokenizer.encode("\n")[0])])
-    ids = generate(model.eval(), [tokenizer.encode(prompt)], max_new_tokens=150, temperature=0.7, top_k=50, eos_id=tokenizer.eos_id)[0]
+    prompt = [int(i) for i in val_tokens[:8]]  # how the held-out text begins
+    ids = generate(model.eval(), [prompt], max_new_tokens=200, temperature=0.7, top_k=50, eos_id=tokenizer.eos_id)[0]
     print(f"\n--- a sample ---\n{tokenizer.decode(ids)}\n---\nwrote {out}/ after {seconds:.0f} s of training; "
-          f'try: python sample.py --checkpoint {out} --prompt "{prompt.strip() or "The"}"')
+          f'try: python sample.py --checkpoint {out} --prompt "{"import" if cfg.data is None else "The"}"')
     return summary
 
 

@@ -21,10 +21,8 @@ class Linear(nn.Linear):
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight, in float32. Plain twin: F.rms_norm(x, (D,), weight, eps).
-
-    Limit: 2 reads and 1 write of x forward, 4 reads and 1 write backward. PyTorch has one kernel for this on a GPU, but on a CPU it
-    makes about 7 passes forward and 15 backward; written out here they are 3 and 6, and training a norm takes half to a third."""
+    """x / sqrt(mean(x^2) + eps) * weight, in float32. Plain twin: F.rms_norm(x, (D,), weight, eps). Limit: 2 reads and 1 write of x forward,
+    4 and 1 backward. PyTorch on a CPU makes about 7 passes forward and 15 backward; written out here they are 3 and 6."""
     if x.dtype != torch.float32:
         return F.rms_norm(x.float(), (x.shape[-1],), None, eps).to(x.dtype) * weight
     if x.is_cuda or not torch.is_grad_enabled():
@@ -44,14 +42,9 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, grad):
         """With g = grad * weight and r = 1/rms:  dx = r g - x r^3 mean(g x);  dweight = sum over tokens of grad * x * r."""
         x, weight, r = ctx.saved_tensors
-        D, grad_x, grad_w = x.shape[-1], None, None
         gx = grad * x
-        if ctx.needs_input_grad[1]:
-            grad_w = r.reshape(1, -1).mm(gx.reshape(-1, D))[0]
-        if ctx.needs_input_grad[0]:
-            mean = gx.matmul(weight)[..., None].mul_(r.pow(3)).div_(-D)
-            grad_x = (grad * weight).mul_(r).addcmul_(x, mean)
-        return grad_x, grad_w, None
+        mean = gx.matmul(weight)[..., None].mul_(r.pow(3)).div_(-x.shape[-1])
+        return (grad * weight).mul_(r).addcmul_(x, mean), r.reshape(1, -1).mm(gx.reshape(-1, x.shape[-1]))[0], None
 
 
 def linear_cross_entropy(h, weight, labels, ignore_index: int = -100, chunk_bytes: int = 2**26):
@@ -62,6 +55,8 @@ def linear_cross_entropy(h, weight, labels, ignore_index: int = -100, chunk_byte
     loss and both gradients, and drops the chunk's logits. Chunks of `chunk_bytes` keep peak memory far below N * V * 4 bytes."""
     if not torch.is_grad_enabled():
         h, weight = h.detach(), weight.detach()  # a custom function cannot tell that nobody will ask for these gradients
+    if torch.is_autocast_enabled(h.device.type):
+        h = h.to(torch.get_autocast_dtype(h.device.type))  # a custom function is not autocast by itself
     return _LinearCrossEntropy.apply(h.reshape(-1, h.shape[-1]), weight, labels.reshape(-1), ignore_index, chunk_bytes)
 
 
@@ -102,6 +97,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_h, grad_w = ctx.saved_tensors
         return (None if grad_h is None else grad_h * grad_out.to(grad_h.dtype),
                 None if grad_w is None else grad_w * grad_out.to(grad_w.dtype), None, None, None)
+
+
+def grouped_linear(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Group g's rows of x times its own matrix, transposed: x [S, D] sorted by group, weight [G, F, D], ends int32 [G] (group g is rows
+    ends[g-1] to ends[g]; the last end is S) -> [S, F]. One call where the hardware has a kernel for it, and then without a host read.
+    Plain twin: `grouped_linear_plain`, which is used wherever `can_group` says no."""
+    if not can_group(x.device, x.dtype, [weight.shape[1:]]):
+        return grouped_linear_plain(x, weight, ends)
+    return F.grouped_mm(x, weight.transpose(-2, -1), offs=ends)
+
+
+def grouped_linear_plain(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    return torch.cat([F.linear(rows, w) for rows, w in zip(x.split(counts), weight)])
+
+
+def can_group(device: torch.device, dtype: torch.dtype, shapes) -> bool:
+    """Does torch's grouped_mm take matrices of these shapes? It wants rows of a multiple of 16 bytes, on a GPU compute capability 9 and
+    bfloat16 (elsewhere it is a loop with a host read), on a CPU float32 or a 16-bit type."""
+    if device.type == "cuda":
+        fits = dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
+    else:
+        fits = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return fits and all(side * dtype.itemsize % 16 == 0 for shape in shapes for side in shape)
 
 
 def newton_schulz(G: torch.Tensor, steps: int = 5) -> torch.Tensor:

@@ -69,6 +69,8 @@ class Config:
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(f"num_attention_heads {self.num_attention_heads} must be a multiple of num_key_value_heads "
                              f"{self.num_key_value_heads}")
+        if self.num_experts:
+            self.moe_intermediate_size = self.moe_intermediate_size or self.intermediate_size
         if self.num_experts and not 1 <= self.num_experts_per_tok <= self.num_experts:
             raise InputError(f"num_experts_per_tok {self.num_experts_per_tok} must lie between 1 and num_experts {self.num_experts}")
 
@@ -183,7 +185,7 @@ class Block(nn.Module):
         self.self_attn = Attention(c, layer)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         if c.has_experts(layer):
-            experts = [MLP(c.hidden_size, c.moe_intermediate_size or c.intermediate_size) for _ in range(c.num_experts)]
+            experts = [MLP(c.hidden_size, c.moe_intermediate_size) for _ in range(c.num_experts)]
             shared = MLP(c.hidden_size, c.shared_expert_intermediate_size) if c.shared_expert_intermediate_size else None
             self.mlp = MoE(c.hidden_size, experts, c.num_experts_per_tok, c.norm_topk_prob, shared)
         else:

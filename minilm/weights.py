@@ -22,16 +22,19 @@ from minilm.transformer import Config, Transformer
 
 # Family -> Hugging Face's class, and the values that a config.json of this family means when it leaves a field out.
 FAMILIES = {
-    "llama": ("LlamaForCausalLM", {}),
-    "mistral": ("MistralForCausalLM", {"sliding_window": 4096}),
-    "qwen2": ("Qwen2ForCausalLM", {}),
-    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 128}),
-    "mixtral": ("MixtralForCausalLM", {"rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}),
-    "qwen2_moe": ("Qwen2MoeForCausalLM", {"num_experts": 60, "num_experts_per_tok": 4, "norm_topk_prob": False,
-                                          "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632}),
-    "qwen3_moe": ("Qwen3MoeForCausalLM", {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": False,
-                                          "moe_intermediate_size": 768}),
-    "olmoe": ("OlmoeForCausalLM", {"num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False}),
+    "llama": ("LlamaForCausalLM", {"max_position_embeddings": 2048}),
+    "mistral": ("MistralForCausalLM", {"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131072}),
+    "qwen2": ("Qwen2ForCausalLM", {"max_position_embeddings": 32768}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 128, "max_position_embeddings": 32768}),
+    "mixtral": ("MixtralForCausalLM", {"rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True,
+                                       "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}),
+    "qwen2_moe": ("Qwen2MoeForCausalLM", {"num_experts": 60, "num_experts_per_tok": 4, "norm_topk_prob": False, "num_key_value_heads": 16,
+                                          "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
+                                          "max_position_embeddings": 32768}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": False, "num_key_value_heads": 4,
+                                          "moe_intermediate_size": 768, "max_position_embeddings": 32768}),
+    "olmoe": ("OlmoeForCausalLM", {"num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "rms_norm_eps": 1e-5,
+                                   "max_position_embeddings": 4096}),
 }
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,14 +56,14 @@ def read_config(folder: str | Path) -> Config:
         if raw.get(key) is not None and not (isinstance(raw[key], int) and raw[key] >= 1):
             raise InputError(f"{file}: {key} {raw[key]!r} must be a whole number of at least 1")
     values = {**FAMILIES[family][1], **{k: v for k, v in raw.items() if v is not None or k == "sliding_window"}}
-    for key, only in {"hidden_act": "silu", "clip_qkv": None, "partial_rotary_factor": 1.0}.items():
+    for key, only in {"hidden_act": "silu", "clip_qkv": None, "partial_rotary_factor": 1.0, "qkv_bias": True}.items():
         if values.get(key, only) != only:
             raise InputError(f"{file}: {key} {values[key]!r} is not read; minilm reads {only!r} only")
     rope = values.get("rope_parameters") or {}  # how transformers 5 stores rope_theta and rope_scaling
     if rope:
         values["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10000.0))
         values["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
-    if "num_local_experts" in values and family == "mixtral":
+    if family == "mixtral" or (family == "qwen3_moe" and "num_local_experts" in raw):  # new Qwen3 files use Mixtral's word
         values["num_experts"] = values["num_local_experts"]
     if family in ("llama", "mistral", "qwen2", "qwen3"):
         values["num_experts"] = 0
@@ -91,6 +94,10 @@ def config_json(config: Config, dtype: torch.dtype) -> dict:
         raise InputError(f"a {family} checkpoint cannot say sliding_window {config.sliding_window}: use model_type 'mistral'")
     if (config.num_experts > 0) != (family in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")):
         raise InputError(f"model_type {family!r} does not fit num_experts {config.num_experts}: see minilm.moe.upcycle")
+    if family in ("mixtral", "olmoe") and (config.mlp_only_layers or config.decoder_sparse_step != 1):
+        raise InputError(f"a {family} checkpoint has experts in every layer: layers {config.mlp_only_layers} of this model have none")
+    if family == "qwen3_moe" and len(set(config.layer_types or [])) > 1:
+        raise InputError("a qwen3_moe checkpoint slides its window over all layers or none, this model over some")
     values = {"architectures": [FAMILIES[family][0]], **dataclasses.asdict(config), "hidden_act": "silu",
               "torch_dtype": next(name for name, d in DTYPES.items() if d == dtype)}
     if family == "mixtral":
@@ -116,6 +123,21 @@ def to_hf(name: str, family: str) -> str:
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 
+def _stored(name: str, where) -> tuple[str, tuple[int, str] | None]:
+    """Hugging Face's name on disk -> the name that these files use, and which part (expert, gate | up | down) of that tensor it is.
+    Newer transformers hold a layer's experts fused in memory, `mlp.experts.gate_up_proj` [E, 2F, D] (gate rows first) and
+    `mlp.experts.down_proj` [E, D, F], also in Mixtral; a state_dict() that was saved as it is has these names."""
+    if name in where:
+        return name, None
+    fused = name.replace(".block_sparse_moe.", ".mlp.")
+    match = re.fullmatch(r"(.*\.mlp\.experts)\.(\d+)\.(\w+)\.weight", fused)
+    if not match:
+        return (fused if fused in where else name), None
+    part = {"w1": "gate", "w2": "down", "w3": "up"}.get(match[3], match[3].removesuffix("_proj"))
+    fused = f"{match[1]}.{'down_proj' if part == 'down' else 'gate_up_proj'}"
+    return (fused, (int(match[2]), part)) if fused in where else (name, None)
+
+
 # --- loading
 
 def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
@@ -133,14 +155,18 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     where = _find_tensors(folder)
     if config.tie_word_embeddings:
         wanted.pop("lm_head.weight")
-    unused = [n for n in where if n not in wanted and not n.endswith("rotary_emb.inv_freq")
+    stored = {n: _stored(n, where) for n in wanted}  # (name in the files, part of that tensor)
+    used = {name for name, _ in stored.values()}
+    unused = [n for n in where if n not in used and not n.endswith("rotary_emb.inv_freq")
               and not (n == "lm_head.weight" and config.tie_word_embeddings)]
-    _report(folder, "lacks", [n for n in wanted if n not in where], "the download may be incomplete, or config.json is of another model")
+    missing = [n for n, (name, _) in stored.items() if name not in where]
+    _report(folder, "lacks", missing, "the download may be incomplete, or config.json is of another model")
     _report(folder, "has unexpected", unused, "config.json may be of another model")
     shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     state = {}
     for theirs, ours in wanted.items():
-        state[ours] = _read_tensor(where[theirs], theirs, shapes[ours], dtype, device)
+        name, part = stored[theirs]
+        state[ours] = _read_tensor(where[name], name, shapes[ours], dtype, device, part and (*part, config.num_experts))
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)
@@ -183,8 +209,9 @@ def _names(file: Path) -> list[str]:
         raise InputError(f"{file} is not a complete safetensors file ({error}): download or save it again") from None
 
 
-def _read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device) -> torch.Tensor:
-    tensor = _map(file, name)
+def _read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device, part: tuple[int, str, int] | None = None) -> torch.Tensor:
+    """`part`: (expert, gate | up | down, number of experts) of a fused tensor."""
+    tensor = _map(file, name, shape, part)
     if tuple(tensor.shape) != shape:
         raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}")
     if not tensor.dtype.is_floating_point:
@@ -195,16 +222,23 @@ def _read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device
     else:
         tensor = torch.empty(shape, dtype=dtype, device=device)
         for start in range(0, len(tensor), rows):  # each in a mapping of its own: what was converted need not stay mapped
-            tensor[start : start + rows] = _map(file, name)[start : start + rows]
-    if not all(torch.isfinite(part.sum(dtype=torch.float32)) for part in tensor.split(rows)):
+            tensor[start : start + rows] = _map(file, name, shape, part)[start : start + rows]
+    if not all(torch.isfinite(x.sum(dtype=torch.float32)) for x in tensor.split(rows)):
         raise InputError(f"{file}: {name} holds NaN or infinite values in {dtype}: the checkpoint is damaged"
                          + (", or its numbers are too large for this type: use bfloat16" if dtype == torch.float16 else ""))
     return tensor
 
 
-def _map(file: Path, name: str) -> torch.Tensor:
+def _map(file: Path, name: str, shape: tuple, part: tuple[int, str, int] | None) -> torch.Tensor:
     with safe_open(file, "pt") as f:
-        return f.get_tensor(name)
+        if part is None:
+            return f.get_tensor(name)
+        expert, which, num_experts = part
+        whole, rows = f.get_slice(name), shape[0]
+        fused = [num_experts, shape[0] * (1 if which == "down" else 2), shape[1]]
+        if whole.get_shape() != fused:
+            raise InputError(f"{file}: {name} has shape {whole.get_shape()}, config.json asks for {fused}")
+        return whole[expert, rows : 2 * rows] if which == "up" else whole[expert, :rows]
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:

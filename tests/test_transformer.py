@@ -101,9 +101,16 @@ def test_padding_on_either_side_changes_nothing_for_the_real_tokens():
     close(model(torch.cat((ids, junk), 1)).logits[:, :6], alone)  # on the right causality is enough
 
 
-def test_a_query_that_may_read_nothing_reads_itself_and_stays_finite():
-    logits = tiny()(some_ids(1, 4), attention_mask=torch.zeros(1, 4, dtype=torch.bool)).logits
-    assert logits.isfinite().all()
+def test_a_token_that_the_mask_leaves_out_might_as_well_not_be_there():
+    model, ids = tiny(), some_ids(1, 7)
+    real = torch.tensor([[True, True, False, False, True, True, True]])
+    close(model(ids, attention_mask=real).logits[real], model(ids[real][None]).logits[0])  # positions count real tokens only
+
+
+def test_a_query_that_may_read_nothing_reads_itself():
+    model, ids = tiny(), some_ids(1, 4)
+    logits = model(ids, attention_mask=torch.zeros(1, 4, dtype=torch.bool)).logits
+    close(logits[0], model(ids.T).logits[:, 0])  # each token as if alone; a softmax over nothing would be NaN
 
 
 def test_a_mask_of_three_axes_is_exactly_what_each_query_reads():

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from functools import cache
 
 import pytest
@@ -17,7 +15,7 @@ from minilm.data import generator
 from minilm.generate import generate
 from minilm.tokenizer import train_bpe
 from minilm.transformer import Config, Transformer
-from minilm.weights import load_pretrained, save_pretrained
+from minilm.weights import load_pretrained, read_config, save_pretrained
 
 SHAPE = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -115,6 +113,33 @@ def test_a_config_in_the_older_layout_means_the_same(tmp_path):
         config.pop(field, None)
     (tmp_path / "config.json").write_text(json.dumps({**config, "rope_theta": 1000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}))
     close(logits(load_pretrained(tmp_path)[0]), logits(theirs))
+
+
+def test_windows_by_hand(tmp_path):
+    def windows(**fields):
+        sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 8}
+        (tmp_path / "config.json").write_text(json.dumps({**sizes, **fields}))
+        return [read_config(tmp_path).window(layer) for layer in range(3)]
+
+    assert windows(model_type="mistral", sliding_window=None) == [None] * 3  # null is not the same as left out
+    assert windows(model_type="mistral") == [4096] * 3
+    qwen = {"model_type": "qwen2", "sliding_window": 8, "max_window_layers": 1}
+    assert windows(**qwen, use_sliding_window=True) == [None, 8, 8]
+    assert windows(**qwen, use_sliding_window=False) == windows(**qwen) == [None] * 3
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
+def test_a_field_that_a_config_leaves_out_means_what_its_family_says(family, tmp_path):
+    import transformers
+
+    sizes = {"vocab_size": 60_000, "hidden_size": 4096, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 32}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **sizes}))
+    theirs, ours = transformers.AutoConfig.from_pretrained(tmp_path), read_config(tmp_path)
+    for field in ("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "mlp_bias", "sliding_window",
+                  "max_position_embeddings", "num_experts", "num_experts_per_tok", "norm_topk_prob", "moe_intermediate_size",
+                  "shared_expert_intermediate_size", "decoder_sparse_step"):
+        assert getattr(ours, field) == (getattr(theirs, field, None) or getattr(ours, field)), field
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
 
 
 def test_what_was_saved_comes_back_bit_for_bit_with_tokenizer_and_generation_config(tmp_path):
@@ -251,26 +276,48 @@ def test_a_model_that_no_family_describes_is_not_saved_and_nothing_is_half_writt
 
 # --- kill -9
 
-SAVE = """
-import itertools, sys, torch
+KILL = """
+import os, signal, sys, torch
 from minilm.transformer import Config, Transformer
-from minilm.weights import save_pretrained
-model = Transformer(Config(500, 128, 256, 2, 2))
-for i in itertools.count(1):
+from minilm.weights import load_pretrained, save_pretrained
+
+torch.set_num_threads(1)
+model = Transformer(Config(50, 16, 24, 1, 2))
+
+def save(value, shards):
     for p in model.parameters():
-        torch.nn.init.constant_(p, i)
-    save_pretrained(model, sys.argv[1], max_shard_bytes=10**9 if i % 4 < 2 else 200_000)  # from one file to shards and back
-    print(i, flush=True)
+        torch.nn.init.constant_(p, value)
+    save_pretrained(model, "checkpoint", max_shard_bytes=9000 if shards else 10**9)
+
+def kill_myself_before_file_operation(n):
+    seen = []
+    def hook(event, arguments):
+        if event in ("open", "os.rename", "os.remove", "os.mkdir") and "checkpoint" in str(arguments[0]):
+            seen.append(event)
+            if len(seen) == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+for before, after in ((False, False), (False, True), (True, True), (True, False)):  # one file or shards
+    n, killed = 0, True
+    while killed:
+        n += 1
+        save(1.0, before)
+        child = os.fork()
+        if child == 0:
+            kill_myself_before_file_operation(n)
+            save(2.0, after)
+            os._exit(0)
+        killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+        found = {float(v) for p in load_pretrained("checkpoint")[0].state_dict().values() for v in (p.min(), p.max())}
+        assert found == {2.0} or killed and found == {1.0}, (before, after, n, found)
+    print(before, after, n - 1)
 """
 
 
-def test_a_process_killed_while_saving_leaves_the_last_complete_checkpoint(tmp_path):
+def test_a_process_killed_at_any_point_of_saving_leaves_a_complete_checkpoint(tmp_path):
+    """A child is killed (-9) before its first file operation, then another before its second, ... until one lives to the end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen([sys.executable, "-c", SAVE, str(tmp_path)], stdout=subprocess.PIPE, env=environment)
-    said = [int(process.stdout.readline()) for _ in range(6)][-1]
-    time.sleep(0.0071)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    model, _ = load_pretrained(tmp_path)
-    values = {float(v) for p in model.state_dict().values() for v in (p.min(), p.max())}
-    assert len(values) == 1 and values.pop() >= said  # one checkpoint, whole, and not an older one
+    run = subprocess.run([sys.executable, "-c", KILL], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert [int(line.split()[-1]) > 5 for line in run.stdout.splitlines()] == [True] * 4, run.stdout

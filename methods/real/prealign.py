@@ -1,8 +1,8 @@
 """PreAlign on your own text: languages, dictionaries, tokenizer and (if you like) a checkpoint. The method is methods/prealign.py.
 
-Run     python methods/real/prealign.py --corpus en.txt de.txt --dict en-de.tsv --methods joint prealign --out out/de
+Run     python methods/real/prealign.py --corpus en.txt de.txt --dict en-de.tsv --methods joint prealign --save out
         python methods/real/prealign.py --corpus en.jsonl --clone                    # no second language needed: English-Clone
-        python methods/real/prealign.py --corpus en.txt de.txt --aligned --clone     # the committed run, see below
+        python methods/real/prealign.py --corpus gsm_questions/de-en/train.en gsm_questions/de-en/train.de --aligned --clone --out results
         python methods/real/prealign.py --corpus en.jsonl zh.jsonl:0.05 --dict muse.txt --checkpoint DIR --device cuda --dtype bfloat16
 
         --corpus       UTF-8 text, one document a line, or JSON Lines {"text": ...}; FILE:WEIGHT sets its share of the documents read.
@@ -14,9 +14,9 @@ Run     python methods/real/prealign.py --corpus en.txt de.txt --dict en-de.tsv 
         --aligned      line i of every corpus says the same. Then line i is read in ONE language only, chosen by a hash, and without
                        --dict a dictionary is derived: words e, f with 2 n(e, f) / (n(e) + n(f)) >= 0.35 (n: lines with it, at least
                        5 in common), each the other's best (Dice's coefficient).
-Shown   results/prealign_real_text.json: English questions of grade-school maths, an English-Clone of them, and German
-        (gsm_questions/de-en of github NJUNLP/QAlign). Without --checkpoint a small model is made; with it, its vocabulary is kept (doubled
-        for a clone). Aligning an EXISTING model is useful, but it is not the paper's setting, which aligns before pretraining.
+Shown   results/prealign_real_text.json is the third command: English questions of grade-school maths, an English-Clone of them, and German
+        (7,464 aligned lines, folder gsm_questions of github NJUNLP/QAlign). Without --checkpoint a small model is made; with it, its
+        vocabulary is kept (doubled for a clone): useful, but not the paper's setting, which aligns before pretraining starts.
 Honest  Word segmentation is by tokens: a word begins where a token does not begin with a letter, so a source language needs spaces. A few
         hundred thousand tokens show a direction, not the paper's numbers: 1.3B parameters need 21 GB of optimizer state and days of a GPU.
 """
@@ -85,7 +85,8 @@ class Config:
     device: str = "auto"  # auto (cuda, else cpu), cpu, cuda, mps
     workers: int | None = None  # seeds at a time (default: one per core)
     quick: bool = False  # smoke run
-    out: str | None = None  # folder for results and for each arm's checkpoint (default: results/ or runs/, no checkpoints)
+    save: str | None = None  # folder for every arm's checkpoint (default: none is kept)
+    out: str | None = None  # folder for the results (default: runs/prealign_real_text)
 
 
 # --- the user's files
@@ -301,8 +302,8 @@ def run(cfg: Config, seed: int) -> Outcome:
                     metrics[f"unseen {name}"] = retrieval(model, unseen, [e[1] for e in unseen])[model.config.num_hidden_layers // 2]
                 series |= {f"{when} {name}": (range(len(values)), values) for when, values in (("before", before[name]), ("after", after))}
         outcome.metrics[arm], outcome.series[arm] = metrics, series
-        if cfg.out:
-            save_pretrained(model, Path(cfg.out) / f"{arm} seed {seed}".replace(" ", "-"), data.tokenizer)
+        if cfg.save:
+            save_pretrained(model, Path(cfg.save) / f"{arm}-seed-{seed}", data.tokenizer)
     return outcome
 
 
