@@ -42,11 +42,13 @@ from minilm.training import Muon, autocast, make_optimizers, parameter_groups, p
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
 from minilm.weights import load_pretrained, save_pretrained
+from signals.mdm import matching_loss, spectrum
+from signals.networks import make_network
 
 
 @dataclass(frozen=True)
 class Config:
-    what: tyro.conf.Positional[tuple[str, ...]] = ()  # benchmarks to run: train decode load loss (default: all)
+    what: tyro.conf.Positional[tuple[str, ...]] = ()  # benchmarks to run: train decode load loss distill (default: all)
     data: str | None = None  # tinyshakespeare's input.txt, for the time to a given loss (train); without it that row is left out
     threads: int | None = None  # CPU threads (default: torch's, one per core)
     device: str = "auto"  # auto (cuda, else cpu), cpu, cuda
@@ -437,9 +439,51 @@ def load_call(name: str, folder: str, dtype: str) -> Callable:
     return lambda: peer_load(folder, kind)
 
 
+# --- dataset distillation
+
+def distill(cfg: Config) -> list[dict]:
+    """The loss of signals/mdm.py in both domains and its gradient: all classes in one batch, against one class after the other."""
+    C, batch, spc, rounds = (3, 4, 1, 2) if cfg.quick else (11, 32, 5, 15)
+    device = pick_device(cfg.device)
+    psi = make_network("conv3k7", C, 128, generator(0, "psi")).to(device).requires_grad_(False)
+    real, S = (torch.randn(C * n, 2, 128, generator=generator(0, name)).to(device) for n, name in ((batch, "real"), (spc, "synthetic")))
+    S.requires_grad_()
+    times = alternate({"one batch": lambda: distill_step(psi, real, S, C), "class by class": lambda: distill_step(psi, real, S, 1, C),
+                       "class by class, 1-D layers": lambda: distill_step(OneDimensional(psi), real, S, 1, C)}, rounds, "distill")
+    shape = f"conv3k7, {C} classes x ({batch} real + {spc} synthetic) x 128 samples, two domains: {medians(times)}"
+    return [row("distillation step: all classes in one batch over the usual loop (1-D layers, class by class)",
+                ratio(times, "class by class, 1-D layers", "one batch"), target=">= 3", conditions=shape),
+            row("of this, by batching alone (the same layers, class by class)", ratio(times, "class by class", "one batch"))]
+
+
+class OneDimensional:
+    """The same network in torch's 1-D layers, as it is usually written."""
+
+    def __init__(self, psi: nn.Module):
+        self.psi = psi
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.psi.body:
+            if isinstance(layer, nn.Conv2d):
+                x = F.conv1d(x, layer.weight[:, :, 0], layer.bias, padding=layer.padding[1])
+            elif isinstance(layer, nn.AvgPool2d):
+                x = F.avg_pool1d(x, 2)
+            elif isinstance(layer, nn.ReLU):
+                x = x.relu()
+        return x.mean(2)
+
+
+def distill_step(psi, real: torch.Tensor, S: torch.Tensor, C: int, parts: int = 1) -> torch.Tensor:
+    """C classes at a time, `parts` times -> dL/dS."""
+    loss = sum(matching_loss(psi, view(r), view(s), C) for r, s in zip(real.chunk(parts), S.chunk(parts), strict=True)
+               for view in (lambda x: x, spectrum))
+    return torch.autograd.grad(loss, S)[0]
+
+
 # --- the run
 
-BENCHMARKS: dict[str, Callable[[Config], list[dict]]] = {"train": train, "decode": decode, "load": load, "loss": loss}
+BENCHMARKS: dict[str, Callable[[Config], list[dict]]] = {"train": train, "decode": decode, "load": load, "loss": loss,
+                                                           "distill": distill}
 
 
 def conditions(cfg: Config) -> dict:

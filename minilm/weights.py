@@ -223,7 +223,7 @@ def _read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device
         tensor = torch.empty(shape, dtype=dtype, device=device)
         for start in range(0, len(tensor), rows):  # each in a mapping of its own: what was converted need not stay mapped
             tensor[start : start + rows] = _map(file, name, shape, part)[start : start + rows]
-    if not all(torch.isfinite(x.sum(dtype=torch.float32)) for x in tensor.split(rows)):
+    if not all(torch.isfinite(chunk.sum(dtype=torch.float32)) for chunk in tensor.split(rows)):
         raise InputError(f"{file}: {name} holds NaN or infinite values in {dtype}: the checkpoint is damaged"
                          + (", or its numbers are too large for this type: use bfloat16" if dtype == torch.float16 else ""))
     return tensor

@@ -368,3 +368,12 @@ def test_the_committed_claims_and_figure_follow_from_the_committed_numbers(name)
     assert claims(results["metrics"]) == results["claims"]
     assert len(figure(results).axes) >= 14
     assert radioml.CLASSES_2018 and len(results["seeds"]) >= 4
+
+
+def test_the_benchmark_compares_three_ways_to_the_same_gradient():
+    import bench
+
+    psi, real, S = network("conv3k7/8").requires_grad_(False), signals(12, seed=1), signals(6, seed=2).requires_grad_()
+    batch, loop = bench.distill_step(psi, real, S, 3), bench.distill_step(psi, real, S, 1, 3)
+    torch.testing.assert_close(batch, loop)
+    torch.testing.assert_close(batch, bench.distill_step(bench.OneDimensional(psi), real, S, 1, 3))
