@@ -17,8 +17,9 @@ Run     python methods/learning_preferences.py                     # 2 CPU cores
 Honest  The model is trained from nothing on 60 + 60 invented persons, so this is the paper's explanation, not its finding about real
         styles. Every arm shares init, persons, values, layouts and order; the arms of C5 differ only in whom the unmarked texts of
         OTHER persons agree with. A and B are mirror images: one token differs. Settings were chosen on seeds 100 to 102.
-        At 4:4 single models still lean to one of the names (Pr 0.44 to 0.74), by their initial weights: C6 therefore counts the spread
-        over seeds, which a bootstrap over persons does not see, and `4:4 swapped` exchanges the names.
+        At 4:4 single models still lean to a side (Pr 0.44 to 0.74), so C6 counts the spread over seeds, which a bootstrap over persons
+        (+/- 0.03) does not see and alone would reject. The name is not the cause: with the names exchanged (`4:4 swapped`, added after
+        the default run) the same seeds lean the same way, so it is the draws or their order. No arm reaches 90% in C8: the area decides.
 Try     TODO
 """
 
