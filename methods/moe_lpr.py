@@ -54,7 +54,7 @@ class Config:
     lr: float = 3e-3  # stage 1: learning rate
     alpha: float = 0.01  # stage 1: weight of the load-balancing loss
     review_old: int = 62  # review: blocks of old-language text (0.97% of stage 1); twice as many of new-language text
-    review_batch: int = 2  # review: blocks per step, one pass
+    review_batch: int = 1  # review: blocks per step, one pass
     review_lr: float = 1e-2  # review: learning rate; routers are small and want a large one
     gamma: float = 0.1  # review: weight of the language-priors routing loss
     lpr_form: str = "paper"  # paper: -log softmax(z)_0; double: the official code's second softmax
@@ -422,14 +422,14 @@ def main(cfg: Config) -> dict:
                                  ("scripts", [cfg.scripts], ("two", "one"))):
         if wrong := set(given) - set(allowed):
             raise InputError(f"--{flag} {' '.join(wrong)} is not known; give {', '.join(allowed)}")
-    if cfg.full:
-        cfg = replace(cfg, methods=tuple(ARMS))
-    if cfg.quick:
-        cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=12, steps=8, review_old=16, eval_blocks=4)
     if not 2 <= cfg.experts_per_token <= cfg.num_experts:
         raise InputError(f"--experts-per-token {cfg.experts_per_token} must lie between 2 and --num-experts {cfg.num_experts}")
     if not 16 <= cfg.review_old <= cfg.steps * cfg.batch // 2:
         raise InputError(f"--review-old {cfg.review_old}: give 16 (a few documents) to {cfg.steps * cfg.batch // 2} (half of stage 1)")
+    if cfg.full:
+        cfg = replace(cfg, methods=tuple(ARMS))
+    if cfg.quick:
+        cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=12, steps=8, review_old=16, eval_blocks=8)
     show_example(cfg)
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
     results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
