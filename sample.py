@@ -9,8 +9,6 @@ import sys
 import time
 from dataclasses import dataclass
 
-import torch
-
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
 from minilm.generate import stream
@@ -35,16 +33,17 @@ class Config:
     device: str = "auto"  # auto (cuda, else cpu), cpu, cuda, mps
 
 
-def checked(cfg: Config) -> Config:
+def check(cfg: Config) -> None:
     if cfg.dtype not in DTYPES:
         raise InputError(f"--dtype {cfg.dtype}: use {', '.join(DTYPES)}")
     if cfg.temperature < 0:
         raise InputError(f"--temperature {cfg.temperature}: give 0 (most probable) or more")
+    if cfg.max_new_tokens < 1 or cfg.num_samples < 1:
+        raise InputError(f"--max-new-tokens {cfg.max_new_tokens} and --num-samples {cfg.num_samples}: give 1 or more of each")
     if cfg.top_p is not None and not 0 < cfg.top_p <= 1:
         raise InputError(f"--top-p {cfg.top_p}: give a probability above 0 and up to 1")
     if cfg.top_k is not None and cfg.top_k < 1:
         raise InputError(f"--top-k {cfg.top_k}: give 1 or more")
-    return cfg
 
 
 def print_stream(cfg: Config, model, tokenizer, prompt: list[int], seed: int) -> tuple[list[int], float]:
@@ -82,11 +81,10 @@ def converse(cfg: Config, model, tokenizer) -> None:
 
 
 def main(cfg: Config) -> None:
-    checked(cfg)
+    check(cfg)
     model, tokenizer = load_pretrained(cfg.checkpoint, DTYPES[cfg.dtype], pick_device(cfg.device))
     if tokenizer is None:
         raise InputError(f"{cfg.checkpoint} has no tokenizer.json: add the one the model was trained with")
-    torch.manual_seed(cfg.seed)
     if cfg.chat:
         return converse(cfg, model, tokenizer)
     prompt = tokenizer.encode(cfg.prompt, bos=tokenizer.add_bos)

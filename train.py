@@ -73,8 +73,8 @@ class Config:
 
 # --- data
 
-def standard_library() -> tuple[str, str]:
-    """Python's own sources (a few MB, the same for one interpreter) -> training and validation text. A twentieth of the files,
+def standard_library() -> tuple[list[str], list[str]]:
+    """Python's own sources (a few MB, the same for one interpreter) -> training and validation documents. A twentieth of the files,
     chosen by a hash of their names, is held out. Tests and IDLE are left out: they are long and repetitive."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib2to3", "turtledemo", "ensurepip", "__pycache__"}
@@ -89,15 +89,20 @@ def standard_library() -> tuple[str, str]:
             (val if held_out else train).append(text)
     if not train or not val:
         raise InputError(f"this Python has no library sources under {root}: give your own text with --data")
-    return END.join(train), END.join(val)
+    return train, val
 
 
-def load_text(cfg: Config) -> tuple[str, str]:
-    """Training and validation text. A user's text is split by position: first 90% and last 10%, as usual for tinyshakespeare."""
+def load_documents(cfg: Config) -> tuple[list[str], list[str]]:
+    """Training and validation documents. A user's text is split by position: first 90% and last 10%, as usual for tinyshakespeare."""
     if cfg.data is None:
         return standard_library()
-    text = END.join(read_documents(cfg.data)) if cfg.level == "bpe" else "\n".join(read_documents(cfg.data))
-    return text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]
+    documents = read_documents(cfg.data)
+    left, train, val = int(0.9 * sum(map(len, documents))), [], []
+    for text in documents:
+        train += [text[:left]] if left > 0 else []
+        val += [text[left:]] if len(text) > left else []
+        left = max(0, left - len(text))
+    return train, val
 
 
 def make_data(cfg: Config, tokenizer=None):
@@ -105,31 +110,30 @@ def make_data(cfg: Config, tokenizer=None):
     a cache folder named by a hash of text and settings, so that a second run starts at once."""
     if cfg.level not in ("bpe", "char"):
         raise InputError(f"--level {cfg.level}: use bpe or char")
-    train, val = load_text(cfg)
-    kind = cfg.checkpoint or f"{cfg.level}/{cfg.vocab_size}"
-    key = hashlib.sha256("\0".join((kind, train, val)).encode()).hexdigest()[:16]
+    documents = dict(zip(("train", "val"), load_documents(cfg)))
+    key = hashlib.sha256(repr((cfg.checkpoint or f"{cfg.level}/{cfg.vocab_size}", documents)).encode()).hexdigest()[:16]
     cache = Path(".cache") / key
     if tokenizer is None:
         if not (cache / "tokenizer.json").exists():
-            text = train + val if cfg.level == "char" else train
-            made = CharLevel.train(text) if cfg.level == "char" else train_bpe(text.split(END), cfg.vocab_size, special=(END,), eos=END)
+            made = (CharLevel.train("".join(documents["train"] + documents["val"])) if cfg.level == "char"
+                    else train_bpe(documents["train"], cfg.vocab_size, special=(END,), eos=END))
             made.save(cache)
         tokenizer = load_tokenizer(cache)
-    for name, text in (("train", train), ("val", val)):
-        if not (cache / f"{name}.npy").exists():
-            write_tokens(cache / f"{name}.npy", encode(tokenizer, text), tokenizer.vocab_size)
-    tokens = {name: read_tokens(cache / f"{name}.npy") for name in ("train", "val")}
-    for name, stream in tokens.items():
-        if len(stream) <= cfg.block:
-            raise InputError(f"the {name} text has {len(stream)} tokens, one block needs {cfg.block + 1}: "
+    tokens = {}
+    for part, texts in documents.items():
+        if not (cache / f"{part}.npy").exists():
+            write_tokens(cache / f"{part}.npy", encode(tokenizer, texts), tokenizer.vocab_size)
+        tokens[part] = read_tokens(cache / f"{part}.npy")
+        if len(tokens[part]) <= cfg.block:
+            raise InputError(f"the {part} text has {len(tokens[part])} tokens, one block needs {cfg.block + 1}: "
                              "give more text or a smaller --block")
-    return tokenizer, tokens["train"], tokens["val"], len(val.replace(END, "").encode()) / len(tokens["val"])
+    return tokenizer, tokens["train"], tokens["val"], sum(len(text.encode()) for text in documents["val"]) / len(tokens["val"])
 
 
-def encode(tokenizer, text: str) -> list[int]:
+def encode(tokenizer, documents: list[str]) -> list[int]:
     """Documents one after the other, each closed by the end-of-text token (if the tokenizer has one)."""
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    return [token for document in text.split(END) for token in (*tokenizer.encode(document), *end)]
+    return [token for document in documents for token in (*tokenizer.encode(document), *end)]
 
 
 # --- loss
@@ -239,7 +243,7 @@ def main(cfg: Config) -> dict:
             state = {"config": resumable(cfg), "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
                      "order": order.get_state(), "log": log, "step": step + 1, "seconds": time.time() - started}
             save_state(out / f"training{world.rank or ''}.pt", state)
-    return finish(cfg, out, model, tokenizer, log, bytes_per_token, time.time() - started, chief)
+    return finish(cfg, out, model, tokenizer, val_tokens, log, bytes_per_token, time.time() - started, chief)
 
 
 def resumable(cfg: Config) -> dict:
@@ -247,7 +251,7 @@ def resumable(cfg: Config) -> dict:
     return {k: v for k, v in asdict(cfg).items() if k not in ("resume", "out", "device", "data")}
 
 
-def finish(cfg, out, model, tokenizer, log, bytes_per_token, seconds, chief) -> dict:
+def finish(cfg, out, model, tokenizer, val_tokens, log, bytes_per_token, seconds, chief) -> dict:
     """Saves the checkpoint, the log and the loss curve, and shows a sample."""
     summary = {"config": asdict(cfg), "log": log, "bytes_per_token": bytes_per_token, "seconds": round(seconds, 1),
                "val_bits_per_byte": log["val"][-1] / bytes_per_token / math.log(2) if log["val"] else None}
@@ -256,10 +260,10 @@ def finish(cfg, out, model, tokenizer, log, bytes_per_token, seconds, chief) -> 
     save_pretrained(model, out, tokenizer)
     write_json(out / "log.json", summary)
     save_figure(loss_figure(log, bytes_per_token), out / "loss.png")
-    prompt = "def " if cfg.data is None else tokenizer.decode([int(tokenizer.encode("\n")[0])])
-    ids = generate(model.eval(), [tokenizer.encode(prompt)], max_new_tokens=150, temperature=0.7, top_k=50, eos_id=tokenizer.eos_id)[0]
+    prompt = [int(i) for i in val_tokens[:8]]  # how the held-out text begins
+    ids = generate(model.eval(), [prompt], max_new_tokens=200, temperature=0.7, top_k=50, eos_id=tokenizer.eos_id)[0]
     print(f"\n--- a sample ---\n{tokenizer.decode(ids)}\n---\nwrote {out}/ after {seconds:.0f} s of training; "
-          f'try: python sample.py --checkpoint {out} --prompt "{prompt.strip() or "The"}"')
+          f'try: python sample.py --checkpoint {out} --prompt "{"import" if cfg.data is None else "The"}"')
     return summary
 
 

@@ -133,6 +133,9 @@ def prompt_masked(examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tu
 
         prompt = [5, 6], answer = [7, 8]  ->  inputs [5, 6, 7], labels [IGNORE, 7, 8]
     """
+    for i, (prompt, _) in enumerate(examples):
+        if not len(prompt):
+            raise InputError(f"example {i} has an empty prompt: put BOS before the answer, or nothing predicts its first token")
     return collate([([*prompt, *answer][:-1], [*[IGNORE] * (len(prompt) - 1), *answer]) for prompt, answer in examples])
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import NamedTuple
 
 import torch
@@ -57,28 +58,25 @@ def continuation_logprobs(model, pairs: Sequence[tuple[Sequence[int], Sequence[i
 @torch.no_grad()
 def perplexity(model, rows: Sequence[Sequence[int]], batch: int = 64) -> float:
     """exp(mean negative log-probability per token) over all rows; the first token of a row is read, never scored."""
+    rows = [row for row in rows if len(row) > 1]
+    if not rows:
+        raise InputError("perplexity needs a row of at least two tokens")
     device = next(model.parameters()).device
     total, count = 0.0, 0
     for at in range(0, len(rows), batch):
         ids, mask = pad(rows[at : at + batch])
         total += float((token_logprobs(model, ids.to(device)).cpu() * mask[:, 1:]).sum())
         count += int(mask[:, 1:].sum())
-    if not count:
-        raise InputError("perplexity needs a row of at least two tokens")
     return float(torch.tensor(-total / count).exp())
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text as "-1234.5": thousands commas, a dollar sign and a trailing full stop removed; None if there is none.
+    """The last number of a text, always spelled the same way, so that equal numbers are equal strings; None if there is none. Thousands
+    commas, a dollar sign, a trailing full stop and needless zeros are dropped; digits of any script are read.
 
-    "so 1,200 + 34 = $1,234." -> "1234";  "it is -3.50" -> "-3.5";  "7.0" -> "7"."""
+    "so 1,200 + 34 = $1,234." -> "1234";  "it is -3.50" -> "-3.5";  "7.0" -> "7";  ".5" -> "0.5"."""
     found = re.findall(r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?|(?<!\d)-?\.\d+", text)
-    if not found:
-        return None
-    number = found[-1].replace(",", "")
-    if "." in number:
-        number = number.rstrip("0").rstrip(".")
-    return number
+    return f"{Decimal(found[-1].replace(',', '')).normalize() + 0:f}" if found else None
 
 
 def masked_mean(h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

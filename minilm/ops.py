@@ -10,6 +10,8 @@ def linear_cross_entropy(h, weight, labels, ignore_index: int = -100, chunk_byte
     h [..., D], weight [V, D], labels int64 [...]; a scalar. Plain twin: F.cross_entropy(F.linear(h, weight), labels). The gradient of
     the logits of a few rows, softmax - onehot, is known as soon as these rows are: so one forward pass over chunks of rows computes the
     loss and both gradients, and drops the chunk's logits. Chunks of `chunk_bytes` keep peak memory far below N * V * 4 bytes."""
+    if not torch.is_grad_enabled():
+        h, weight = h.detach(), weight.detach()  # a custom function cannot tell that nobody will ask for these gradients
     return _LinearCrossEntropy.apply(h.reshape(-1, h.shape[-1]), weight, labels.reshape(-1), ignore_index, chunk_bytes)
 
 

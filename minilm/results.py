@@ -4,10 +4,12 @@ A script hands in `run(cfg, seed) -> Outcome`, `claims(metrics) -> list[dict]` a
 """
 
 import dataclasses
+import json
 import math
 import multiprocessing
 import os
 import platform
+import re
 import subprocess
 import sys
 import textwrap
@@ -33,7 +35,9 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 def cli(main: Callable, Config: type) -> None:
     """Builds a Config from the command line (each field's trailing comment is its --help) and calls main(cfg). A user's mistake
     (InputError, FileNotFoundError) is one line on stderr and exit status 2; any other exception keeps its traceback."""
-    cfg = tyro.cli(Config, description=sys.modules[main.__module__].__doc__)
+    doc = sys.modules[main.__module__].__doc__
+    paragraphs = re.sub(r"\n(?=[A-Z]\w+ {2,})", "\n\n", doc)  # so that --help keeps Idea, Claims and Run apart
+    cfg = tyro.cli(Config, description=paragraphs)
     try:
         main(cfg)
     except (InputError, FileNotFoundError) as error:
@@ -174,11 +178,11 @@ def pm(cell: dict, digits: int = 2) -> str:
 
 def print_metrics(metrics: dict, columns: Sequence[str], digits: int = 2) -> None:
     """One row per arm, "mean +/- sd" per column; a dash where the arm has no such metric."""
-    width = max(map(len, metrics)) + 2
-    widths = [max(len(c), 14) + 2 for c in columns]
-    print("\n" + " " * width + "".join(f"{c:>{w}}" for c, w in zip(columns, widths)))
-    for arm, row in metrics.items():
-        print(f"{arm:{width}}" + "".join(f"{pm(row[c], digits) if c in row else '-':>{w}}" for c, w in zip(columns, widths)))
+    table = [["", *columns], *([arm, *(pm(row[c], digits) if c in row else "-" for c in columns)] for arm, row in metrics.items())]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    print()
+    for arm, *cells in table:
+        print(arm.ljust(widths[0]) + "".join(cell.rjust(width + 3) for cell, width in zip(cells, widths[1:])))
 
 
 def destination(script: str, cfg) -> Path:
@@ -251,6 +255,24 @@ def commit() -> str | None:
         return None
 
 
+def fill_readme(text: str) -> str:
+    """README.md with the last two cells of every table row that links a script, [...](methods/NAME.py), filled from the results committed
+    for it: minutes, and which claims hold. `python -m minilm.results` rewrites the file; a test holds that it is up to date."""
+    return re.sub(r"^(\|.*\]\((?:methods|signals|vision_eval)/(?:real/)?(\w+)\.py\).*?\|)[^|]*\|[^|]*\|$",
+                  lambda row: f"{row[1]} {' | '.join(_readme_cells(row[2]))} |", text, flags=re.MULTILINE)
+
+
+def _readme_cells(name: str) -> tuple[str, str]:
+    files = [ROOT / "results" / f"{name}{end}.json" for end in ("", "_full")]
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    verdicts = {}  # the default run's, where it tests a claim; else the full run's
+    for run in runs:
+        verdicts |= {c["id"]: c["holds"] for c in run["claims"] if verdicts.get(c["id"]) is None}
+    words = {True: "holds", False: "**not reproduced**", None: "not testable here"}
+    found = "; ".join(f"{words[v]}: {', '.join(i for i, holds in verdicts.items() if holds is v)}" for v in words if v in verdicts.values())
+    return ", ".join(f"{run['wall_seconds'] / 60:.0f}" for run in runs) or "-", found or "not run yet"
+
+
 # --- figures
 
 def new_figure(rows: int = 1, columns: int = 1, width: float = 11.0, height: float = 3.8):
@@ -281,3 +303,8 @@ def bar_seeds(ax, x: float, values, color: str, width: float = 0.8, label: str |
 def save_figure(fig, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: fig.savefig(temporary, format="png", dpi=150, metadata={"Software": None}))
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    write_atomically(readme, lambda path: path.write_text(fill_readme(readme.read_text(encoding="utf-8")), encoding="utf-8"))

@@ -27,7 +27,7 @@ DIGITS_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!
 
 class Tokenizer:
     """What all kinds share: added tokens, BOS and EOS, saving. A kind gives `_encode(text, first) -> ids` (does the
-    whole text start here?) and `_bytes(id) -> bytes`."""
+    whole text start here?) and `token_bytes(id) -> bytes`."""
 
     def __init__(self, spec: dict, config: dict | None = None):
         self.spec, self.config = spec, config or {}
@@ -68,7 +68,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of ids; half a character (bytes that are not UTF-8 yet) shows as U+FFFD, an id that is no token as nothing."""
         skip = set(self.special.values()) if skip_special else ()
-        return b"".join(self._added_bytes[i] if i in self._added_bytes else self._bytes(i)
+        return b"".join(self._added_bytes[i] if i in self._added_bytes else self.token_bytes(i)
                         for i in map(int, ids) if i not in skip).decode("utf-8", errors="replace")
 
     def save(self, folder: str | Path) -> None:
@@ -118,7 +118,7 @@ class ByteLevelBPE(Tokenizer):
         known = [c for c in text if c in self.vocab or self._unknown is not None]  # tokenizers drops what it cannot spell
         return [self.vocab.get(s, self._unknown) for s in merge(known, self._rank)]
 
-    def _bytes(self, i):
+    def token_bytes(self, i):
         return self._tokens.get(i, b"")
 
 
@@ -162,7 +162,7 @@ class SentencePieceBPE(Tokenizer):
                 symbols.append(self.spec["model"]["unk_token"])
         return [self.vocab[s] for s in merge(symbols, self._rank)]
 
-    def _bytes(self, i):
+    def token_bytes(self, i):
         name = self._names.get(i, "")
         if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
             return bytes([int(name[3:5], 16)])
@@ -195,7 +195,7 @@ class CharLevel(Tokenizer):
             raise InputError(f"character {missing} at position {at} is not among the {len(self.vocab)} characters that this "
                              "character-level tokenizer knows: remove it, or train with --level bpe") from None
 
-    def _bytes(self, i):
+    def token_bytes(self, i):
         return self._names.get(i, "").encode()
 
 

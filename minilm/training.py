@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def autocast(device: torch.device, dtype: str):
     """Context in which matrix products run in bfloat16 while the parameters stay float32; nothing for float32."""
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"dtype {dtype!r} is not known: use float32 or bfloat16")
     return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
 
 
@@ -84,8 +87,9 @@ def make_optimizers(model: nn.Module, name: str, lr: float, weight_decay: float 
     groups = parameter_groups(model, weight_decay)
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in taken]
-    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr, betas=(0.9, 0.95), fused=True)
-    return [adamw, Muon(hidden, lr, weight_decay=weight_decay)] if hidden else [adamw]
+    groups = [g for g in groups if g["params"]]
+    optimizers = [torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), fused=True)] if groups else []
+    return optimizers + ([Muon(hidden, lr, weight_decay=weight_decay)] if hidden else [])
 
 
 def schedule(step: int, steps: int, kind: str = "cosine", warmup: int = 0, final: float = 0.1) -> float:
@@ -93,6 +97,8 @@ def schedule(step: int, steps: int, kind: str = "cosine", warmup: int = 0, final
 
     constant: 1.   linear, cosine: fall to `final` at the last step.
     wsd (warmup-stable-decay, Hu et al. 2024, arXiv 2404.06395): 1 until 80% of the steps, then fall linearly to `final`."""
+    if kind not in ("constant", "linear", "cosine", "wsd"):
+        raise InputError(f"schedule {kind!r} is not known: use cosine, wsd, linear or constant")
     if step < warmup:
         return (step + 1) / (warmup + 1)
     done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))  # 0 ... 1 over the rest
@@ -102,9 +108,7 @@ def schedule(step: int, steps: int, kind: str = "cosine", warmup: int = 0, final
         return 1 - (1 - final) * done
     if kind == "cosine":
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
-    if kind == "wsd":
-        return 1 - (1 - final) * max(0.0, (done - 0.8) / 0.2)
-    raise InputError(f"schedule {kind!r} is not known: use cosine, wsd, linear or constant")
+    return 1 - (1 - final) * max(0.0, (done - 0.8) / 0.2)  # wsd
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
@@ -170,7 +174,10 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict:
     """Reads `save_state`'s file; only tensors and plain values are ever loaded (weights_only)."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: there is no run to resume; start one without --resume")
+    refusal = f"{path} is not a training state that can be resumed; start afresh without --resume"
+    if not zipfile.is_zipfile(path):  # what torch.save writes; a bare pickle or a file cut short is none
+        raise InputError(refusal)
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is not a training state that can be resumed ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{refusal} ({(str(error).splitlines() or [type(error).__name__])[0]})") from None

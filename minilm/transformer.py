@@ -68,6 +68,8 @@ class Config:
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(f"num_attention_heads {self.num_attention_heads} must be a multiple of num_key_value_heads "
                              f"{self.num_key_value_heads}")
+        if self.num_experts:
+            self.moe_intermediate_size = self.moe_intermediate_size or self.intermediate_size
         if self.num_experts and not 1 <= self.num_experts_per_tok <= self.num_experts:
             raise InputError(f"num_experts_per_tok {self.num_experts_per_tok} must lie between 1 and num_experts {self.num_experts}")
 
@@ -184,7 +186,7 @@ class Block(nn.Module):
         self.self_attn = Attention(c, layer)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         if c.has_experts(layer):
-            experts = [MLP(c.hidden_size, c.moe_intermediate_size or c.intermediate_size) for _ in range(c.num_experts)]
+            experts = [MLP(c.hidden_size, c.moe_intermediate_size) for _ in range(c.num_experts)]
             shared = MLP(c.hidden_size, c.shared_expert_intermediate_size) if c.shared_expert_intermediate_size else None
             self.mlp = MoE(c.hidden_size, experts, c.num_experts_per_tok, c.norm_topk_prob, shared)
         else:
@@ -275,7 +277,7 @@ class Transformer(nn.Module):
         rotary, mask = self.prepare(h, cache, attention_mask, positions)
         states, routers = [h], []
         for i, layer in enumerate(self.layers):
-            if self.activation_checkpointing and self.training:
+            if self.activation_checkpointing and self.training and not cache:
                 h, router_logits = checkpoint(layer, h, rotary, mask, use_reentrant=False)
             else:
                 h, router_logits = layer(h, rotary, mask, cache[i] if cache else None)

@@ -16,21 +16,25 @@ from safetensors.torch import load_file, save_file
 
 from minilm import InputError
 from minilm.data import read_json, write_atomically, write_json
+from minilm.rotary import inverse_frequencies
 from minilm.tokenizer import load_tokenizer
 from minilm.transformer import Config, Transformer
 
 # Family -> Hugging Face's class, and the values that a config.json of this family means when it leaves a field out.
 FAMILIES = {
-    "llama": ("LlamaForCausalLM", {}),
-    "mistral": ("MistralForCausalLM", {"sliding_window": 4096}),
-    "qwen2": ("Qwen2ForCausalLM", {}),
-    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 128}),
-    "mixtral": ("MixtralForCausalLM", {"rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}),
-    "qwen2_moe": ("Qwen2MoeForCausalLM", {"num_experts": 60, "num_experts_per_tok": 4, "norm_topk_prob": False,
-                                          "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632}),
-    "qwen3_moe": ("Qwen3MoeForCausalLM", {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": False,
-                                          "moe_intermediate_size": 768}),
-    "olmoe": ("OlmoeForCausalLM", {"num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False}),
+    "llama": ("LlamaForCausalLM", {"max_position_embeddings": 2048}),
+    "mistral": ("MistralForCausalLM", {"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131072}),
+    "qwen2": ("Qwen2ForCausalLM", {"max_position_embeddings": 32768}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 128, "max_position_embeddings": 32768}),
+    "mixtral": ("MixtralForCausalLM", {"rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True,
+                                       "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}),
+    "qwen2_moe": ("Qwen2MoeForCausalLM", {"num_experts": 60, "num_experts_per_tok": 4, "norm_topk_prob": False, "num_key_value_heads": 16,
+                                          "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
+                                          "max_position_embeddings": 32768}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": False, "num_key_value_heads": 4,
+                                          "moe_intermediate_size": 768, "max_position_embeddings": 32768}),
+    "olmoe": ("OlmoeForCausalLM", {"num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "rms_norm_eps": 1e-5,
+                                   "max_position_embeddings": 4096}),
 }
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -48,6 +52,9 @@ def read_config(folder: str | Path) -> Config:
     missing = [k for k in REQUIRED if raw.get(k) is None]
     if missing:
         raise InputError(f"{file} lacks the field {missing[0]!r}: is it the config.json of a {family} model?")
+    for key in (*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings"):
+        if raw.get(key) is not None and not (isinstance(raw[key], int) and raw[key] >= 1):
+            raise InputError(f"{file}: {key} {raw[key]!r} must be a whole number of at least 1")
     values = {**FAMILIES[family][1], **{k: v for k, v in raw.items() if v is not None or k == "sliding_window"}}
     for key, only in {"hidden_act": "silu", "clip_qkv": None, "partial_rotary_factor": 1.0, "qkv_bias": True}.items():
         if values.get(key, only) != only:
@@ -63,7 +70,9 @@ def read_config(folder: str | Path) -> Config:
     if family.startswith("qwen"):
         values.update(_qwen_windows(values))
     try:
-        return Config(**{f.name: values[f.name] for f in dataclasses.fields(Config) if f.name in values})
+        config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config) if f.name in values})
+        inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)  # refuses a scaling that is not read
+        return config
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
@@ -180,7 +189,10 @@ def _find_tensors(folder: Path) -> dict[str, Path]:
     if not index.exists():
         old = " (pytorch_model.bin is a pickle, which is never loaded: convert it to safetensors)" if any(folder.glob("*.bin")) else ""
         raise FileNotFoundError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json{old}")
-    where = {name: folder / file for name, file in read_json(index).get("weight_map", {}).items()}
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise InputError(f"{index} lacks the field 'weight_map': download or save it again")
+    where = {name: folder / file for name, file in weight_map.items()}
     for file in sorted(set(where.values())):
         if not file.exists():
             raise FileNotFoundError(f"{file} is missing, but {index.name} needs it: complete the download")
@@ -213,9 +225,11 @@ def _read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device
         raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}")
     if not tensor.dtype.is_floating_point:
         raise InputError(f"{file}: {name} has dtype {tensor.dtype}: quantised checkpoints are not read")
+    tensor = tensor.to(device=device, dtype=dtype)
     if not torch.isfinite(tensor.sum(dtype=torch.float32)):
-        raise InputError(f"{file}: {name} holds NaN or infinite values: the checkpoint is damaged")
-    return tensor.to(device=device, dtype=dtype)
+        raise InputError(f"{file}: {name} holds NaN or infinite values in {dtype}: the checkpoint is damaged"
+                         + (", or its numbers are too large for this type: use bfloat16" if dtype == torch.float16 else ""))
+    return tensor
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:

@@ -258,8 +258,8 @@ def test_tied_heads_stay_tied():
 
 @pytest.mark.parametrize("change, arguments, words", [
     ({}, (1,), "at least 2"), ({}, (4, 0), "1 to all"), ({}, (4, 5), "1 to all"), ({}, (4, 2, [0, 0]), "once"),
-    ({}, (4, 2, [3]), "from 0 to 2"), ({}, (4, 2, []), "once"),
-    ({"mlp_bias": True}, (4,), "with biases"), ({"attention_bias": True}, (4,), "with biases"),
+    ({}, (4, 2, [3]), "from 0 to 2"), ({}, (4, 2, []), "once"), ({"mlp_bias": True}, (4,), "with biases"),
+    ({"attention_bias": True}, (4,), "with biases"),
     ({"model_type": "mixtral", "num_experts": 4}, (4,), "already")])
 def test_what_cannot_be_upcycled_is_refused_by_name(change, arguments, words):
     with pytest.raises(InputError, match=words):

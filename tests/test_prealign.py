@@ -203,8 +203,7 @@ def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path,
 
 
 @pytest.mark.parametrize("change, words", [({"methods": ("prealigned",)}, "prealigned"), ({"rho": 1.0}, "--rho"),
-                                           ({"dict_frac": 0.0}, "--dict-frac"), ({"align_layers": "middle"}, "--align-layers"),
-                                           ({"align_lm": "code"}, "--align-lm"), ({"hold_out": "files"}, "--hold-out")])
+                                           ({"dict_frac": 0.0}, "--dict-frac")])
 def test_wrong_settings_are_refused_in_one_line(change, words, tmp_path):
     with pytest.raises(InputError, match=words):
         prealign.main(replace(Config(quick=True, workers=1, out=str(tmp_path)), **change))

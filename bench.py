@@ -1,0 +1,478 @@
+"""How fast minilm is: always a ratio, against a peer (`transformers`, same shape, same weights) or the machine's limit, in one run.
+
+    python bench.py                                        # everything; merges its rows into results/bench.json
+    python bench.py decode loss                            # some of it
+    python bench.py train --data input.txt                 # with the time to a given loss: the tinyshakespeare characters (1.1 MB of text)
+    python bench.py --quick                                # smoke test: tiny shapes, numbers without meaning, nothing in results/
+
+Each benchmark is one function, `NAME(cfg) -> rows`; to add one, write the function and name it in BENCHMARKS. What is compared runs in
+turns, A B A B ..., and a ratio is the median over the rounds: a neighbour that slows the machine for a second slows both sides. Peak
+memory is the kernel's own high-water mark (VmHWM) of a fresh process. A row that misses its target says so.
+"""
+
+import json
+import math
+import mmap
+import multiprocessing
+import platform
+import shutil
+import statistics
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import nn
+from tqdm import tqdm
+
+from minilm import InputError
+from minilm.data import generator, random_blocks, read_text
+from minilm.generate import generate
+from minilm.ops import linear_cross_entropy
+from minilm.results import ROOT, cli, commit, hardware, write_json
+from minilm.training import Muon, autocast, make_optimizers, parameter_groups, pick_device, schedule, set_lr, take_step
+from minilm.transformer import Config as ModelConfig
+from minilm.transformer import Transformer
+from minilm.weights import load_pretrained, save_pretrained
+
+
+@dataclass(frozen=True)
+class Config:
+    what: tyro.conf.Positional[tuple[str, ...]] = ()  # benchmarks to run: train decode load loss (default: all)
+    data: str | None = None  # tinyshakespeare's input.txt, for the time to a given loss (train); without it that row is left out
+    threads: int | None = None  # CPU threads (default: torch's, one per core)
+    device: str = "auto"  # auto (cuda, else cpu), cpu, cuda
+    quick: bool = False  # smoke test: tiny shapes, few rounds
+    out: str | None = None  # JSON file whose rows are replaced (default: results/bench.json; with --quick runs/bench.json)
+
+
+# --- measuring
+
+def row(what: str, value: float, unit: str = "x", target: str | None = None, conditions: str = "") -> dict:
+    """One line of the table. target: ">= 1.3" or "<= 0.25"; `ok` says whether the value meets it (None: there is no target).
+    A value that could not be measured (NaN) is None, and misses its target."""
+    value = float(value) if math.isfinite(value) else None
+    ok = None
+    if target is not None:
+        sign, limit = target.split()
+        ok = value is not None and (value >= float(limit) if sign == ">=" else value <= float(limit))
+    return {"what": what, "value": value, "unit": unit, "target": target, "ok": ok, "conditions": conditions}
+
+
+def alternate(functions: dict[str, Callable], rounds: int, desc: str) -> dict[str, list[float]]:
+    """A B A B ... -> seconds of every call of every function, after one call of each that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for i in tqdm(range(rounds + 1), desc=desc, leave=False, dynamic_ncols=True):
+        for name, function in functions.items():
+            wait()
+            start = time.perf_counter()
+            function()
+            wait()
+            if i:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def wait():
+    """A GPU works behind Python's back: let it finish."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratio(times: dict[str, list[float]], a: str, b: str) -> float:
+    """How many times longer a takes than b: median over the rounds of a / b."""
+    return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+
+def medians(times: dict[str, list[float]]) -> str:
+    """"minilm 25.1 ms, transformers 40.2 ms"."""
+    return ", ".join(f"{name} {1e3 * statistics.median(values):.4g} ms" for name, values in times.items())
+
+
+def peak_memory(cfg: Config, function: Callable, *arguments) -> int:
+    """Bytes by which `function(*arguments)()` raises the memory of a fresh process: `function` prepares (imports, inputs) and returns
+    what is measured. The smoke test does not pay for a process."""
+    if cfg.quick:
+        return _peak(cfg.threads, function, *arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, cfg.threads, function, *arguments).result()
+
+
+def _peak(threads: int | None, function: Callable, *arguments) -> int:
+    if threads:
+        torch.set_num_threads(threads)
+    measured = function(*arguments)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is in use now
+    before = _status("VmHWM")
+    kept = measured()  # what it returns counts
+    peak = _status("VmHWM") - before
+    del kept
+    return max(peak, mmap.PAGESIZE)
+
+
+def _status(field: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(text.split(f"{field}:")[1].split()[0])
+
+
+def peer_of(model: Transformer, device="cpu"):
+    """The same model in `transformers`: same shape, weights and dtype, its fused attention (sdpa)."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder)
+        return peer_load(folder, model.embed.weight.dtype).to(device)
+
+
+def peer_load(folder, dtype: torch.dtype):
+    try:
+        import transformers
+    except ImportError:
+        raise InputError("bench.py compares with the package transformers, which is not installed: pip install -e '.[bench]'") from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+
+
+# --- train: one step beside the peer and beside its own matrix products; the time to a given loss
+
+def train(cfg: Config) -> list[dict]:
+    rows = step_rows(cfg, "4 layers, d 128, 12 x 64 characters", shape(cfg, 65, 128, 4, 4), batch=12, block=64, rounds=40,
+                     peer_target=">= 1.3")
+    rows += step_rows(cfg, "12 layers, d 512, 8 x 256 tokens", shape(cfg, 2048, 512, 12, 8), batch=8, block=256, rounds=8,
+                      peer_target=">= 1.0", bound_target=">= 0.9", bfloat16=True)
+    if cfg.data is None:
+        tqdm.write("time to loss: left out, it needs tinyshakespeare's input.txt (--data FILE)")
+        return rows
+    return rows + time_to_loss(cfg)
+
+
+def shape(cfg: Config, vocab_size: int, width: int, layers: int, heads: int, **fields) -> ModelConfig:
+    """A Qwen3-style model (SwiGLU of 8/3 width, normalised queries and keys); tiny in the smoke test."""
+    if cfg.quick:
+        vocab_size, width, layers, heads = min(vocab_size, 96), 32, 1, 2
+    return ModelConfig(vocab_size=vocab_size, hidden_size=width, intermediate_size=-(-8 * width // 3 // 32) * 32, num_hidden_layers=layers,
+                       num_attention_heads=heads, **fields)
+
+
+def step_rows(cfg, name, config, batch, block, rounds, peer_target, bound_target=None, bfloat16=False) -> list[dict]:
+    """Whole training steps: loss, backward pass, clipping, AdamW. Ours runs as train.py runs it."""
+    device = pick_device(cfg.device)
+    if cfg.quick:
+        batch, block, rounds = 2, 16, 2
+    model = Transformer(config, generator(0, "init")).to(device)
+    peer = peer_of(model, device)
+    tokens = torch.randint(config.vocab_size, (batch, block + 1), generator=generator(0, "tokens")).to(device)
+    ids, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def stepper(net, loss, dtype="float32"):
+        optimizers = make_optimizers(net, "adamw", 1e-4)
+
+        def step():
+            with autocast(device, dtype):
+                value = loss()
+            take_step(value, net, optimizers)
+        return step
+
+    ours = lambda: linear_cross_entropy(model.hidden(ids), model.lm_head.weight, labels)
+    theirs = lambda: F.cross_entropy(peer(ids, use_cache=False).logits.flatten(0, 1).float(), labels.flatten())
+    run = {"minilm": stepper(model, ours), "transformers": stepper(peer.train(), theirs), "products alone": products(model, batch, block)}
+    if bfloat16:
+        run["minilm bfloat16"] = stepper(model, ours, "bfloat16")
+    times = alternate(run, rounds, name)
+    what, bound = f"training step, {name}", "the bound: its matrix products and attention alone, forward and backward"
+    rows = [row(f"{what}: faster than transformers", ratio(times, "transformers", "minilm"), "x", peer_target, medians(times)),
+            row(f"{what}: share of the bound", ratio(times, "products alone", "minilm"), "of 1", bound_target, bound),
+            row(f"{what}: transformers' share of the bound", ratio(times, "products alone", "transformers"), "of 1", None, bound)]
+    if bfloat16:
+        rows.append(row(f"{what}: bfloat16 faster than float32", ratio(times, "minilm", "minilm bfloat16"), "x", ">= 1.0"))
+    return rows
+
+
+def products(model: Transformer, batch: int, block: int) -> Callable:
+    """What no implementation can leave out of a training step: for every matrix its three products (output, gradient of the input, gradient
+    of the weight), and attention forward and backward. One buffer per shape, so that no memory is first touched in the measurement."""
+    device = model.embed.weight.device
+    weights = [m.weight.detach() for m in model.modules() if isinstance(m, nn.Linear)]
+    widths = {n for w in weights for n in w.shape}
+    x, g = ({n: torch.randn(batch * block, n, device=device) for n in widths} for _ in range(2))
+    grad_w = {w.shape: torch.empty_like(w) for w in weights}
+    c = model.config
+    q, k, v, grad = (torch.randn(batch, block, h, c.head_dim, device=device).transpose(1, 2)
+                     for h in (c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads, c.num_attention_heads))
+    inputs = [t.requires_grad_() for t in (q, k, v)]
+
+    def run():
+        with torch.no_grad():
+            for w in weights:
+                torch.mm(x[w.shape[1]], w.T, out=g[w.shape[0]])
+                torch.mm(g[w.shape[0]], w, out=x[w.shape[1]])
+                torch.mm(g[w.shape[0]].T, x[w.shape[1]], out=grad_w[w.shape])
+        for _ in range(c.num_hidden_layers):
+            y = F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+            torch.autograd.grad(y, inputs, grad)
+    return run
+
+
+class Classical(nn.Module):
+    """The classical small character model: learned positions, LayerNorm, GELU, one head matrix for both ends; 0.8M parameters."""
+
+    def __init__(self, V, D, L, H, T, gen):
+        super().__init__()
+        self.heads, self.embed, self.position = H, nn.Embedding(V, D), nn.Embedding(T, D)
+        self.blocks = nn.ModuleList(nn.ModuleDict({
+            "norm1": nn.LayerNorm(D, bias=False), "qkv": nn.Linear(D, 3 * D, False), "out": nn.Linear(D, D, False),
+            "norm2": nn.LayerNorm(D, bias=False), "up": nn.Linear(D, 4 * D, False), "down": nn.Linear(4 * D, D, False)}) for _ in range(L))
+        self.norm = nn.LayerNorm(D, bias=False)
+        for name, p in self.named_parameters():
+            if p.dim() > 1:
+                nn.init.normal_(p, 0.0, 0.02 / (math.sqrt(2 * L) if name.endswith(("out.weight", "down.weight")) else 1), generator=gen)
+
+    def forward(self, ids):
+        h = self.embed(ids) + self.position.weight[: ids.shape[1]]
+        for b in self.blocks:
+            q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in b["qkv"](b["norm1"](h)).chunk(3, -1))  # (B, H, T, Dh)
+            h = h + b["out"](F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+            h = h + b["down"](F.gelu(b["up"](b["norm2"](h))))
+        return F.linear(self.norm(h), self.embed.weight)  # (B, T, V)
+
+
+LOSS = 1.88  # nats per character on the validation text: what the classical recipe is known to reach
+
+
+def time_to_loss(cfg: Config) -> list[dict]:
+    """Both recipes really train, in turns of one twentieth of their steps; the clock of each runs in its own training steps only. The
+    validation loss is over the whole last tenth of the text in blocks of 64, so that neither sees more context than the other."""
+    text = read_text(cfg.data)
+    alphabet = {c: i for i, c in enumerate(sorted(set(text)))}
+    tokens = np.array([alphabet[c] for c in text], dtype=np.uint16)
+    cut, T = int(0.9 * len(tokens)), 64
+    training, held_out = tokens[:cut], tokens[cut:]
+    if len(held_out) <= T:
+        raise InputError(f"{cfg.data} has {len(text)} characters, the time to a loss needs 10,000: give tinyshakespeare's input.txt")
+    n = (2 if cfg.quick else len(held_out) // T) * T - T
+    ids, labels = (torch.from_numpy(held_out[s : s + n].astype(np.int64)).view(-1, T) for s in (0, 1))
+
+    @torch.no_grad()
+    def evaluate(logits) -> float:
+        return sum(float(F.cross_entropy(logits(a).flatten(0, 1), b.flatten(), reduction="sum"))
+                   for a, b in zip(ids.split(256), labels.split(256))) / labels.numel()
+
+    chunks, classical_steps, modern_steps = (2, 4, 4) if cfg.quick else (20, 2000, 240)
+    arms = {"minilm": modern(len(alphabet), training, modern_steps, chunks),
+            "classical": classical(len(alphabet), training, classical_steps, chunks)}
+    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}  # (seconds so far, validation loss)
+    for _ in tqdm(range(chunks), desc="time to loss", leave=False, dynamic_ncols=True):
+        for name, arm in arms.items():
+            seconds, logits = next(arm)
+            curves[name].append((seconds, evaluate(logits)))
+    reached = {name: first_below(curve, LOSS) for name, curve in curves.items()}
+    told = "; ".join(f"{name} {'never' if reached[name] is None else f'{reached[name]:.1f} s'} "
+                     f"(in all {curve[-1][0]:.1f} s to {curve[-1][1]:.3f})" for name, curve in curves.items())
+    share = math.nan if None in reached.values() else reached["minilm"] / reached["classical"]
+    return [row(f"characters to validation loss {LOSS}: share of the classical recipe's time", share, "of 1", "<= 0.125",
+                f"{told}; {modern_steps} steps of Muon on 2 layers, {classical_steps} of AdamW on 4; d 128, 12 x 64 characters")]
+
+
+def first_below(curve: list[tuple[float, float]], loss: float) -> float | None:
+    """The first time at which a curve of (time, loss) is at `loss` or below; None if it never is."""
+    return next((seconds for seconds, value in curve if value <= loss), None)
+
+
+def modern(V: int, tokens, steps: int, chunks: int) -> Iterator[tuple[float, Callable]]:
+    """Rotary positions, RMSNorm, SwiGLU, normalised queries and keys, and Muon for the matrices: half the layers are enough."""
+    model = Transformer(ModelConfig(vocab_size=V, hidden_size=128, intermediate_size=344, num_hidden_layers=2, num_attention_heads=2),
+                        generator(0, "init"))
+    hidden = [p for p in model.layers.parameters() if p.dim() == 2]
+    rest = [p for n, p in model.named_parameters() if p.dim() < 2 or not n.startswith("layers.")]
+    optimizers = [torch.optim.AdamW(rest, 2e-2, betas=(0.9, 0.95), weight_decay=0.0, fused=True), Muon(hidden, 1e-2)]
+    loss = lambda ids, labels: linear_cross_entropy(model.hidden(ids), model.lm_head.weight, labels)
+    factor = lambda step: schedule(step, steps, "linear", warmup=10, final=0.0)
+    return training_run(model, loss, optimizers, factor, tokens, steps, chunks)
+
+
+def classical(V: int, tokens, steps: int, chunks: int) -> Iterator[tuple[float, Callable]]:
+    """The recipe of the classical small run: AdamW at 1e-3, 100 steps of warm-up, cosine to a tenth, weight decay 0.1."""
+    model = Classical(V, 128, 4, 4, 64, generator(0, "init"))
+    optimizers = [torch.optim.AdamW(parameter_groups(model, 0.1), 1e-3, betas=(0.9, 0.99), fused=True)]
+    loss = lambda ids, labels: F.cross_entropy(model(ids).flatten(0, 1), labels.flatten())
+    return training_run(model, loss, optimizers, lambda step: schedule(step, steps, "cosine", warmup=100), tokens, steps, chunks)
+
+
+def training_run(model, loss, optimizers, factor, tokens, steps, chunks) -> Iterator[tuple[float, Callable]]:
+    """Trains; after each of `chunks` equal parts yields the seconds of training so far and a function ids -> logits."""
+    order, seconds = generator(0, "order"), 0.0
+    logits = (lambda ids: model(ids).logits) if isinstance(model, Transformer) else model
+    for step in range(steps):
+        start = time.perf_counter()
+        ids, labels = random_blocks(tokens, 64, 12, order)
+        set_lr(optimizers, factor(step))
+        take_step(loss(ids, labels), model, optimizers)
+        seconds += time.perf_counter() - start
+        if (step + 1) % (steps // chunks) == 0:
+            yield seconds, logits
+
+
+# --- decode: greedy, one sequence
+
+def decode(cfg: Config) -> list[dict]:
+    """One sequence reads every weight once per token, so the limit is how fast a matrix-vector product reads memory."""
+    rows = decode_rows(cfg, "6M parameters", shape(cfg, 4096, 256, 6, 4, tie_word_embeddings=True), torch.float32, ">= 4")
+    large = shape(cfg, 32000, 768, 12, 12, tie_word_embeddings=True)
+    rows += decode_rows(cfg, "110M parameters", large, torch.float32, ">= 1.5")
+    return rows + decode_rows(cfg, "110M parameters", large, torch.bfloat16, ">= 1.5", ">= 0.85")
+
+
+def decode_rows(cfg, name, config, dtype, peer_target, bandwidth_target=None) -> list[dict]:
+    device = pick_device(cfg.device)
+    model = Transformer(config, generator(0, "init")).to(device, dtype).eval()
+    peer = peer_of(model, device).eval()
+    new, rounds = (4, 2) if cfg.quick else (64, 7)
+    prompt = torch.randint(config.vocab_size, (1, 8), generator=generator(0, "prompt")).to(device)
+    size = sum(p.numel() for p in model.parameters())
+    bytes_read = size * dtype.itemsize  # the table is tied to the head: read once, as the head
+    side = 64 if cfg.quick else 4096
+    matrices = [torch.randn(side, side, device=device, dtype=dtype) for _ in range(max(1, bytes_read // (side * side * dtype.itemsize)))]
+    vector = torch.randn(1, side, device=device, dtype=dtype)
+
+    def matrix_vector():
+        with torch.inference_mode():
+            for matrix in matrices:
+                F.linear(vector, matrix)
+
+    theirs = lambda: peer.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, min_new_tokens=new, do_sample=False,
+                                   pad_token_id=0)
+    times = alternate({"minilm": lambda: generate(model, prompt, max_new_tokens=new), "transformers": theirs,
+                       "matrix-vector": matrix_vector}, rounds, f"decode {name}")
+    a, b = generate(model, prompt, max_new_tokens=new)[0], theirs()[0].tolist()
+    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), len(a)) - prompt.shape[1]
+    product_bytes = sum(m.numel() for m in matrices) * dtype.itemsize
+    share = ratio(times, "matrix-vector", "minilm") * bytes_read * new / product_bytes
+    speeds = {k: n / statistics.median(times[k]) for k, n in (("minilm", bytes_read * new), ("matrix-vector", product_bytes))}
+    what = f"greedy decoding, {name}, {str(dtype).removeprefix('torch.')}"
+    return [row(f"{what}: faster than transformers", ratio(times, "transformers", "minilm"), "x", peer_target,
+                f"{size / 1e6:.1f}M parameters, prompt 8, {new} new tokens (the first {same} equal in both): {medians(times)}"),
+            row(f"{what}: share of the matrix-vector bandwidth", share, "of 1", bandwidth_target,
+                f"{speeds['minilm'] / 1e9:.1f} GB/s at {new / statistics.median(times['minilm']):.1f} tokens/s; "
+                f"products of {side} x {side} matrices {speeds['matrix-vector'] / 1e9:.1f} GB/s")]
+
+
+# --- loss: the fused linear + cross-entropy
+
+def loss(cfg: Config) -> list[dict]:
+    V, D, N = (512, 16, 64) if cfg.quick else (131072, 512, 2048)
+    peaks = {name: peak_memory(cfg, loss_call, name, cfg.device, V, D, N) for name in ("linear_cross_entropy", "materialised")}
+    times = alternate({name: loss_call(name, cfg.device, V, D, N) for name in peaks}, 2 if cfg.quick else 5, "loss")
+    told = f"V {V}, D {D}, {N} tokens, float32, forward and backward"
+    return [row("linear + cross-entropy: peak memory, share of materialised logits", peaks["linear_cross_entropy"] / peaks["materialised"],
+                "of 1", "<= 0.25", f"{told}: " + ", ".join(f"{name} {peak / 1e9:.3f} GB" for name, peak in peaks.items())),
+            row("linear + cross-entropy: time, share of materialised logits", ratio(times, "linear_cross_entropy", "materialised"), "of 1",
+                "<= 1.1", f"{told}: {medians(times)}")]
+
+
+def loss_call(name: str, device: str, V: int, D: int, N: int) -> Callable:
+    """The inputs are made here; what is returned is measured: loss and both gradients, which stay."""
+    gen = generator(0, "loss")
+    h, weight = (torch.randn(n, D, generator=gen).mul_(0.1).to(pick_device(device)).requires_grad_() for n in (N, V))
+    labels = torch.randint(V, (N,), generator=gen).to(h.device)
+
+    def call():
+        h.grad = weight.grad = None
+        value = linear_cross_entropy(h, weight, labels) if name == "linear_cross_entropy" else F.cross_entropy(F.linear(h, weight), labels)
+        value.backward()
+    return call
+
+
+# --- load: one gigabyte of safetensors
+
+def load(cfg: Config) -> list[dict]:
+    """The file lies in the page cache, as after a download. "Used once" adds a forward pass: who only maps the file pays there."""
+    model = Transformer(shape(cfg, 32000, 1024, 16, 16), generator(0, "init"))
+    size = sum(p.numel() for p in model.parameters())
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder)
+        file, ids = Path(folder) / "model.safetensors", torch.zeros(1, 1, dtype=torch.int64)
+        del model
+        with torch.inference_mode():
+            times = alternate({"minilm": lambda: load_pretrained(folder), "transformers": lambda: peer_load(folder, torch.float32),
+                               "minilm used once": lambda: load_pretrained(folder)[0](ids),
+                               "transformers used once": lambda: peer_load(folder, torch.float32)(ids),
+                               "copy of the file": lambda: shutil.copyfile(file, file.with_name("copy"))}, 2 if cfg.quick else 7, "load")
+        peaks = {(name, dtype): peak_memory(cfg, load_call, name, folder, dtype) / (size * dtypes[dtype].itemsize)
+                 for name in ("minilm", "transformers") for dtype in dtypes}
+    told = f"{size * 4 / 1e9:.2f} GB in float32, in the page cache"
+    once = ratio(times, "minilm used once", "transformers used once")
+    rows = [row("loading: time, share of from_pretrained's", ratio(times, "minilm", "transformers"), "of 1", "<= 1.0",
+                f"{told}: {medians(times)}"),
+            row("loading and using once: time, share of from_pretrained's", once, "of 1", "<= 1.0", "one forward pass of one token"),
+            row("loading: time, share of a copy of the file", ratio(times, "minilm", "copy of the file"), "of 1")]
+    return rows + [row(f"loading to {dtype}: peak memory of {name}, in sizes of the weights", peak, "x",
+                       "<= 1.1" if name == "minilm" else None, f"the file: {told}") for (name, dtype), peak in peaks.items()]
+
+
+def load_call(name: str, folder: str, dtype: str) -> Callable:
+    kind = getattr(torch, dtype)
+    if name == "minilm":
+        return lambda: load_pretrained(folder, kind)
+    import transformers  # noqa: F401  (its own size is no part of the measurement)
+    return lambda: peer_load(folder, kind)
+
+
+# --- the run
+
+BENCHMARKS: dict[str, Callable[[Config], list[dict]]] = {"train": train, "decode": decode, "load": load, "loss": loss}
+
+
+def conditions(cfg: Config) -> dict:
+    """What the numbers depend on beside the shapes, which stand in the rows."""
+    try:
+        peer = version("transformers")
+    except PackageNotFoundError:
+        peer = None
+    return {**hardware(), "threads": torch.get_num_threads(), "device": str(pick_device(cfg.device)), "quick": cfg.quick,
+            "python": platform.python_version(), "torch": torch.__version__, "transformers": peer, "commit": commit()}
+
+
+def merge(path: Path, name: str, rows: list[dict], conditions: dict) -> None:
+    """Replaces one benchmark's rows in the file and leaves the others; a reader never sees half a file."""
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, {**results, name: {"conditions": conditions, "rows": rows}})
+
+
+def print_rows(name: str, rows: list[dict]) -> None:
+    print(f"\n{name}")
+    for r in rows:
+        verdict = {True: "ok", False: "MISSED", None: ""}[r["ok"]]
+        value = "-" if r["value"] is None else f"{r['value']:.3g} {r['unit']}"
+        print(f"  {r['what']:90} {value:>10}  {r['target'] or '':8} {verdict}")
+        if r["conditions"]:
+            print(textwrap.fill(r["conditions"], 116, initial_indent=" " * 6, subsequent_indent=" " * 6))
+
+
+def main(cfg: Config) -> dict:
+    names = cfg.what or tuple(BENCHMARKS)
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        raise InputError(f"there is no benchmark {unknown[0]!r}: choose from {', '.join(BENCHMARKS)}")
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    path = Path(cfg.out) if cfg.out else ROOT / ("runs" if cfg.quick else "results") / "bench.json"
+    measured = {}
+    for name in names:
+        rows = BENCHMARKS[name](cfg)
+        measured[name] = [{**r, "ok": None} for r in rows] if cfg.quick else rows
+        print_rows(name, measured[name])
+        merge(path, name, measured[name], conditions(cfg))
+    print(f"\nwrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+    return measured
+
+
+if __name__ == "__main__":
+    cli(main, Config)

@@ -1,0 +1,108 @@
+"""From text to batches: what each function makes of a few tokens that one can follow by eye, and how it refuses what it cannot use."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from minilm import InputError
+from minilm.data import (IGNORE, batches, collate, generator, pack, pad, prompt_masked, random_blocks, read_documents, read_text,
+                         read_tokens, write_tokens)
+
+
+def test_a_generator_belongs_to_a_seed_and_a_name():
+    draw = lambda seed, name: torch.rand(3, generator=generator(seed, name)).tolist()
+    assert draw(0, "init") == draw(0, "init")
+    assert len({tuple(draw(seed, name)) for seed in (0, 1) for name in ("init", "order")}) == 4
+    assert draw(0, "init")[0] == pytest.approx(0.09622, abs=1e-5)  # a number to hold every machine to
+
+
+# --- text
+
+def test_a_folder_is_read_in_sorted_order_and_other_endings_are_left_alone(tmp_path):
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.py").write_text("first: é", encoding="utf-8")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "picture.png").write_bytes(b"\xff\xfe")
+    assert read_documents(tmp_path) == ["first: é", "second"]
+    assert read_documents(tmp_path / "b.txt") == ["second"]
+
+
+@pytest.mark.parametrize("content, words", [(b"", "is empty: give a file with text"), (b" \n\t", "is empty"),
+                                            (b"caf\xe9", "is not UTF-8 text .byte 3 is 0xe9.: convert it")])
+def test_a_file_without_readable_text_is_refused_by_name(tmp_path, content, words):
+    (tmp_path / "story.txt").write_bytes(content)
+    with pytest.raises(InputError, match=f"story.txt {words}"):
+        read_text(tmp_path / "story.txt")
+
+
+def test_a_missing_file_and_a_folder_without_text_are_refused_by_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.txt: no such file"):
+        read_text(tmp_path / "nowhere.txt")
+    with pytest.raises(InputError, match="holds no text: no file that ends in .txt, .md, .py"):
+        read_documents(tmp_path)
+
+
+# --- token files
+
+@pytest.mark.parametrize("vocab_size, dtype", [(2**16, np.uint16), (2**16 + 1, np.uint32)])
+def test_tokens_come_back_memory_mapped_in_the_smallest_type_that_holds_the_vocabulary(tmp_path, vocab_size, dtype):
+    write_tokens(tmp_path / "folder" / "t.npy", (i % vocab_size for i in (0, 1, vocab_size - 1)), vocab_size)
+    tokens = read_tokens(tmp_path / "folder" / "t.npy")
+    assert isinstance(tokens, np.memmap) and tokens.dtype == dtype
+    assert tokens.tolist() == [0, 1, vocab_size - 1]
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["t.npy"]  # no temporary file is left
+
+
+def test_random_blocks_are_windows_whose_labels_are_the_next_tokens_and_every_window_is_drawn():
+    ids, labels = random_blocks(np.arange(10, dtype=np.uint16), block=4, batch=500, gen=generator(0, "order"))
+    assert ids.dtype == labels.dtype == torch.int64 and ids.shape == (500, 4)
+    assert torch.equal(labels, ids + 1)
+    assert set(ids[:, 0].tolist()) == {0, 1, 2, 3, 4, 5} and labels.max() == 9
+    with pytest.raises(InputError, match="the text has 4 tokens, one block needs 5"):
+        random_blocks(np.arange(4), block=4, batch=1, gen=generator(0, "order"))
+
+
+def test_packing_by_hand():
+    rows = pack([[1, 2, 3], [4], [5, 6]], block=4, end=0)
+    assert rows.tolist() == [[1, 2, 3, 0], [4, 0, 5, 6]]  # the last 0 fills no row
+    with pytest.raises(InputError, match="have 2 tokens, one block needs 4"):
+        pack([[1]], block=4, end=0)
+
+
+# --- examples
+
+def test_padding_by_hand():
+    ids, mask = pad([[7, 8, 9], [5]], value=1)
+    assert ids.tolist() == [[7, 8, 9], [5, 1, 1]] and mask.tolist() == [[True] * 3, [True, False, False]]
+    ids, mask = pad([[7, 8, 9], [5]], left=True)
+    assert ids.tolist() == [[7, 8, 9], [0, 0, 5]] and mask.tolist() == [[True] * 3, [False, False, True]]
+
+
+def test_the_prompt_is_read_and_only_the_answer_is_learned():
+    inputs, labels = prompt_masked([([5, 6], [7, 8]), ([1], [2]), ([3, 4], [])])
+    assert inputs.tolist() == [[5, 6, 7], [1, 0, 0], [3, 0, 0]]
+    assert labels.tolist() == [[IGNORE, 7, 8], [2, IGNORE, IGNORE], [IGNORE] * 3]
+
+
+def test_an_empty_prompt_is_refused_because_nothing_would_predict_the_first_answer_token():
+    with pytest.raises(InputError, match="example 1 has an empty prompt: put BOS before the answer"):
+        prompt_masked([([1], [2]), ([], [7, 8])])
+
+
+def test_collate_pads_inputs_with_the_pad_token_and_labels_with_ignore():
+    inputs, labels = collate([([1, 2], [2, 3]), ([4], [5])], pad_id=9)
+    assert inputs.tolist() == [[1, 2], [4, 9]] and labels.tolist() == [[2, 3], [5, IGNORE]]
+
+
+def test_every_epoch_visits_every_example_once_in_a_fresh_order():
+    drawn = [b.tolist() for b in batches(10, 4, generator(0, "order"), steps=6)]
+    assert [len(b) for b in drawn] == [4, 4, 2, 4, 4, 2]
+    first, second = (list(itertools.chain(*part)) for part in (drawn[:3], drawn[3:]))
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+    again = itertools.islice(batches(10, 4, generator(0, "order")), 6)  # endless when no number of steps is given
+    assert [b.tolist() for b in again] == drawn
+    with pytest.raises(InputError, match="no examples"):
+        next(batches(0, 4, generator(0, "order")))

@@ -1,0 +1,183 @@
+"""The rules of this repository that a machine can check: which way imports point, what code never does, how long files may be, that every
+documented command parses, and that every committed result follows from its own numbers."""
+
+import ast
+import dataclasses
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ("train", "sample", "bench")
+PACKAGES = ("minilm", "methods", "signals", "vision_eval")
+PRODUCT = sorted([*(f for p in PACKAGES for f in (ROOT / p).rglob("*.py")), *(f for f in ROOT.glob("*.py") if f.stem in SCRIPTS)])
+name = lambda file: file.relative_to(ROOT).as_posix()
+every_file = pytest.mark.parametrize("file", PRODUCT, ids=name)
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that a file imports, also inside functions: "a.b" for `import a.b`, `from a.b import c`; "a.b" too for `from a import b`
+    where b is itself a module of ours."""
+    found = set()
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(file)}:{node.lineno} imports relatively: write the whole name"
+            inner = {f"{node.module}.{a.name}" for a in node.names if (ROOT / node.module.replace(".", "/") / f"{a.name}.py").exists()}
+            found |= inner or {node.module}
+    return found
+
+
+# --- imports
+
+@every_file
+def test_imports_point_one_way(file):
+    own = file.relative_to(ROOT).with_suffix("").parts
+    allowed = {"minilm": ("minilm",), "signals": ("minilm", "signals"), "vision_eval": ("minilm", "vision_eval")}.get(own[0], ("minilm",))
+    for module in imports(file):
+        top = module.split(".")[0]
+        if top in PACKAGES and own[0] not in SCRIPTS and top not in allowed:
+            sibling = own[:2] == ("methods", "real") and module == f"methods.{own[2]}"  # real/X imports its X, and nothing else does
+            assert sibling, f"{name(file)} imports {module}"
+        assert own[0] in SCRIPTS or top not in SCRIPTS, f"{name(file)} imports the script {module}"
+
+
+@every_file
+def test_every_import_is_python_ours_or_a_declared_dependency(file):
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = set(re.findall(r'(?m)^    "([\w-]+)[><=]', project)) | {"PIL"}  # Pillow, which matplotlib requires
+    declared |= {"transformers"} if file.stem == "bench" else set()  # the peer (extra `bench`)
+    unknown = {m.split(".")[0] for m in imports(file)} - declared - set(sys.stdlib_module_names) - set(PACKAGES) - set(SCRIPTS)
+    assert not unknown, f"{name(file)} imports {sorted(unknown)}: declare it in pyproject.toml with its purpose, or do without"
+
+
+# --- what code never does
+
+def calls(file):
+    """(line, dotted name, keywords) of every call whose function is a plain or dotted name."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Call):
+            yield node.lineno, ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+
+
+@every_file
+def test_nothing_is_unpickled_executed_or_loaded_loosely(file):
+    for line, function, keywords in calls(file):
+        bad = (function in ("pickle.load", "pickle.loads", "pickle.Unpickler", "eval", "exec", "os.system", "joblib.load")
+               or function == "torch.load" and keywords.get("weights_only") != "True"
+               or keywords.get("allow_pickle") == "True" or keywords.get("strict") == "False" and function.endswith("load_state_dict")
+               or keywords.get("shell") == "True" or function in ("warnings.filterwarnings", "warnings.simplefilter"))
+        assert not bad, f"{name(file)}:{line}: {function}({keywords})"
+
+
+@every_file
+def test_no_path_edits_no_bare_except_no_star_import(file):
+    for node in ast.walk(tree(file)):
+        where = f"{name(file)}:{getattr(node, 'lineno', 0)}"
+        assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"), f"{where} touches sys.path"
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{where} has a bare except"
+        assert not (isinstance(node, ast.ImportFrom) and node.names[0].name == "*"), f"{where} imports *"
+
+
+# --- size
+
+def lines(file: Path) -> int:
+    return len(file.read_text(encoding="utf-8").splitlines())
+
+
+def test_the_core_stays_small_enough_to_read():
+    assert lines(ROOT / "minilm" / "transformer.py") <= 300
+    assert sum(map(lines, (ROOT / "minilm").glob("*.py"))) <= 2600  # "about 2,500"
+    assert max(map(lines, (ROOT / "minilm").glob("*.py"))) <= 330
+    assert not list((ROOT / "minilm").glob("util*"))
+
+
+# --- documented commands
+
+def commands(text: str) -> list[str]:
+    """Lines that start one of our scripts, comment and trailing "..." removed, continued lines joined."""
+    found = re.findall(r"(?m)(?:^|[`\s])((?:python3?|torchrun)[^\n`]*?\b[\w/]+\.py\b[^\n`]*)", re.sub(r"\\\n\s*", " ", text))
+    return [re.split(r"\s#|\s*\.\.\.|\s\(|\s&&", c)[0].strip() for c in found if not re.search(r"python3? -[mc]", c)]
+
+
+DOCUMENTED = [(name(f), c) for f in PRODUCT for c in commands(ast.get_docstring(tree(f)) or "")]
+README = ROOT / "README.md"
+DOCUMENTED += [("README.md", c) for c in (commands(README.read_text(encoding="utf-8")) if README.exists() else [])]
+
+
+@pytest.mark.parametrize("where, command", DOCUMENTED)
+def test_every_documented_command_parses(where, command, capsys):
+    words = shlex.split(command)
+    at = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    assert (ROOT / words[at]).exists(), f"{where}: {command}: there is no {words[at]}"
+    module = importlib.import_module(words[at].removesuffix(".py").replace("/", "."))
+    status = 0
+    try:
+        tyro.cli(module.Config, args=words[at + 1 :])
+    except SystemExit as end:  # 0 for --help
+        status = end.code
+    assert status == 0, f"{where}: {command}\n{capsys.readouterr().err}"
+
+
+def test_the_readme_names_every_script_and_links_only_to_files_that_exist():
+    if not README.exists():
+        pytest.skip("there is no README.md yet")
+    text = README.read_text(encoding="utf-8")
+    methods = [f for f in (ROOT / "methods").glob("*.py") if f.stem != "__init__"]
+    unnamed = [name(f) for f in methods if name(f) not in text]
+    assert not unnamed, f"README.md does not name {unnamed}"
+    broken = [link for link in re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'src="([^"]+)"', text)
+              if "://" not in link and not (ROOT / link).exists()]
+    assert not broken, f"README.md links to {broken}"
+
+
+# --- committed results
+
+RESULTS = [f for f in sorted((ROOT / "results").glob("*.json")) if "claims" in json.loads(f.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=name)
+def test_the_claims_of_a_committed_result_follow_from_its_numbers_and_its_figure_can_be_drawn_again(file):
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    module = importlib.import_module(saved["script"].removesuffix(".py").replace("/", "."))
+    assert json.loads(json.dumps(module.claims(saved["metrics"]))) == saved["claims"]
+    assert module.figure(saved).get_axes()
+    assert file.with_suffix(".png").exists() and not saved["quick"]
+    for row in (m for arm in saved["metrics"].values() for m in arm.values()):
+        assert len(row["values"]) == len(saved["seeds"])
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=name)
+def test_a_committed_result_was_made_with_the_scripts_present_defaults(file):
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    module = importlib.import_module(saved["script"].removesuffix(".py").replace("/", "."))
+    defaults = json.loads(json.dumps(dataclasses.asdict(module.Config(full=True) if file.stem.endswith("_full") else module.Config())))
+    changed = {k: (saved["config"].get(k), v) for k, v in defaults.items()
+               if k not in ("workers", "device", "out") and k in saved["config"] and saved["config"][k] != v}
+    assert not changed, f"{name(file)} was made with other settings (saved, now): {changed}"
+
+
+# --- nothing of one machine
+
+def test_no_file_holds_a_path_of_somebodys_machine_or_a_private_package_index():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    files = [ROOT / f for f in tracked if f] or [f for f in ROOT.rglob("*") if ".venv" not in f.parts]  # outside git: whatever is here
+    private = re.compile(r"(?<![\w.-])/(home|Users|root|work)/\w+|--(extra-)?index-url|PIP_(EXTRA_)?INDEX|artifactory[./]")
+    for file in files:
+        if file.suffix in (".py", ".md", ".json", ".toml", ".txt", ".yml", "") and file.is_file():
+            found = private.search(file.read_text(encoding="utf-8", errors="ignore"))
+            assert not found, f"{name(file)} holds {found[0]!r}"

@@ -1,0 +1,87 @@
+"""Each operation of ops.py against its plain twin: the fused loss against cross-entropy of all logits, Newton-Schulz against an SVD.
+(The experts' grouped product has its twin in test_moe.py.)"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from minilm.data import IGNORE, generator
+from minilm.ops import linear_cross_entropy, newton_schulz
+
+
+def problem(N=23, D=8, V=31, seed=0, dtype=torch.float32):
+    gen = generator(seed, "problem")
+    h, weight = torch.randn(N, D, generator=gen).to(dtype), torch.randn(V, D, generator=gen).to(dtype)
+    labels = torch.randint(V, (N,), generator=gen)
+    labels[::4] = IGNORE
+    return h.requires_grad_(), weight.requires_grad_(), labels
+
+
+def test_loss_by_hand():
+    # two logits (0, 0): -log(1/2); the second row is not counted
+    loss = linear_cross_entropy(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([1, IGNORE]))
+    torch.testing.assert_close(loss, torch.tensor(2.0).log())
+
+
+@settings(max_examples=40, deadline=None)
+@given(N=st.integers(1, 40), V=st.integers(2, 70), rows=st.integers(1, 50), seed=st.integers(0, 10**6))
+def test_loss_and_both_gradients_equal_the_plain_twin_for_every_size_and_chunk(N, V, rows, seed):
+    h, weight, labels = problem(N, 8, V, seed)
+    labels[-1] = V - 1  # at least one label counts
+    plain = F.cross_entropy(F.linear(h, weight), labels)
+    expected = torch.autograd.grad(plain, (h, weight))
+    loss = linear_cross_entropy(h, weight, labels, chunk_bytes=rows * 4 * V)
+    torch.testing.assert_close(loss, plain)
+    for got, want in zip(torch.autograd.grad(3 * loss, (h, weight)), expected):
+        torch.testing.assert_close(got, 3 * want, atol=1e-5, rtol=1e-4)
+
+
+def test_only_the_gradients_that_are_needed_are_made():
+    h, weight, labels = problem()
+    linear_cross_entropy(h, weight.detach(), labels).backward()
+    assert h.grad is not None and weight.grad is None
+    linear_cross_entropy(h.detach(), weight, labels).backward()
+    expected = torch.autograd.grad(F.cross_entropy(F.linear(h, weight), labels), weight)[0]
+    torch.testing.assert_close(weight.grad, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_loss_that_is_only_evaluated_costs_one_matrix_product():
+    h, weight, labels = problem(N=16, D=8, V=32)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        assert not linear_cross_entropy(h, weight, labels).requires_grad
+    assert counter.get_total_flops() == 2 * 16 * 8 * 32  # h W^T, and no gradient of a weight that asks for one
+
+
+def test_batch_and_time_axes_may_stay_and_half_precision_keeps_its_types():
+    h, weight, labels = problem(24, dtype=torch.bfloat16)
+    loss = linear_cross_entropy(h.view(2, 12, 8), weight, labels.view(2, 12))
+    loss.backward()
+    assert loss.dtype == torch.float32 and h.grad.dtype == weight.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(loss, F.cross_entropy(F.linear(h.float(), weight.float()), labels), atol=0.02, rtol=0.01)
+
+
+def test_a_mean_over_no_label_is_nan_as_in_torch():
+    h, weight, labels = problem()
+    assert linear_cross_entropy(h, weight, torch.full_like(labels, IGNORE)).isnan()
+
+
+# --- Newton-Schulz
+
+@pytest.mark.parametrize("shape", [(16, 16), (12, 40), (40, 12), (3, 16, 24)])
+def test_newton_schulz_keeps_the_singular_vectors_and_brings_every_singular_value_near_one(shape):
+    G = torch.randn(shape, generator=generator(0, "G"))
+    U, S, Vh = torch.linalg.svd(G, full_matrices=False)
+    values = torch.einsum("...mk,...mn,...kn->...k", U, newton_schulz(G), Vh)  # the diagonal of U^T X V
+    strong = S / S.norm(dim=-1, keepdim=True) > 0.01  # five steps lift what is above 1% of the norm
+    assert values[strong].min() > 0.6 and values[strong].max() < 1.3
+    rest = newton_schulz(G) - torch.einsum("...mk,...k,...kn->...mn", U, values, Vh)
+    assert rest.abs().max() < 1e-3  # nothing outside the singular directions
+
+
+def test_newton_schulz_does_not_see_the_gradients_scale_and_leaves_zero_alone():
+    G = torch.randn(8, 8, generator=generator(1, "G"))
+    torch.testing.assert_close(newton_schulz(G), newton_schulz(1000 * G), atol=1e-3, rtol=1e-3)
+    assert torch.equal(newton_schulz(torch.zeros(4, 6)), torch.zeros(4, 6))

@@ -1,0 +1,196 @@
+"""train.py and sample.py, the two front doors: a model learns, goes on after an interruption bit for bit, and talks."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import sample
+import train
+from minilm import InputError
+from minilm.weights import load_pretrained
+from train import Config
+
+ROOT = Path(train.__file__).parent
+TEXT = "".join(f"the {a} {b} the {c}.\n" for a in ("cat", "dog", "cow") for b in ("sees", "likes") for c in ("cat", "dog", "cow")) * 12
+TINY = Config(data="text.txt", level="char", layers=2, width=32, heads=2, block=32, batch=4, steps=12, eval_every=4, eval_batches=2,
+              lr=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Every test works in a folder of its own that holds text.txt."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT, encoding="utf-8")
+    return tmp_path
+
+
+def state(out="out"):
+    return torch.load(Path(out) / "training.pt", weights_only=True)
+
+
+def test_a_model_learns_and_leaves_a_checkpoint_a_curve_and_a_log():
+    summary = train.main(replace(TINY, steps=60, eval_every=20))
+    assert summary["log"]["val"][-1] < 0.6 * summary["log"]["val"][0] < 3
+    assert json.loads(Path("out/log.json").read_text())["log"] == summary["log"]
+    assert Path("out/loss.png").stat().st_size > 10_000
+    model, tokenizer = load_pretrained("out")
+    ids = torch.tensor([tokenizer.encode("the cat")])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("out")
+    torch.testing.assert_close(theirs(ids).logits, model(ids).logits, atol=1e-4, rtol=0)
+    assert transformers.AutoTokenizer.from_pretrained("out").encode("the cat") == ids[0].tolist()
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_an_interrupted_run_goes_on_to_the_same_losses_bit_for_bit(monkeypatch, optimizer):
+    cfg = replace(TINY, optimizer=optimizer)
+    whole = train.main(replace(cfg, out="whole"))
+    save = train.save_state
+
+    def save_then_stop(path, saved):
+        save(path, saved)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "save_state", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(cfg)
+    assert state()["step"] == 4
+    monkeypatch.setattr(train, "save_state", save)
+    resumed = train.main(replace(cfg, resume=True))
+    assert resumed["log"] == whole["log"]
+    assert all(torch.equal(a, b) for a, b in zip(state()["model"].values(), state("whole")["model"].values()))
+
+
+def test_resuming_with_other_flags_or_without_a_run_is_refused():
+    with pytest.raises(FileNotFoundError, match=r"training.pt.*no run to resume"):
+        train.main(replace(TINY, resume=True))
+    train.main(replace(TINY, steps=4))
+    with pytest.raises(InputError, match="other flags"):
+        train.main(replace(TINY, steps=4, lr=1e-3, resume=True))
+
+
+def test_gradient_accumulation_gives_the_losses_of_the_whole_batch():
+    whole = train.main(replace(TINY, steps=4, out="whole"))
+    parts = train.main(replace(TINY, steps=4, micro_batch=4 // 2, out="parts"))
+    assert parts["log"]["val"] == pytest.approx(whole["log"]["val"], abs=2e-3)
+
+
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"activation_checkpointing": True}, {"schedule": "cosine", "kv_heads": 1},
+                                    {"num_experts": 4, "experts_per_token": 2}])
+def test_every_option_trains(change):
+    summary = train.main(replace(TINY, steps=8, **change))
+    assert summary["log"]["val"][-1] < summary["log"]["val"][0]
+    sample.main(sample.Config(prompt="the ", max_new_tokens=3))
+
+
+def test_a_folder_of_files_with_a_byte_pair_tokenizer_and_a_second_run_from_the_cache(monkeypatch):
+    Path("corpus").mkdir()
+    for i in range(4):
+        Path(f"corpus/{i}.txt").write_text(TEXT[i:], encoding="utf-8")
+    cfg = replace(TINY, data="corpus", level="bpe", vocab_size=300, steps=4)
+    first = train.main(cfg)
+    monkeypatch.setattr(train, "train_bpe", lambda *_, **__: pytest.fail("the tokenizer was trained again"))
+    assert train.main(cfg)["log"] == first["log"]
+    continued = train.main(replace(cfg, checkpoint="out", out="more"))
+    assert continued["log"]["val"][0] < first["log"]["val"][-1]
+
+
+def test_the_default_corpus_is_python_s_own_library_split_by_file():
+    training, validation = train.standard_library()
+    length = lambda documents: sum(map(len, documents))
+    assert 2e6 < length(training) + length(validation) < 2e7
+    assert 0.01 < length(validation) / length(training) < 0.15
+    assert (training, validation) == train.standard_library()
+    assert all(text.startswith("# ") for text in training)
+    assert not set(training) & set(validation)
+
+
+def test_a_user_s_text_is_split_by_position_and_the_end_marker_in_it_stays_text():
+    Path("corpus").mkdir()
+    for name, text in (("a", "x" * 60), ("b", f"y{train.END}y" * 3 + "z")):  # 60 + 46 characters: the cut is at 95
+        Path(f"corpus/{name}.txt").write_text(text)
+    training, validation = train.load_documents(Config(data="corpus"))
+    assert [len(d) for d in training] == [60, 35]
+    assert "".join(training + validation) == "x" * 60 + f"y{train.END}y" * 3 + "z"
+    tokenizer = train.train_bpe(training, 300, special=(train.END,), eos=train.END)
+    assert train.encode(tokenizer, training).count(tokenizer.eos_id) == 2  # one per document
+
+
+def test_validation_loss_in_bits_per_byte_by_hand():
+    # 2 nats per token, 4 bytes per token: 2 / ln 2 = 2.885 bits per token, 0.721 bits per byte
+    figure = train.loss_figure({"step": [1, 2], "train": [3.0, 2.0], "val": [3.0, 2.0]}, bytes_per_token=4.0)
+    right = figure.axes[0].child_axes[0]
+    assert right._functions[0](2.0) == pytest.approx(0.7213, abs=1e-4)
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("empty.txt", b" \n", "empty.txt is empty"), ("latin.txt", b"caf\xe9 au lait", "latin.txt is not UTF-8.*byte 3 is 0xe9"),
+    ("short.txt", b"hello world", r"train text has \d tokens, one block needs 33"), ("missing.txt", None, "missing.txt: no such file")])
+def test_a_text_that_cannot_be_used_is_named_and_nothing_is_written(name, content, words):
+    if content is not None:
+        Path(name).write_bytes(content)
+    with pytest.raises((InputError, FileNotFoundError), match=words):
+        train.main(replace(TINY, data=name))
+    assert not Path("out").exists()
+
+
+def test_a_folder_without_text_and_wrong_settings_are_named():
+    Path("nothing").mkdir()
+    for change, words in (({"data": "nothing"}, "nothing holds no text"), ({"level": "word"}, "--level word"),
+                          ({"micro_batch": 3}, "multiple of --micro-batch 3"),
+                          ({"dtype": "int8"}, "int8"), ({"schedule": "step"}, "'step'"),
+                          ({"optimizer": "sgd"}, "'sgd'"), ({"checkpoint": "nothing"}, "config.json is missing"),
+                          ({"heads": 3}, "hidden_size 32 is not divisible")):
+        with pytest.raises((InputError, FileNotFoundError), match=words):
+            train.main(replace(TINY, **change))
+        assert not Path("out").exists()
+
+
+def test_the_command_line_refuses_in_one_message_with_status_2():
+    for arguments, words in ((["train.py", "--stepps", "3"], "stepps"), (["train.py", "--data", "nowhere"], "error: nowhere: no such file"),
+                             (["sample.py", "--checkpoint", "nowhere"], "error: nowhere: no such folder")):
+        done = subprocess.run([sys.executable, ROOT / arguments[0], *arguments[1:]], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# --- sample.py
+
+def test_a_real_checkpoint_tells_its_story_token_by_token(shared, capsys):
+    folder = str(shared / "checkpoints/stories260K")
+    expected = json.loads(Path(folder, "expected.json").read_text())
+    count = len(expected["greedy_ids"]) - len(expected["prompt_ids"])
+    sample.main(sample.Config(checkpoint=folder, prompt=expected["prompt"], temperature=0, max_new_tokens=count))
+    printed = capsys.readouterr()
+    tokenizer = load_pretrained(folder)[1]
+    assert printed.out.split("\n---")[0] == tokenizer.decode(expected["greedy_ids"], skip_special=True).rstrip("\n")
+    assert "tokens/s" in printed.err
+
+
+def test_samples_differ_between_each_other_and_repeat_with_the_seed(capsys):
+    train.main(replace(TINY, steps=4))
+    texts = []
+    for seed in (0, 0, 5):
+        capsys.readouterr()
+        sample.main(sample.Config(prompt="the ", num_samples=2, max_new_tokens=20, temperature=1.5, seed=seed))
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+    one, two = texts[0].split("-" * 40)[:2]
+    assert one.strip() != two.strip()
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"temperature": -1.0}, "--temperature -1.0"), ({"top_p": 1.5}, "--top-p 1.5"), ({"top_k": 0}, "--top-k 0"),
+    ({"dtype": "int4"}, "int4"),
+    ({"prompt": "x" * 3}, "character 'x' at position 0"), ({"prompt": ""}, "empty"), ({"prompt": "the " * 300}, "1,?200 tokens.*1,?024"),
+    ({"chat": True}, "no chat template"), ({"max_new_tokens": 0}, "--max-new-tokens 0")])
+def test_what_cannot_be_sampled_is_said_in_one_line(change, words):
+    train.main(replace(TINY, steps=4))
+    with pytest.raises(InputError, match=words):
+        sample.main(replace(sample.Config(), **change))
