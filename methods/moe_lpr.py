@@ -1,6 +1,5 @@
 """MoE-LPR: Multilingual Extension of Large Language Models through Mixture-of-Experts with Language Priors Routing
-(Hao Zhou, Zhijun Wang, Shujian Huang, Xin Huang, Xue Han, Junlan Feng, Chao Deng, Weihua Luo, Jiajun Chen, 2024),
-https://arxiv.org/abs/2408.11396
+(Hao Zhou, Zhijun Wang, Shujian Huang, Xin Huang, Xue Han, Junlan Feng, et al., 2024), https://arxiv.org/abs/2408.11396
 
 Idea    Teach a model new languages without losing the old ones. Copy every MLP into E experts and freeze all that existed before: expert
         0 is the old MLP. Stage 1 trains the other experts and the routers on new languages only. The old languages get lost although
@@ -9,14 +8,15 @@ Idea    Teach a model new languages without losing the old ones. Copy every MLP 
             L = L_next-token + gamma * mean over layers and old-language tokens of  -log G_0,      G = softmax(x W_r)
         Labels (old or new language) are used in training only; at test time the router recognises the language by itself.
 Claims  C1 upcycling changes nothing; C2 frozen weights still forget; C3 the review recovers, cheaply; C4 the routing loss helps; C5 what
-        it does to the router; C6 less forgetting than full fine-tuning and than a fully trained mixture; C7 copied experts matter;
-        C10 new languages as good as theirs. With --full: C8 review size; C9 number of experts; C11 old languages never reviewed.
+        it does to the router; C6 less forgetting than full fine-tuning and a fully trained mixture; C7 copied experts matter; C10 new
+        languages as good as theirs. With --full: C8 review size; C9 number of experts; C11 old languages that are never reviewed.
 Run     python methods/moe_lpr.py                     # 2 CPU cores, ~5 min: table + figure
         python methods/real/moe_lpr.py --help         # your own checkpoint and texts
-Honest  Five invented languages in two scripts that share a few letters, two layers, 100 thousand weights. The base has seen a little of the
-        new languages (the paper's had, too). All arms share base, texts and order; those without a review read its old-language
-        text within stage 1 instead. Refuted if the routing loss recovered no more than the same review without it.
-Try     TODO
+Honest  Five invented languages in two scripts that share 8 letters; 2 layers, 107 thousand weights (311 with 4 experts). The base has seen
+        a little of the new languages, as the paper's had. All arms share base, texts and order; those without a review read its
+        old-language text in stage 1. Refuted if the review recovered as much without the routing loss.
+Try     (seed 100: recovery 92%, new cost 7%)  `moe.experts` for `moe.experts[1:]` in set_trainable: no frozen expert to return to,
+        recovery 35%.  --gamma 3: recovery 96%, new cost 13%.  --scripts one: letters no longer tell languages apart, new cost 26%.
 """
 
 import copy
@@ -27,7 +27,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from minilm import InputError
@@ -108,11 +107,9 @@ class Language:
 
     def __init__(self, seed: int, name: str, scripts: str):
         rng = random.Random(f"{seed}/language {name}")
-        if scripts == "one":
-            consonants, vowels = CONSONANTS[:15], VOWELS[:5]
-        else:
-            consonants, vowels = (CONSONANTS[17:], VOWELS[4:]) if name in GROUPS["new"] else (CONSONANTS[:23], VOWELS[:6])
-        letters = {"C": rng.sample(consonants, 9), "V": rng.sample(vowels, 4)}
+        which = "one" if scripts == "one" else "new" if name in GROUPS["new"] else "old"
+        C, V = {"old": (CONSONANTS[:23], VOWELS[:6]), "new": (CONSONANTS[17:], VOWELS[4:]), "one": (CONSONANTS[:15], VOWELS[:5])}[which]
+        letters = {"C": rng.sample(C, 9), "V": rng.sample(V, 4)}
         templates = rng.choice([("CV", "CVC"), ("CV", "VC"), ("CVC", "V"), ("CV", "CCV")])
         words: list[str] = []
         while len(words) < 60:
@@ -134,11 +131,11 @@ class Language:
         return [LETTERS.index(c) for c in text.strip()]
 
 
-def pack(documents: Sequence[Document], block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Documents, each closed by END, one after the other, cut into rows: ids int64 [R, block] and old bool [R, block], where every token
-    carries its document's label, END included. One row may hold the end of an old document and the start of a new one."""
-    stream = [(token, old) for ids, old in documents for token in (*ids, END)]
-    rows = torch.tensor(stream[: len(stream) // block * block]).view(-1, block, 2)
+def pack(documents: Sequence[Document], block: int, end: int = END) -> tuple[torch.Tensor, torch.Tensor]:
+    """Documents, each closed by `end`, one after the other, cut into rows: ids int64 [R, block] and old bool [R, block], where every token
+    carries its document's label, the end included. One row may hold the end of an old document and the start of a new one."""
+    stream = [(token, old) for ids, old in documents for token in (*ids, end)]
+    rows = torch.tensor(stream[: len(stream) // block * block], dtype=torch.int64).view(-1, block, 2)
     return rows[..., 0], rows[..., 1].bool()
 
 
@@ -219,7 +216,7 @@ def objective(model: Transformer, ids: torch.Tensor, old: torch.Tensor, alpha: f
 
 
 def next_token_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 # --- train
@@ -360,9 +357,10 @@ def claims(metrics: dict) -> list[dict]:
               {"old": sizes, "new": sizes}, lambda m: all(m(b, "old") < m(a, "old") for a, b in zip(sizes, sizes[1:]))
               and m("review 31", "old") - m("lpr", "old") < m("stage 1", "old") - m("review 16", "old")
               and 0 < m("lpr", "new") - m("stage 1", "new") < 0.15, "old keeps improving, new slightly worse"),
-        check(metrics, "C9", "More experts, of which a token passes two: new languages gain, old ones stay", "new loss: 8 < 2 experts; old "
-              "losses of 2, 4, 6, 8 within 0.1", {"new": experts, "old": experts}, lambda m: m("8 experts", "new") < m("2 experts", "new")
-              and max(m(e, "old") for e in experts) - min(m(e, "old") for e in experts) <= 0.1, "new better from 2 to 8, old stable"),
+        check(metrics, "C9", "More experts, of which a token passes two: new languages gain, old ones stay", "new loss: 8 < 2 experts; "
+              "recovery with 2, 4, 6, 8 within 10 points", {"new": experts, "recovery": experts}, lambda m: m("8 experts", "new") <
+              m("2 experts", "new") and max(m(e, "recovery") for e in experts) - min(m(e, "recovery") for e in experts) <= 0.1,
+              "new better from 2 to 8, old stable"),
         check(metrics, "C10", "It learns new languages as well as full fine-tuning and the fully trained mixture", "new loss: lpr at most "
               "moe all and the best ft", {"new": [*full, "lpr"]}, lambda m: m("lpr", "new") <= min(m(arm, "new") for arm in full),
               "new: full FT 41.12, MoE 42.25, MoE-LPR 45.07 points"),

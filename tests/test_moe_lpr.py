@@ -164,6 +164,8 @@ def test_every_token_carries_its_documents_label_the_end_included():
     ids, old = pack([([5, 6, 7], True), ([8, 9], False), ([4], True)], 4)
     assert ids.tolist() == [[5, 6, 7, END], [8, 9, END, 4]]
     assert old.tolist() == [[True, True, True, True], [False, False, False, True]]
+    assert pack([([5, 6, 7], True)], 2, end=99)[0].tolist() == [[5, 6], [7, 99]]
+    assert pack([([5], True)], 4)[0].shape == (0, 4)  # too little for a row
 
 
 def test_the_replay_is_below_1_percent_one_document_to_two_new_ones_and_no_held_out_document_was_read():
@@ -230,6 +232,8 @@ def table(**changes):
     metrics = {arm: dict(zip(("old", "ood", "new"), values)) for arm, values in losses.items()}
     for arm, G0 in (("stage 1", 0.2), ("review ntp", 0.6), ("lpr", 0.8)):
         metrics[arm] |= {"G0 old": G0, "G0 new": 0.1, "changed": 0, "recovery": {0.2: 0.0, 0.6: 0.57, 0.8: 0.86}[G0], "new cost": 0.05}
+    for experts in ("2 experts", "6 experts", "8 experts"):
+        metrics[experts]["recovery"] = 0.85
     metrics["lpr"]["replay share"] = 0.0097
     metrics["upcycled"] = {"logit difference": 1e-6}
     for key, value in changes.items():
@@ -247,7 +251,7 @@ def test_the_claims_hold_on_made_up_numbers_that_agree_with_the_paper():
     ("C2", {"stage_1__new": 1.4}),
     ("C3", {"lpr__recovery": 0.7}), ("C3", {"lpr__new_cost": 0.2}), ("C3", {"lpr__replay_share": 0.02}), ("C4", {"lpr__recovery": 0.57}),
     ("C5", {"review_ntp__G0_old": 0.1}), ("C5", {"lpr__G0_new": 0.25}), ("C6", {"moe_all__old": 0.65}), ("C7", {"no_copies__new": 0.86}),
-    ("C8", {"review_31__old": 0.96}), ("C8", {"lpr__new": 0.99}), ("C9", {"8_experts__new": 0.95}), ("C9", {"6_experts__old": 0.9}),
+    ("C8", {"review_31__old": 0.96}), ("C8", {"lpr__new": 0.99}), ("C9", {"8_experts__new": 0.95}), ("C9", {"6_experts__recovery": 0.7}),
     ("C10", {"ft_3e-3__new": 0.7}), ("C11", {"one_stage__ood": 0.7})])
 def test_each_claim_fails_on_made_up_numbers_that_contradict_it(claim, changes):
     assert {c["id"]: c["holds"] for c in claims(table(**changes))}[claim] is False
