@@ -42,11 +42,13 @@ from minilm.training import Muon, autocast, make_optimizers, parameter_groups, p
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
 from minilm.weights import load_pretrained, save_pretrained
+from signals.mdm import matching_loss, spectrum
+from signals.networks import make_network
 
 
 @dataclass(frozen=True)
 class Config:
-    what: tyro.conf.Positional[tuple[str, ...]] = ()  # benchmarks to run: train decode load loss (default: all)
+    what: tyro.conf.Positional[tuple[str, ...]] = ()  # benchmarks to run: train decode load loss distill (default: all)
     data: str | None = None  # tinyshakespeare's input.txt, for the time to a given loss (train); without it that row is left out
     threads: int | None = None  # CPU threads (default: torch's, one per core)
     device: str = "auto"  # auto (cuda, else cpu), cpu, cuda
@@ -145,7 +147,7 @@ def peer_load(folder, dtype: torch.dtype):
 def train(cfg: Config) -> list[dict]:
     rows = step_rows(cfg, "4 layers, d 128, 12 x 64 characters", shape(cfg, 65, 128, 4, 4), batch=12, block=64, rounds=40,
                      peer_target=">= 1.3")
-    rows += step_rows(cfg, "12 layers, d 512, 8 x 256 tokens", shape(cfg, 2048, 512, 12, 8), batch=8, block=256, rounds=8,
+    rows += step_rows(cfg, "12 layers, d 512, 4 x 256 tokens", shape(cfg, 2048, 512, 12, 8), batch=4, block=256, rounds=7,
                       peer_target=">= 1.0", bound_target=">= 0.9", bfloat16=True)
     if cfg.data is None:
         tqdm.write("time to loss: left out, it needs tinyshakespeare's input.txt (--data FILE)")
@@ -264,7 +266,7 @@ def time_to_loss(cfg: Config) -> list[dict]:
         return sum(float(F.cross_entropy(logits(a).flatten(0, 1), b.flatten(), reduction="sum"))
                    for a, b in zip(ids.split(256), labels.split(256))) / labels.numel()
 
-    chunks, classical_steps, modern_steps = (2, 4, 4) if cfg.quick else (20, 2000, 240)
+    chunks, classical_steps, modern_steps = (2, 4, 4) if cfg.quick else (20, 2000, 260)
     arms = {"minilm": modern(len(alphabet), training, modern_steps, chunks),
             "classical": classical(len(alphabet), training, classical_steps, chunks)}
     curves: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}  # (seconds so far, validation loss)
@@ -291,7 +293,8 @@ def modern(V: int, tokens, steps: int, chunks: int) -> Iterator[tuple[float, Cal
                         generator(0, "init"))
     hidden = [p for p in model.layers.parameters() if p.dim() == 2]
     rest = [p for n, p in model.named_parameters() if p.dim() < 2 or not n.startswith("layers.")]
-    optimizers = [torch.optim.AdamW(rest, 2e-2, betas=(0.9, 0.95), weight_decay=0.0, fused=True), Muon(hidden, 1e-2)]
+    optimizers = [torch.optim.AdamW(rest, 2e-2, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+                  Muon(hidden, 1e-2, momentum=0.9)]
     loss = lambda ids, labels: linear_cross_entropy(model.hidden(ids), model.lm_head.weight, labels)
     factor = lambda step: schedule(step, steps, "linear", warmup=10, final=0.0)
     return training_run(model, loss, optimizers, factor, tokens, steps, chunks)
@@ -404,6 +407,7 @@ def load(cfg: Config) -> list[dict]:
             times = alternate({"minilm": lambda: load_pretrained(folder), "transformers": lambda: peer_load(folder, torch.float32),
                                "minilm used once": lambda: load_pretrained(folder)[0](ids),
                                "transformers used once": lambda: peer_load(folder, torch.float32)(ids),
+                               "transformers, every number checked": lambda: finite(peer_load(folder, torch.float32)),
                                "copy of the file": lambda: shutil.copyfile(file, file.with_name("copy"))}, 2 if cfg.quick else 7, "load")
         peaks = {(name, dtype): peak_memory(cfg, load_call, name, folder, dtype) / (size * dtypes[dtype].itemsize)
                  for name in ("minilm", "transformers") for dtype in dtypes}
@@ -412,22 +416,74 @@ def load(cfg: Config) -> list[dict]:
     rows = [row("loading: time, share of from_pretrained's", ratio(times, "minilm", "transformers"), "of 1", "<= 1.0",
                 f"{told}: {medians(times)}"),
             row("loading and using once: time, share of from_pretrained's", once, "of 1", "<= 1.0", "one forward pass of one token"),
+            row("loading: time, share of from_pretrained's with the same check",
+                ratio(times, "minilm", "transformers, every number checked"),
+                "of 1", None, "minilm refuses damaged weights, so it reads every number; from_pretrained only maps the file"),
             row("loading: time, share of a copy of the file", ratio(times, "minilm", "copy of the file"), "of 1")]
     return rows + [row(f"loading to {dtype}: peak memory of {name}, in sizes of the weights", peak, "x",
                        "<= 1.1" if name == "minilm" else None, f"the file: {told}") for (name, dtype), peak in peaks.items()]
 
 
+def finite(model: nn.Module) -> bool:
+    with torch.inference_mode():
+        return all(bool(torch.isfinite(p.sum())) for p in model.parameters())
+
+
 def load_call(name: str, folder: str, dtype: str) -> Callable:
     kind = getattr(torch, dtype)
+    with torch.device("meta"):  # the first model on the meta device imports 80 MB of torch's Python: no part of the measurement either
+        Transformer(ModelConfig(vocab_size=2, hidden_size=2, intermediate_size=2, num_hidden_layers=1, num_attention_heads=1))
     if name == "minilm":
         return lambda: load_pretrained(folder, kind)
     import transformers  # noqa: F401  (its own size is no part of the measurement)
     return lambda: peer_load(folder, kind)
 
 
+# --- dataset distillation
+
+def distill(cfg: Config) -> list[dict]:
+    """The loss of signals/mdm.py in both domains and its gradient: all classes in one batch, against one class after the other."""
+    C, batch, spc, rounds = (3, 4, 1, 2) if cfg.quick else (11, 32, 5, 15)
+    device = pick_device(cfg.device)
+    psi = make_network("conv3k7", C, 128, generator(0, "psi")).to(device).requires_grad_(False)
+    real, S = (torch.randn(C * n, 2, 128, generator=generator(0, name)).to(device) for n, name in ((batch, "real"), (spc, "synthetic")))
+    S.requires_grad_()
+    times = alternate({"one batch": lambda: distill_step(psi, real, S, C), "class by class": lambda: distill_step(psi, real, S, 1, C),
+                       "class by class, 1-D layers": lambda: distill_step(OneDimensional(psi), real, S, 1, C)}, rounds, "distill")
+    shape = f"conv3k7, {C} classes x ({batch} real + {spc} synthetic) x 128 samples, two domains: {medians(times)}"
+    return [row("distillation step: all classes in one batch over the usual loop (1-D layers, class by class)",
+                ratio(times, "class by class, 1-D layers", "one batch"), target=">= 3", conditions=shape),
+            row("of this, by batching alone (the same layers, class by class)", ratio(times, "class by class", "one batch"))]
+
+
+class OneDimensional:
+    """The same network in torch's 1-D layers, as it is usually written."""
+
+    def __init__(self, psi: nn.Module):
+        self.psi = psi
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.psi.body:
+            if isinstance(layer, nn.Conv2d):
+                x = F.conv1d(x, layer.weight[:, :, 0], layer.bias, padding=layer.padding[1])
+            elif isinstance(layer, nn.AvgPool2d):
+                x = F.avg_pool1d(x, 2)
+            elif isinstance(layer, nn.ReLU):
+                x = x.relu()
+        return x.mean(2)
+
+
+def distill_step(psi, real: torch.Tensor, S: torch.Tensor, C: int, parts: int = 1) -> torch.Tensor:
+    """C classes at a time, `parts` times -> dL/dS."""
+    loss = sum(matching_loss(psi, view(r), view(s), C) for r, s in zip(real.chunk(parts), S.chunk(parts), strict=True)
+               for view in (lambda x: x, spectrum))
+    return torch.autograd.grad(loss, S)[0]
+
+
 # --- the run
 
-BENCHMARKS: dict[str, Callable[[Config], list[dict]]] = {"train": train, "decode": decode, "load": load, "loss": loss}
+BENCHMARKS: dict[str, Callable[[Config], list[dict]]] = {"train": train, "decode": decode, "load": load, "loss": loss,
+                                                           "distill": distill}
 
 
 def conditions(cfg: Config) -> dict:

@@ -13,6 +13,7 @@ log.json, and training.pt, from which --resume continues to the same losses, bit
 import contextlib
 import hashlib
 import math
+import shutil
 import sysconfig
 import time
 from dataclasses import asdict, dataclass
@@ -29,7 +30,8 @@ from minilm.moe import load_balancing_loss
 from minilm.ops import linear_cross_entropy
 from minilm.results import cli, new_figure, save_figure, write_json
 from minilm.tokenizer import CharLevel, load_tokenizer, train_bpe
-from minilm.training import autocast, distribute, load_state, make_optimizers, pick_device, save_state, schedule, set_lr, start_world
+from minilm.training import (autocast, chief_first, distribute, gather, gather_weights, load_shards, load_state, make_optimizers,
+                             pick_device, save_shards, save_state, schedule, set_lr, start_world)
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
 from minilm.weights import load_pretrained, save_pretrained
@@ -140,14 +142,14 @@ def encode(tokenizer, documents: list[str]) -> list[int]:
 
 class Loss(nn.Module):
     """The training objective as a module, because DDP and FSDP2 do their work around a module's forward: mean of
-    -log p(next token) in nats, plus the load-balancing loss for a mixture of experts."""
+    -log p(next token) in nats; in training, plus the load-balancing loss for a mixture of experts."""
 
     def __init__(self, model: Transformer):
         super().__init__()
         self.model = model
 
     def forward(self, ids, labels):
-        if self.model.config.num_experts:
+        if self.training and self.model.config.num_experts:
             out = self.model(ids, output_router_logits=True)
             ce = nn.functional.cross_entropy(out.logits.flatten(0, 1).float(), labels.flatten())
             balance = load_balancing_loss(out.router_logits, self.model.config.num_experts_per_tok)
@@ -156,14 +158,16 @@ class Loss(nn.Module):
 
 
 @torch.no_grad()
-def evaluate(cfg: Config, model, tokens, device) -> float:
-    """Mean loss in nats per token over the same `eval_batches` batches every time."""
+def evaluate(cfg: Config, loss_module, tokens, device) -> float:
+    """Mean loss in nats per token over the same `eval_batches` batches every time (in every process: FSDP2 gathers weights for all)."""
     gen = generator(cfg.seed, "evaluation")
     total = 0.0
+    loss_module.eval()
     for _ in range(cfg.eval_batches):
         ids, labels = (x.to(device) for x in random_blocks(tokens, cfg.block, cfg.batch, gen))
         with autocast(device, cfg.dtype):
-            total += float(linear_cross_entropy(model.hidden(ids), model.lm_head.weight, labels))
+            total += float(loss_module(ids, labels))
+    loss_module.train()
     return total / cfg.eval_batches
 
 
@@ -186,11 +190,15 @@ def main(cfg: Config) -> dict:
     if cfg.batch % (micro * world.size):
         raise InputError(f"--batch {cfg.batch} must be a multiple of --micro-batch {micro} times {world.size} processes")
     accumulate = cfg.batch // (micro * world.size)
+    if cfg.fsdp and (world.size == 1 or cfg.optimizer == "muon"):
+        raise InputError("--fsdp shards every matrix over several processes: start with torchrun, and give --optimizer adamw (Muon needs "
+                         "whole matrices)")
 
     model, tokenizer = load_pretrained(cfg.checkpoint) if cfg.checkpoint else (None, None)
     if cfg.checkpoint and tokenizer is None:
         raise InputError(f"{cfg.checkpoint} has no tokenizer.json: --checkpoint needs a folder with one")
-    tokenizer, train_tokens, val_tokens, bytes_per_token = make_data(cfg, tokenizer)
+    with chief_first(world):
+        tokenizer, train_tokens, val_tokens, bytes_per_token = make_data(cfg, tokenizer)
     model = (model or make_model(cfg, tokenizer.vocab_size)).to(device).train()
     model.activation_checkpointing = cfg.activation_checkpointing
     print_once = tqdm.write if chief else lambda text: None
@@ -204,13 +212,16 @@ def main(cfg: Config) -> dict:
     order = generator(cfg.seed, f"order of process {world.rank}")
     out, log, first, trained_seconds = Path(cfg.out), {"step": [], "train": [], "val": []}, 0, 0.0
     if cfg.resume:
-        state = load_state(out / f"training{world.rank or ''}.pt", device)
-        if state["config"] != resumable(cfg):
+        state = load_state(out / "training.pt", device)
+        if state["config"] != resumable(cfg, world):
             raise InputError(f"{out}/training.pt was made with other flags; resume with the same ones, or start afresh without --resume")
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-        order.set_state(state["order"].cpu())
+        if cfg.fsdp:
+            load_shards(out / state["shards"], loss_module, optimizers)
+        else:
+            model.load_state_dict(state["model"])
+            for optimizer, saved in zip(optimizers, state["optimizers"]):
+                optimizer.load_state_dict(saved)
+        order.set_state(state["orders"][world.rank].cpu())
         log, first, trained_seconds = state["log"], state["step"], state["seconds"]
 
     started, running = time.time() - trained_seconds, []
@@ -233,28 +244,49 @@ def main(cfg: Config) -> dict:
             speed = cfg.batch * cfg.block * (step + 1) / (time.time() - started)
             bar.set_postfix_str(f"loss {float(total):.3f}, {speed:,.0f} tokens/s")
         if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
-            val = evaluate(cfg, model, val_tokens, device)
+            val = evaluate(cfg, loss_module, val_tokens, device)
             log["step"].append(step + 1)
             log["train"].append(float(torch.stack(running).mean()))
             log["val"].append(val)
             running = []
             print_once(f"step {step + 1:5}: train {log['train'][-1]:.4f}, val {val:.4f} nats/token = "
                        f"{val / bytes_per_token / math.log(2):.4f} bits/byte")
-            state = {"config": resumable(cfg), "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
-                     "order": order.get_state(), "log": log, "step": step + 1, "seconds": time.time() - started}
-            save_state(out / f"training{world.rank or ''}.pt", state)
+            state = {"config": resumable(cfg, world), "orders": gather(world, order.get_state()), "log": log, "step": step + 1,
+                     "seconds": time.time() - started}
+            save_training(cfg, out, state, model, loss_module, optimizers, chief)
     return finish(cfg, out, model, tokenizer, val_tokens, log, bytes_per_token, time.time() - started, chief)
 
 
-def resumable(cfg: Config) -> dict:
+def resumable(cfg: Config, world) -> dict:
     """The flags that a resumed run must share; only where it reads and writes may change."""
-    return {k: v for k, v in asdict(cfg).items() if k not in ("resume", "out", "device", "data")}
+    return {k: v for k, v in asdict(cfg).items() if k not in ("resume", "out", "device", "data")} | {"processes": world.size}
+
+
+def save_training(cfg, out, state, model, loss_module, optimizers, chief) -> None:
+    """training.pt appears whole or not at all. With --fsdp it names the folder of this step's shards, which were complete before it."""
+    if cfg.fsdp:
+        state["shards"] = f"shards-{state['step']}"
+        save_shards(out / state["shards"], loss_module, optimizers)
+    else:
+        state |= {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    if chief:
+        save_state(out / "training.pt", state)
+        for old in out.glob("shards-*"):
+            if old.name != state.get("shards"):
+                shutil.rmtree(old)
 
 
 def finish(cfg, out, model, tokenizer, val_tokens, log, bytes_per_token, seconds, chief) -> dict:
     """Saves the checkpoint, the log and the loss curve, and shows a sample."""
     summary = {"config": asdict(cfg), "log": log, "bytes_per_token": bytes_per_token, "seconds": round(seconds, 1),
                "val_bits_per_byte": log["val"][-1] / bytes_per_token / math.log(2) if log["val"] else None}
+    if cfg.fsdp:
+        weights, config = gather_weights(model), model.config
+        with torch.device("meta"):
+            model = Transformer(config)
+        model.load_state_dict(weights if chief else model.state_dict(), assign=True)
+        if config.tie_word_embeddings:
+            model.lm_head.weight = model.embed.weight
     if not chief:
         return summary
     save_pretrained(model, out, tokenizer)

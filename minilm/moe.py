@@ -91,7 +91,7 @@ class MoE(nn.Module):
             return bool(self.grouped)
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
         linears = [getattr(expert, name, None) for expert in self.experts for name in ("gate_proj", "up_proj", "down_proj")]
-        if not all(type(m) is nn.Linear and m.bias is None for m in linears):  # a subclass (LoRA) computes more than its weight
+        if not all(isinstance(m, nn.Linear) and m.bias is None for m in linears):  # a LoRALinear is none: it computes more
             return False
         return can_group(x.device, dtype, [m.weight.shape for m in linears])
 

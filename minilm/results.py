@@ -4,7 +4,6 @@ A script hands in `run(cfg, seed) -> Outcome`, `claims(metrics) -> list[dict]` a
 """
 
 import dataclasses
-import json
 import math
 import multiprocessing
 import os
@@ -187,8 +186,9 @@ def print_metrics(metrics: dict, columns: Sequence[str], digits: int = 2) -> Non
 
 def destination(script: str, cfg) -> Path:
     """Where a run's files go, without their endings: `results/NAME` for the default Config, `results/NAME_full` for `--full` alone,
-    `runs/NAME/NAME` for anything else. `workers`, `device` and `out` change no number, so they do not count; `out` wins."""
-    name = Path(script).stem
+    `runs/NAME/NAME` for anything else; NAME is the script's, with _real behind it for methods/real/. `workers`, `device` and `out` change
+    no number, so they do not count; `out` wins."""
+    name = Path(script).stem + ("_real" if Path(script).parent.name == "real" else "")
     if getattr(cfg, "out", None):
         return Path(cfg.out) / name
     neutral = {k: v for k, v in dataclasses.asdict(type(cfg)()).items() if k in ("workers", "device", "out")}
@@ -220,9 +220,14 @@ def save_results(script: str, paper: str, cfg, outcomes: Sequence[Outcome], clai
 
 
 def _relative_argv() -> list[str]:
-    """The command line without this machine's folders."""
-    return [str(Path(a).resolve().relative_to(ROOT)) if a and Path(a).is_absolute() and Path(a).resolve().is_relative_to(ROOT)
-            else Path(a).name if a and Path(a).is_absolute() else a for a in sys.argv]
+    """The command line without this machine's folders, also in --flag=PATH."""
+    def shown(path: str) -> str:
+        full = Path(path)
+        if not path or not full.is_absolute():
+            return path
+        return str(full.resolve().relative_to(ROOT)) if full.resolve().is_relative_to(ROOT) else full.name
+
+    return ["=".join(map(shown, word.split("=", 1))) if word.startswith("--") else shown(word) for word in sys.argv]
 
 
 def _plain(x):
@@ -255,24 +260,6 @@ def commit() -> str | None:
         return None
 
 
-def fill_readme(text: str) -> str:
-    """README.md with the last two cells of every table row that links a script, [...](methods/NAME.py), filled from the results committed
-    for it: minutes, and which claims hold. `python -m minilm.results` rewrites the file; a test holds that it is up to date."""
-    return re.sub(r"^(\|.*\]\((?:methods|signals|vision_eval)/(?:real/)?(\w+)\.py\).*?\|)[^|]*\|[^|]*\|$",
-                  lambda row: f"{row[1]} {' | '.join(_readme_cells(row[2]))} |", text, flags=re.MULTILINE)
-
-
-def _readme_cells(name: str) -> tuple[str, str]:
-    files = [ROOT / "results" / f"{name}{end}.json" for end in ("", "_full")]
-    runs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
-    verdicts = {}  # the default run's, where it tests a claim; else the full run's
-    for run in runs:
-        verdicts |= {c["id"]: c["holds"] for c in run["claims"] if verdicts.get(c["id"]) is None}
-    words = {True: "holds", False: "**not reproduced**", None: "not testable here"}
-    found = "; ".join(f"{words[v]}: {', '.join(i for i, holds in verdicts.items() if holds is v)}" for v in words if v in verdicts.values())
-    return ", ".join(f"{run['wall_seconds'] / 60:.0f}" for run in runs) or "-", found or "not run yet"
-
-
 # --- figures
 
 def new_figure(rows: int = 1, columns: int = 1, width: float = 11.0, height: float = 3.8):
@@ -303,8 +290,3 @@ def bar_seeds(ax, x: float, values, color: str, width: float = 0.8, label: str |
 def save_figure(fig, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: fig.savefig(temporary, format="png", dpi=150, metadata={"Software": None}))
-
-
-if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    write_atomically(readme, lambda path: path.write_text(fill_readme(readme.read_text(encoding="utf-8")), encoding="utf-8"))

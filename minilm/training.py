@@ -161,7 +161,50 @@ def distribute(module: nn.Module, layers: nn.ModuleList, world: World, device: t
     return fully_shard(module, mesh=mesh)
 
 
+@contextlib.contextmanager
+def chief_first(world: World):
+    """Process 0 runs the block alone, then the others do: for files that one makes and all read."""
+    if world.rank > 0:
+        dist.barrier()
+    yield
+    if world.rank == 0 and world.size > 1:
+        dist.barrier()
+
+
+def gather(world: World, value) -> list:
+    """Every process's value, in every process."""
+    values = [value] * world.size
+    if world.size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def gather_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The whole state dictionary of a sharded model, on the CPU of process 0 (the others get an empty one). All processes must call it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
 # --- checkpoints to resume from
+
+def save_shards(folder: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Every process writes its share of weights and optimizer states (torch.distributed.checkpoint)."""
+    import torch.distributed.checkpoint as checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    checkpoint.save(dict(zip(("model", "optimizers"), get_state_dict(module, optimizers))), checkpoint_id=folder)
+
+
+def load_shards(folder: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    import torch.distributed.checkpoint as checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    set_lr(optimizers, 1.0)  # notes every group's initial_lr, so that it is among what is loaded
+    state = dict(zip(("model", "optimizers"), get_state_dict(module, optimizers)))
+    checkpoint.load(state, checkpoint_id=folder)
+    set_state_dict(module, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizers"])
+
 
 def save_state(path: Path, state: dict) -> None:
     """One file with everything a run needs to go on. Written under a temporary name, flushed, renamed: a process killed at any moment

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minilm import InputError
 from minilm.moe import MoE
+from minilm.ops import Linear, rms_norm
 from minilm.rotary import Rotary, rotate
 
 
@@ -130,9 +131,7 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
     def forward(self, x):
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-        return F.rms_norm(x.float(), (x.shape[-1],), None, self.eps).to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -142,10 +141,10 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim, self.qk_norm, self.window = c.head_dim, c.qk_norm, c.window(layer)
         queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, queries, bias=c.qkv_bias)
-        self.k_proj = nn.Linear(c.hidden_size, keys, bias=c.qkv_bias)
-        self.v_proj = nn.Linear(c.hidden_size, keys, bias=c.qkv_bias)
-        self.o_proj = nn.Linear(queries, c.hidden_size, bias=c.o_bias)
+        self.q_proj = Linear(c.hidden_size, queries, bias=c.qkv_bias)
+        self.k_proj = Linear(c.hidden_size, keys, bias=c.qkv_bias)
+        self.v_proj = Linear(c.hidden_size, keys, bias=c.qkv_bias)
+        self.o_proj = Linear(queries, c.hidden_size, bias=c.o_bias)
         if c.qk_norm:
             self.q_norm = RMSNorm(c.head_dim if c.qk_norm == "head" else queries, c.rms_norm_eps)
             self.k_norm = RMSNorm(c.head_dim if c.qk_norm == "head" else keys, c.rms_norm_eps)
@@ -173,7 +172,7 @@ class MLP(nn.Module):
 
     def __init__(self, D: int, F: int, bias: bool = False):
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(D, F, bias), nn.Linear(D, F, bias), nn.Linear(F, D, bias)
+        self.gate_proj, self.up_proj, self.down_proj = Linear(D, F, bias), Linear(D, F, bias), Linear(F, D, bias)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -210,7 +209,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed.weight
         self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)

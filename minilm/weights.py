@@ -211,25 +211,34 @@ def _names(file: Path) -> list[str]:
 
 def _read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device, part: tuple[int, str, int] | None = None) -> torch.Tensor:
     """`part`: (expert, gate | up | down, number of experts) of a fused tensor."""
-    with safe_open(file, "pt") as f:  # opened anew for every tensor: what was converted need not stay mapped
-        if part is None:
-            tensor = f.get_tensor(name)
-        else:
-            expert, which, num_experts = part
-            whole, rows = f.get_slice(name), shape[0]
-            fused = [num_experts, shape[0] * (1 if which == "down" else 2), shape[1]]
-            if whole.get_shape() != fused:
-                raise InputError(f"{file}: {name} has shape {whole.get_shape()}, config.json asks for {fused}")
-            tensor = whole[expert, rows : 2 * rows] if which == "up" else whole[expert, :rows]
+    tensor = _map(file, name, shape, part)
     if tuple(tensor.shape) != shape:
         raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}")
     if not tensor.dtype.is_floating_point:
         raise InputError(f"{file}: {name} has dtype {tensor.dtype}: quantised checkpoints are not read")
-    tensor = tensor.to(device=device, dtype=dtype)
-    if not torch.isfinite(tensor.sum(dtype=torch.float32)):
+    rows = max(1, 2**24 * len(tensor) // max(1, tensor.nbytes))  # 16 MB at a time: the peak stays near the target's size
+    if tensor.dtype == dtype:
+        tensor = tensor.to(device)
+    else:
+        tensor = torch.empty(shape, dtype=dtype, device=device)
+        for start in range(0, len(tensor), rows):  # each in a mapping of its own: what was converted need not stay mapped
+            tensor[start : start + rows] = _map(file, name, shape, part)[start : start + rows]
+    if not all(torch.isfinite(chunk.sum(dtype=torch.float32)) for chunk in tensor.split(rows)):
         raise InputError(f"{file}: {name} holds NaN or infinite values in {dtype}: the checkpoint is damaged"
                          + (", or its numbers are too large for this type: use bfloat16" if dtype == torch.float16 else ""))
     return tensor
+
+
+def _map(file: Path, name: str, shape: tuple, part: tuple[int, str, int] | None) -> torch.Tensor:
+    with safe_open(file, "pt") as f:
+        if part is None:
+            return f.get_tensor(name)
+        expert, which, num_experts = part
+        whole, rows = f.get_slice(name), shape[0]
+        fused = [num_experts, shape[0] * (1 if which == "down" else 2), shape[1]]
+        if whole.get_shape() != fused:
+            raise InputError(f"{file}: {name} has shape {whole.get_shape()}, config.json asks for {fused}")
+        return whole[expert, rows : 2 * rows] if which == "up" else whole[expert, :rows]
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:

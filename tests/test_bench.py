@@ -73,7 +73,7 @@ def test_the_bound_multiplies_what_a_training_step_must_multiply():
     attention = bound.get_flop_counts()["Global"]
     linear = sum(n for op, n in attention.items() if "attention" not in str(op))
     assert linear == 3 * 2 * weights * 16
-    assert bound.get_total_flops() == step.get_total_flops()
+    assert bound.get_total_flops() <= step.get_total_flops() < 1.02 * bound.get_total_flops()  # the norms' own sums are no products
 
 
 def test_the_classical_recipe_has_its_size_and_no_character_sees_the_future():

@@ -125,6 +125,9 @@ def test_every_documented_command_parses(where, command, capsys):
     at = next(i for i, word in enumerate(words) if word.endswith(".py"))
     assert (ROOT / words[at]).exists(), f"{where}: {command}: there is no {words[at]}"
     module = importlib.import_module(words[at].removesuffix(".py").replace("/", "."))
+    if words[at].startswith("tests/"):  # a test file that can also be run takes no flags
+        assert len(words) == at + 1
+        return
     status = 0
     try:
         tyro.cli(module.Config, args=words[at + 1 :])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from minilm.data import IGNORE, generator
-from minilm.ops import linear_cross_entropy, newton_schulz
+from minilm.ops import Linear, linear_cross_entropy, newton_schulz, rms_norm
 
 
 def problem(N=23, D=8, V=31, seed=0, dtype=torch.float32):
@@ -85,3 +85,34 @@ def test_newton_schulz_does_not_see_the_gradients_scale_and_leaves_zero_alone():
     G = torch.randn(8, 8, generator=generator(1, "G"))
     torch.testing.assert_close(newton_schulz(G), newton_schulz(1000 * G), atol=1e-3, rtol=1e-3)
     assert torch.equal(newton_schulz(torch.zeros(4, 6)), torch.zeros(4, 6))
+
+
+# --- the norm and the product with a single token
+
+@pytest.mark.parametrize("shape", [(5, 7, 12), (3, 4, 2, 6), (1, 8)])
+def test_rms_norm_and_both_gradients_equal_the_plain_twin(shape):
+    gen = generator(0, "norm")
+    x, weight = torch.randn(shape, generator=gen).requires_grad_(), torch.randn(shape[-1], generator=gen).requires_grad_()
+    grad = torch.randn(shape, generator=gen)
+    plain, ours = F.rms_norm(x, (shape[-1],), weight, 1e-6), rms_norm(x, weight, 1e-6)
+    torch.testing.assert_close(ours, plain)
+    for got, want in zip(torch.autograd.grad(ours, (x, weight), grad), torch.autograd.grad(plain, (x, weight), grad)):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_the_norm_of_a_zero_vector_is_zero_and_its_gradient_is_finite():
+    x = torch.zeros(2, 4, requires_grad=True)
+    y = rms_norm(x, torch.ones(4), 1e-6)
+    y.sum().backward()
+    assert y.abs().max() == 0 and torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("out, in_, bias", [(8, 6, False), (12, 5, False), (7, 6, False), (8, 6, True)])  # 7 rows cannot be cut into four
+def test_one_token_gets_the_same_product_whichever_routine_reads_the_matrix(out, in_, bias):
+    linear = Linear(in_, out, bias=bias)
+    for shape in [(in_,), (1, in_), (1, 1, in_), (2, 3, in_)]:
+        x = torch.randn(shape, generator=generator(0, "x"))
+        with torch.no_grad():
+            torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias), atol=1e-5, rtol=1e-5)
+            transposed = torch.randn(in_, 2, generator=generator(0, "y")).T[:1]  # a row that is not contiguous
+            torch.testing.assert_close(linear(transposed), F.linear(transposed, linear.weight, linear.bias), atol=1e-5, rtol=1e-5)

@@ -1,6 +1,7 @@
 """train.py and sample.py, the two front doors: a model learns, goes on after an interruption bit for bit, and talks."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -194,3 +195,47 @@ def test_what_cannot_be_sampled_is_said_in_one_line(change, words):
     train.main(replace(TINY, steps=4))
     with pytest.raises(InputError, match=words):
         sample.main(replace(sample.Config(), **change))
+
+
+# --- several processes
+
+DRIVER = """
+import dataclasses, json, sys, train
+cfg = train.Config(**json.loads(sys.argv[1]))
+def run(**change):
+    return train.main(dataclasses.replace(cfg, **change))["log"]["val"]
+logs = {"ddp": run(out="ddp"), "fsdp": run(out="fsdp", fsdp=True)}
+save = train.save_training
+def save_then_stop(*arguments):
+    save(*arguments)
+    raise KeyboardInterrupt
+for name in ("ddp", "fsdp"):
+    train.save_training = save_then_stop
+    try:
+        run(out=name + "2", fsdp=name == "fsdp")
+    except KeyboardInterrupt:
+        train.save_training = save
+    logs[name + " resumed"] = run(out=name + "2", fsdp=name == "fsdp", resume=True)
+open(f"logs{train.gather(train.start_world(train.pick_device('cpu')), 0)[0]}.json", "w").write(json.dumps(logs))
+"""
+
+
+def test_two_processes_train_one_model_whole_or_sharded_and_go_on_bit_for_bit():
+    Path("driver.py").write_text(DRIVER)
+    cfg = {"data": "text.txt", "level": "char", "layers": 2, "width": 32, "heads": 2, "block": 32, "batch": 4, "steps": 6, "eval_every": 3,
+           "eval_batches": 2, "optimizer": "adamw", "device": "cpu"}
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "driver.py", json.dumps(cfg)],
+                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    logs = json.loads(Path("logs0.json").read_text())
+    assert logs["ddp resumed"] == logs["ddp"]
+    assert logs["fsdp resumed"] == logs["fsdp"]
+    assert logs["fsdp"] == pytest.approx(logs["ddp"], abs=1e-4)
+    for name in ("ddp", "fsdp"):
+        sample.main(sample.Config(checkpoint=name, prompt="the ", max_new_tokens=3))
+    assert [p.name for p in Path("fsdp").glob("shards-*")] == ["shards-6"]
+
+
+def test_sharding_one_process_or_muon_is_refused():
+    with pytest.raises(InputError, match="torchrun"):
+        train.main(replace(TINY, fsdp=True))
