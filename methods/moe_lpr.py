@@ -372,13 +372,13 @@ def claims(metrics: dict) -> list[dict]:
 
 # --- figure
 
-STYLE = {"base": ("base", 7, "*"), "stage 1": ("stage 1", 1, "o"), "review ntp": ("review, next-token loss only", 4, "s"),
-         "lpr": ("review + LPR", 2, "D"), "ft 3e-4": ("fine-tuning, 3 learning rates", 0, "<"), "ft 1e-3": (None, 0, "v"),
-         "ft 3e-3": (None, 0, ">"), "moe all": ("mixture, all weights", 3, "P"), "no copies": ("LPR, experts not copies", 6, "X"),
-         "one stage": ("LPR, one stage", 5, "^"), "lora": ("LoRA", 6, "p")}
+STYLE = {"base": ("base", 7, "*"), "stage 1": ("stage 1", 1, "o"), "review ntp": ("review, next-token loss", 4, "s"),
+         "lpr": ("review + LPR", 2, "D"), "ft 3e-4": ("fine-tuning, 3e-4", 0, "<"), "ft 1e-3": ("fine-tuning, 1e-3", 0, "v"),
+         "ft 3e-3": ("fine-tuning, 3e-3", 0, ">"), "moe all": ("mixture, all weights", 3, "P"), "lora": ("LoRA", 6, "p"),
+         "no copies": ("LPR, experts not copied", 6, "X"), "one stage": ("LPR, one stage", 5, "^")}
 
 
-def figure(results: dict):
+def figure(results: dict, unit: str = "nats/character"):
     """Left: who learns the new languages and who keeps the old. Right: what the review does to the router."""
     metrics, (fig, (left, right)) = results["metrics"], new_figure(1, 2, width=13, height=5.4)
     for arm, (label, color, marker) in STYLE.items():
@@ -390,18 +390,18 @@ def figure(results: dict):
     for a, b in zip(path, path[1:]):
         left.annotate("", b, a, arrowprops={"arrowstyle": "->", "color": "#555555", "shrinkA": 7, "shrinkB": 7})
     left.axhline(metrics["base"]["old"]["mean"], color="#555555", linewidth=1, linestyle="--")
-    left.set(xlabel="loss on new languages (nats/character)", ylabel="loss on old languages (nats/character)",
-             title="Lower left is better (dashed: base; small: seeds)")
+    left.set(xlabel=f"loss on new languages ({unit})", ylabel=f"loss on old languages ({unit})", title="Lower left is better (- -: base)")
     left.legend(fontsize=9)
-    ticks = []
-    for g, (group, title) in enumerate((("old", "old"), ("ood", "old, never reviewed"), ("new", "new"))):
-        for k, arm in enumerate(arm for arm in ("stage 1", "review ntp", "lpr") if arm in results["series"]):
-            for layer, values in enumerate(zip(*results["series"][arm][f"G0 {group}"]["values"])):
-                x = 2.7 * g + layer
-                bar_seeds(right, x + 0.27 * (k - 1), values, COLORS[STYLE[arm][1]], 0.25, STYLE[arm][0] if g == layer == 0 else None)
-                ticks += [(x, f"layer {layer + 1}\n{title if layer == 0 else ''}")] if k == 0 else []
-    right.set_xticks(*zip(*ticks), fontsize=10)
-    right.set(ylabel="mean score $G_0$ of the frozen expert", ylim=(0, 1.2), title="Where the router sends each language's tokens")
+    arms, ticks, x = [arm for arm in ("stage 1", "review ntp", "lpr") if results["series"].get(arm)], {}, 0.0
+    for group, title in (("old", "old"), ("ood", "old, not reviewed"), ("new", "new")) if arms else ():
+        for layer in range(len(results["series"][arms[0]].get(f"G0 {group}", {"x": ()})["x"])):
+            x += 1 if layer else 1.7
+            ticks[x] = f"{layer + 1}" if layer else f"1\n{title}"
+            for k, arm in enumerate(arms):
+                values = [v[layer] for v in results["series"][arm][f"G0 {group}"]["values"]]
+                bar_seeds(right, x + 0.27 * (k - 1), values, COLORS[STYLE[arm][1]], 0.25, None if len(ticks) > 1 else STYLE[arm][0])
+    right.set_xticks(list(ticks), ticks.values(), fontsize=11)
+    right.set(xlabel="layer", ylabel="mean score $G_0$ of the frozen expert", ylim=(0, 1.2), title="Where routers send tokens")
     right.legend(ncols=3, loc="upper center", fontsize=9)
     return fig
 

@@ -136,7 +136,7 @@ def test_the_multiple_choice_scores_by_hand(tmp_path, files):
 
 @pytest.mark.parametrize("change, words", [
     ({"num_experts": 1}, "at least 2"), ({"experts_per_token": 5}, "1 to all"), ({"moe_layers": (7,)}, "from 0 to 1"),
-    ({"moe_layers": (1, 1)}, "once"), ({"old": ()}, "--old"), ({"stage": "2"}, "give stage 1's folder"), ({"block": 4096}, "block"),
+    ({"moe_layers": (1, 1)}, "once"), ({"stage": "2"}, "give stage 1's folder"), ({"block": 4096}, "block"),
     ({"batch": 4096}, "do not fill")])
 def test_wrong_settings_are_refused_in_one_line(cfg, change, words):
     with pytest.raises(InputError, match=words):
@@ -169,4 +169,4 @@ def test_the_committed_runs_claims_and_figure_follow_from_its_numbers(tmp_path):
         pytest.skip(f"{path.name} is not committed yet")
     results = json.loads(path.read_text(encoding="utf-8"))
     assert moe_lpr.claims(results["metrics"]) == results["claims"]
-    save_figure(moe_lpr.figure(results), tmp_path / "figure.png")
+    save_figure(moe_lpr.draw(results), tmp_path / "figure.png")

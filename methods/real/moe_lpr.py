@@ -9,8 +9,7 @@ Run     python methods/real/moe_lpr.py --checkpoint DIR --new sw.jsonl ru.jsonl 
         --checkpoint   a Llama, Mistral, Qwen2 or Qwen3 folder; saved as Mixtral, Qwen2-MoE or Qwen3-MoE for `transformers`.
         --eval         multiple choice, JSON Lines {"context": "...", "choices": ["...", ...], "gold": 0}: acc, and acc_norm per character.
 Paper   the defaults with --dtype bfloat16, 8 billion tokens per new language: Qwen1.5-1.8B becomes 5.9B weights, 4.1B of them trained.
-Memory  bfloat16: 2 bytes for a frozen weight, 16 for a trained one (stage 1; the review trains routers only), plus activations
-        (--micro-batch, --activation-checkpointing). SmolLM2-135M with 4 experts: about 4 GB, Qwen2.5-0.5B: about 17 GB.
+        Memory then: 2 bytes for a frozen weight, 16 for a trained one, plus activations (--micro-batch, --activation-checkpointing).
 Shown   SHOWN
 Honest  HONEST
 """
@@ -30,13 +29,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from methods.moe_lpr import ARMS, PAPER, Arm, changed_tensors, claims, next_token_loss, objective, pack, set_trainable
+from methods.moe_lpr import ARMS, PAPER, Arm, changed_tensors, claims, figure, next_token_loss, objective, pack, set_trainable
 from minilm import InputError
 from minilm.data import generator, read_text
 from minilm.evaluate import continuation_logprobs
 from minilm.moe import MoE, router_stats, upcycle
-from minilm.results import (COLORS, ROOT, Outcome, cli, new_figure, plot_seeds, print_claims, print_metrics, progress, run_seeds,
-                            save_results)
+from minilm.results import ROOT, Outcome, cli, print_claims, print_metrics, progress, run_seeds, save_results
 from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr
 from minilm.transformer import Transformer
 from minilm.weights import config_json, load_pretrained, save_pretrained
@@ -47,7 +45,7 @@ Method = Literal["stage 1", "review ntp", "lpr", "no copies", "one stage", "moe 
 class Config:
     checkpoint: str  # Hugging Face folder with a tokenizer: a dense model, or for --stage 2 what stage 1 saved
     new: tuple[str, ...]  # text files, one per new language
-    old: tuple[str, ...] = ()  # text files of old languages, for the review
+    old: tuple[str, ...]  # text files, one per old language
     ood: tuple[str, ...] = ()  # text files of old languages that are only measured
     eval: tuple[str, ...] = ()  # multiple-choice files
     stage: Literal["all", "1", "2", "eval"] = "all"  # what to do: both stages, one of them, or measure only
@@ -80,12 +78,10 @@ class Config:
 # --- data
 
 class Corpus(NamedTuple):
-    """One language: its token ids on disk (memory-mapped), and where each document ends."""
-
     name: str
     group: str  # old, ood or new
-    tokens: np.ndarray
-    ends: np.ndarray  # [documents + 1]
+    tokens: np.ndarray  # of the whole file, on disk (memory-mapped)
+    ends: np.ndarray  # [documents + 1] where each document ends
     read: int  # documents to train on: the first ones
     held_out: range  # documents to measure on: the last twentieth
     bytes_per_token: float
@@ -100,7 +96,7 @@ def read_documents(path: str) -> Iterator[str]:
                 text = line.decode("utf-8").strip()
                 is_json = is_json or (number == 1 and text.startswith("{"))
                 text = json.loads(text)["text"].strip() if is_json and text else text
-            except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise InputError(f'{path}, line {number}: {{"text": "..."}} in UTF-8 is needed, or plain UTF-8 text throughout') from None
             if text:
                 yield text
@@ -136,9 +132,8 @@ class Texts:
 
     def choose(self, group: str, most: int | None = None) -> np.ndarray:
         """Up to `most` random documents of each language of the group; a smaller choice is the first part of a larger one."""
-        rows = [(i, torch.randperm(c.read, generator=generator(self.seed, c.name))[:most]) for i, c in enumerate(self.corpora)
-                if c.group == group]
-        return np.array([(i, d) for i, documents in rows for d in documents.tolist()], int).reshape(-1, 2)
+        order = lambda c: torch.randperm(c.read, generator=generator(self.seed, c.name))[:most].tolist()
+        return np.array([(i, d) for i, c in enumerate(self.corpora) if c.group == group for d in order(c)], int).reshape(-1, 2)
 
     def tokens(self, documents: np.ndarray) -> int:
         return int(sum(self.corpora[i].ends[d + 1] - self.corpora[i].ends[d] + 1 for i, d in documents))
@@ -201,8 +196,7 @@ def evaluate(cfg: Config, model: Transformer, texts: Texts, tokenizer) -> tuple[
         metrics[group] = np.mean([metrics[c.name] for c in texts.corpora if c.group == group]).item()
     series = {f"G0 {group}": torch.stack(rows).mean(0).tolist() for group, rows in scores.items() if rows}
     metrics |= {name: sum(values) / len(values) for name, values in series.items()}
-    for path in cfg.eval:
-        metrics |= multiple_choice(model, tokenizer, path)
+    metrics |= {name: value for path in cfg.eval for name, value in multiple_choice(model, tokenizer, path).items()}
     return metrics, {name: (range(1, len(values) + 1), values) for name, values in series.items()}
 
 
@@ -218,7 +212,7 @@ def multiple_choice(model: Transformer, tokenizer, path: str) -> dict[str, float
             scores = continuation_logprobs(model, pairs, characters=[len(choice) for choice in choices])
             hits.append([choices[max(range(len(choices)), key=values.tolist().__getitem__)] == choices[row["gold"]]
                          for values in (scores.sum, scores.per_character)])
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise InputError(f'{path}, line {number}: {{"context": "...", "choices": ["...", "..."], "gold": 0}} is needed') from None
     return dict(zip((f"acc {Path(path).stem}", f"acc_norm {Path(path).stem}"), np.mean(hits, 0).tolist()))
 
@@ -233,11 +227,11 @@ def stage_1(cfg: Config, arm: Arm, base: Transformer, texts: Texts) -> Transform
     model.activation_checkpointing = cfg.activation_checkpointing
     set_trainable(model, arm.trains)
     documents, replay = texts.choose("new"), texts.choose("old", cfg.review_docs_old)
-    idle = [expert for m in model.modules() if isinstance(m, MoE) for expert in m.experts[cfg.experts_per_token :]]
-    total, share = sum(p.numel() for p in model.parameters()), texts.tokens(replay) / texts.tokens(documents)
-    print(f"{total:,} weights, {total - sum(p.numel() for m in idle for p in m.parameters()):,} active, "
-          f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained in stage 1; the review's old text is {share:.2%} of "
-          f"stage 1's{' (warning: the paper stays below 1%)' if share >= 0.01 else ''}")
+    size, weights = lambda parameters: sum(p.numel() for p in parameters), list(model.parameters())
+    idle = sum(size(m.experts[cfg.experts_per_token :].parameters()) for m in model.modules() if isinstance(m, MoE))
+    share = texts.tokens(replay) / texts.tokens(documents)
+    print(f"{size(weights):,} weights, {size(weights) - idle:,} active, {size(p for p in weights if p.requires_grad):,} trained in "
+          f"stage 1; the review's old text is {share:.2%} of stage 1's{' (warning: the paper stays below 1%)' if share >= 0.01 else ''}")
     train(cfg, model, texts, np.concatenate([documents, replay]) if arm.replay else documents, "stage 1",
           0.0 if arm.lpr else cfg.alpha, cfg.gamma if arm.lpr else 0.0)
     return model
@@ -285,36 +279,20 @@ def run(cfg: Config, seed: int) -> Outcome:
     return outcome
 
 
-# --- figure
-
-def figure(results: dict):
-    """Left: old against new languages. Right: the frozen expert's score in every layer, solid on old, dashed on new languages."""
-    fig, (left, right) = new_figure(1, 2, width=13, height=5.0)
-    for color, (arm, row) in zip(COLORS, results["metrics"].items()):
-        if "old" in row:
-            left.plot(row["new"]["values"], row["old"]["values"], "o", color=color, alpha=0.4, markersize=5)
-            left.plot(row["new"]["mean"], row["old"]["mean"], "o", color=color, markersize=11, markeredgecolor="black", label=arm)
-        for group, style in (("old", "-"), ("new", "--")) if arm in ("stage 1", "review ntp", "lpr") else ():
-            if line := results["series"][arm].get(f"G0 {group}"):
-                plot_seeds(right, line["x"], line["values"], f"{arm}: {group} languages", color, linestyle=style, marker="o")
-    left.set(xlabel="new languages (bits per byte)", ylabel="old languages (bits per byte)", title="Held-out text: lower left is better")
-    right.set(xlabel="MoE layer", ylabel="mean score $G_0$ of the frozen expert", ylim=(0, 1.02), title="Where the router sends tokens")
-    for ax in (left, right):
-        ax.legend(fontsize=9)
-    return fig
-
+# --- the run
 
 def main(cfg: Config) -> dict:
     started = time.time()
-    if not cfg.old and cfg.stage in ("all", "2") and any(ARMS[m].review or ARMS[m].replay for m in cfg.methods):
-        raise InputError("the review needs old-language text: give --old, or --methods 'stage 1'")
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
     path = Path(cfg.out or ROOT / "runs" / "moe_lpr_real_text") / "moe_lpr_real_text"
-    judge = lambda metrics: claims(metrics) if cfg.old else []
-    results = save_results(__file__, PAPER, cfg, outcomes, judge, figure, started, cfg.seeds, path)
+    results = save_results(__file__, PAPER, cfg, outcomes, claims, draw, started, cfg.seeds, path)
     print_metrics(results["metrics"], list(dict.fromkeys(name for row in results["metrics"].values() for name in row)), 3)
     print_claims(results["claims"])
     return results
+
+
+def draw(results: dict):
+    return figure(results, "bits/byte")
 
 
 if __name__ == "__main__":
