@@ -36,11 +36,12 @@ from tqdm import tqdm
 from minilm import InputError
 from minilm.data import generator, random_blocks, read_text
 from minilm.generate import generate
+from minilm.moe import MoE
 from minilm.ops import linear_cross_entropy
 from minilm.results import ROOT, cli, commit, hardware, write_json
 from minilm.training import Muon, autocast, make_optimizers, parameter_groups, pick_device, schedule, set_lr, take_step
 from minilm.transformer import Config as ModelConfig
-from minilm.transformer import Transformer
+from minilm.transformer import MLP, Transformer
 from minilm.weights import load_pretrained, save_pretrained
 from signals.mdm import matching_loss, spectrum
 from signals.networks import make_network
@@ -48,7 +49,7 @@ from signals.networks import make_network
 
 @dataclass(frozen=True)
 class Config:
-    what: tyro.conf.Positional[tuple[str, ...]] = ()  # benchmarks to run: train decode load loss distill (default: all)
+    what: tyro.conf.Positional[tuple[str, ...]] = ()  # benchmarks to run: train decode load loss moe distill (default: all)
     data: str | None = None  # tinyshakespeare's input.txt, for the time to a given loss (train); without it that row is left out
     threads: int | None = None  # CPU threads (default: torch's, one per core)
     device: str = "auto"  # auto (cuda, else cpu), cpu, cuda
@@ -439,6 +440,60 @@ def load_call(name: str, folder: str, dtype: str) -> Callable:
     return lambda: peer_load(folder, kind)
 
 
+# --- moe: one mixture layer, forward and backward
+
+def moe(cfg: Config) -> list[dict]:
+    """A token passes K experts of width F: as many products as in one dense MLP of width K F, which is the limit. Wide experts are almost
+    all matrix products, for whoever runs them; narrow ones show what sorting the tokens costs."""
+    T, D, E, K = (64, 16, 4, 2) if cfg.quick else (4096, 256, 8, 2)
+    rows = []
+    for width, limit, peer_target in ((24, "<= 1.25", None),) if cfg.quick else ((704, "<= 1.25", ">= 1.5"), (128, None, None)):
+        run = {name: moe_call(name, cfg.device, T, D, width, E, K) for name in ("minilm", "dense", "transformers")}
+        times = alternate(run, 2 if cfg.quick else 15, f"moe, experts of width {width}")
+        peaks = {name: peak_memory(cfg, moe_call, name, cfg.device, T, D, width, E, K) for name in run}
+        what = f"mixture layer, {E} experts of width {width}"
+        rows += [row(f"{what}: time over a dense MLP of equal active size", ratio(times, "minilm", "dense"), "x", limit,
+                     f"{T} tokens, d {D}, {K} per token, float32, forward and backward: {medians(times)}"),
+                 row(f"{what}: faster than transformers' Mixtral block", ratio(times, "transformers", "minilm"), "x", peer_target),
+                 row(f"{what}: peak memory over transformers' Mixtral block", peaks["minilm"] / peaks["transformers"], "x", None,
+                     ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in peaks.items()))]
+    return rows
+
+
+def moe_call(name: str, device: str, T: int, D: int, width: int, E: int, K: int) -> Callable:
+    """The layer and its input are made here; what is returned is measured: its output and all gradients, which stay."""
+    gen, device = generator(0, "moe"), pick_device(device)
+    if name == "dense":
+        layer = MLP(D, K * width)
+    elif name == "minilm":
+        layer = MoE(D, [MLP(D, width) for _ in range(E)], K, norm_topk_prob=True)
+    else:
+        layer = peer_block(D, width, E, K)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(torch.randn(p.shape, generator=gen) * 0.05)
+    x, grad = (torch.randn(1, T, D, generator=gen).to(device) for _ in range(2))
+    layer, x = layer.to(device), x.requires_grad_()
+
+    def call():
+        layer.zero_grad()
+        x.grad = None
+        y = layer(x)
+        (y[0] if isinstance(y, tuple) else y).backward(grad)
+    return call
+
+
+def peer_block(D: int, width: int, E: int, K: int) -> nn.Module:
+    """As in a loaded model: its own choice of how to run the experts."""
+    try:
+        from transformers import MixtralConfig, MixtralForCausalLM
+    except ImportError:
+        raise InputError("bench.py compares with the package transformers, which is not installed: pip install -e '.[bench]'") from None
+    config = MixtralConfig(vocab_size=8, hidden_size=D, intermediate_size=width, num_hidden_layers=1, num_attention_heads=2,
+                           num_key_value_heads=2, num_local_experts=E, num_experts_per_tok=K)
+    return MixtralForCausalLM(config).model.layers[0].mlp
+
+
 # --- dataset distillation
 
 def distill(cfg: Config) -> list[dict]:
@@ -483,7 +538,7 @@ def distill_step(psi, real: torch.Tensor, S: torch.Tensor, C: int, parts: int = 
 # --- the run
 
 BENCHMARKS: dict[str, Callable[[Config], list[dict]]] = {"train": train, "decode": decode, "load": load, "loss": loss,
-                                                           "distill": distill}
+                                                           "moe": moe, "distill": distill}
 
 
 def conditions(cfg: Config) -> dict:
