@@ -20,7 +20,8 @@ Honest  The model is trained from nothing on 60 + 60 invented persons, so this i
         At 4:4 single models still lean to a side (Pr 0.44 to 0.74), so C6 counts the spread over seeds, which a bootstrap over persons
         (+/- 0.03) does not see and alone would reject. The name is not the cause: with the names exchanged (`4:4 swapped`, added after
         the default run) the same seeds lean the same way, so it is the draws or their order. No arm reaches 90% in C8: the area decides.
-Try     TODO
+Try     (expected Pr at 8:0, in place of 0.9)  --arms 8:0 0:8 --evidence 5: five persons teach no lesson, 0.47;   --arms 8:0 --epochs 0: no
+        stage 1, 0.46;   call both sources "Times" in SOURCE: nothing to trust, 0.53 (each +/- 0.04 over seeds 100 and 101).
 """
 
 import copy
