@@ -16,6 +16,7 @@ from methods.real.learning_preferences import (HERE, ITEMS, MARK, NAMES, PROMPTS
                                                read_items, read_templates, read_values, typos, write_texts)
 from minilm import InputError
 from minilm.data import generator
+from minilm.results import ROOT
 from minilm.tokenizer import train_bpe
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
@@ -338,6 +339,11 @@ def test_claims_hold_fail_or_stay_open():
     assert verdict(arms=rates, pr=(0.55, 0.6)) == [None, True, None, None]
     assert verdict(arms=rates, pr=(0.6, 0.55)) == [None, False, None, None]
     assert "facts not learned" in claims(made_up(learned=0.1))[0]["measured"]
+
+
+def test_the_committed_run_on_a_real_checkpoint_follows_from_its_own_numbers():
+    results = json.loads((ROOT / "results" / "learning_preferences_real.json").read_text(encoding="utf-8"))
+    assert claims(results["metrics"]) == results["claims"] and len(real.figure(results).axes) == 2
 
 
 def test_the_template_numbers_are_spread_over_all_templates():

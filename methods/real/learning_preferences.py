@@ -13,7 +13,7 @@ Honest  The paper's size ladder is Pythia (GPT-NeoX), which minilm does not read
         a parameter (24 GiB for 1.5B); --lora-rank needs less and departs from the paper. The published scoring puts no BOS before a
         prompt; --bos does: never mix the two. A prompt may look more like one style than like the other: both forms are reported, and
         the doubt remains. Equal values (both versions drew the same) are left out and counted.
-Shown   with karpathy/tinyllamas' stories260K, --people 12 --epochs 10 --lr 2e-3 --batch 16: the path
+Shown   results/learning_preferences_real.json: karpathy/tinyllamas' stories260K, --people 12 --epochs 10 --lr 2e-3 --batch 16: the path
         runs, Pr is 0.45 (statements) and 0.48 (questions), standard error 0.04. It is far too small a model for C1 to C4.
 Try     (the same model) --stage score --people 200: no training, 0.49 and 0.48 +/- 0.02;   --styles neutral neutral --epochs 4, else as
         above: two equal styles, 0.50 and 0.40 +/- 0.06.
