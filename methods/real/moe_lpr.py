@@ -1,8 +1,8 @@
 """MoE-LPR on your own checkpoint and text. The method is methods/moe_lpr.py.
 
 Run     python methods/real/moe_lpr.py --checkpoint DIR --new sw.jsonl ru.jsonl --old en.jsonl es.jsonl --ood fr.jsonl --save out
-        python methods/real/moe_lpr.py --checkpoint out/stage-1 --stage 2 --methods lpr --new ... --old ... --save out    # review alone
-        python methods/real/moe_lpr.py --checkpoint out/lpr --stage eval --new ... --old ... --eval exam.jsonl
+        python methods/real/moe_lpr.py --checkpoint out/stage-1 --stage 2 --methods lpr --new sw.txt --old en.txt --save out
+        python methods/real/moe_lpr.py --checkpoint out/lpr --stage eval --new sw.txt --old en.txt --eval exam.jsonl
 
         --new, --old, --ood   a file per language: JSON Lines {"text": ...}, or UTF-8 text with one document a line. The last twentieth of
                        each is held out. ood: old languages that no stage reads.
