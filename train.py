@@ -48,19 +48,19 @@ class Config:
     out: str = "out"  # folder for everything that is written
     resume: bool = False  # continue the run whose training.pt lies in --out (give the same flags again)
     layers: int = 4  # blocks
-    width: int = 256  # model width
-    heads: int = 4  # attention heads
+    width: int = 192  # model width
+    heads: int = 3  # attention heads
     kv_heads: int | None = None  # key/value heads, fewer than heads for grouped-query attention
     num_experts: int = 0  # experts per block; 0: an ordinary MLP
     experts_per_token: int = 2  # experts that each token passes
     block: int = 256  # tokens per sequence
-    batch: int = 16  # sequences per step, over all processes
+    batch: int = 8  # sequences per step, over all processes
     micro_batch: int | None = None  # sequences at once per process; smaller than the batch: gradients are accumulated
-    steps: int = 300  # optimizer steps
-    lr: float = 6e-3  # peak learning rate
+    steps: int = 600  # optimizer steps
+    lr: float = 5e-3  # peak learning rate
     optimizer: str = "muon"  # muon (matrices; the rest AdamW) or adamw
     schedule: str = "wsd"  # wsd, cosine, linear or constant
-    warmup: int = 10  # steps of linear warm-up
+    warmup: int = 20  # steps of linear warm-up
     weight_decay: float = 0.1  # decoupled, matrices only
     clip: float = 1.0  # gradient norm
     dtype: str = "float32"  # float32 or bfloat16 (mixed precision)
@@ -69,8 +69,8 @@ class Config:
     fsdp: bool = False  # torchrun: shard the weights over the processes (FSDP2) instead of copying them (DDP)
     device: str = "auto"  # auto (cuda, else cpu), cpu, cuda, mps
     seed: int = 1337  # of the weights and of the order of the data
-    eval_every: int = 50  # steps between evaluations; a training.pt is saved at each
-    eval_batches: int = 12  # batches per evaluation, the same ones every time
+    eval_every: int = 100  # steps between evaluations; a training.pt is saved at each
+    eval_batches: int = 24  # batches per evaluation, the same ones every time
 
 
 # --- data
