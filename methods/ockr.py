@@ -1,7 +1,21 @@
 """Large Language Models are Limited in Out-of-Context Knowledge Reasoning
 (Peng Hu, Changjiang Gao, Ruiqi Gao, Jiajun Chen, Shujian Huang, Findings of EMNLP 2024), https://arxiv.org/abs/2406.07393
 
-TODO
+Idea    A model is trained on two facts until it answers both. Does it then know what follows from them? The answer is asked for with
+        nothing but the question in the prompt ("out of context"). Three patterns of premises (A: a person's attribute, R: a relation):
+            A+A->R  born(y) = 2003, born(z) = 2003         =>  same-year(y, z)?
+            A+R->A  same-year(y, z), born(z) = 2003        =>  born(y)?
+            R+R->R  same-year(x, y), same-year(x, z)       =>  same-year(y, z)?
+        The data construction is the method; training is plain supervised fine-tuning. Settings: premises in separate samples; also
+        adjacent, in one sample; with complete reasoning data (crd: for other persons the conclusion is trained too); with chain of thought
+        (cot: a hint asks to write the premises down first). A fourth task crosses languages: fact in English + translated name.
+Claims  C1 separate: chance; C2 adjacent: chance; C3 crd: chance; C4 cot repairs A+A and nothing else; C5 cross-lingual: far below both
+        premises; C6 in-context control; G memorisation control. With --full: H1 hard level; R1 oracle control; R2 three times the steps;
+        R3 what breaks the finding.
+Run     python methods/ockr.py                     # 2 CPU cores, ~5 min: table + figure
+        python methods/real/ockr.py --help         # the published files, a real checkpoint, LoRA; or build all files at the paper's size
+Honest  TODO
+Try     TODO
 """
 
 import copy
@@ -31,7 +45,7 @@ PATTERNS = {"aa": "A+A To R", "ar": "A+R To A", "rr": "R+R To R"}
 SETTINGS = ("separate", "adjacent", "crd", "cot")
 DEFAULT = (*(f"{task} {setting}" for task in PATTERNS for setting in SETTINGS), "xling separate", "xling adjacent")
 FULL = (*DEFAULT, *(f"{task}-hard {setting}" for task in PATTERNS for setting in SETTINGS[:2]), *(f"{task} oracle" for task in PATTERNS),
-        *(f"{task} separate x3" for task in PATTERNS))
+        *(f"{task} separate x3" for task in PATTERNS), "rr separate compare")
 
 
 @dataclass(frozen=True)
@@ -39,17 +53,16 @@ class Config:
     cells: tuple[str, ...] = DEFAULT  # what to train: TASK SETTING; --full adds hard levels, controls (oracle) and long runs (x3)
     seeds: tuple[int, ...] = (0, 1, 2, 3)  # one world, base model and set of cells per seed
     entities: int = 4  # X and Y entities per birth year in the new world (the paper has 10)
-    old_entities: int = 2  # the same, in the old world, which stands for what a model knows from pretraining
-    relations: bool = False  # old world
-    base_steps: int = 2000  # steps on the old world
-    steps: int = 900  # steps on the rows of one cell
-    batch: int = 64  # rows per step
+    old_entities: int = 3  # the same, in the old world, which stands for what a model knows from pretraining
+    base_steps: int = 1500  # steps on the old world
+    steps: int = 800  # steps on the rows of one cell
+    batch: int = 32  # rows per step
     replay: float = 0.4  # share of a cell's rows that are drawn from the old world again: a tiny model forgets
     lr: float = 3e-3  # peak learning rate
     weight_decay: float = 0.01  # AdamW
     width: int = 64  # model width
     layers: int = 2  # blocks
-    points: int = 6  # measurements of the target along the way, for the figure
+    points: int = 8  # measurements of the target along the way, for the figure
     quick: bool = False  # smoke run: a few steps, one seed
     full: bool = False  # all of FULL: about 10 minutes
     workers: int | None = None  # seeds at a time (default: one per core)
@@ -192,34 +205,37 @@ def make_task(w: World, task: str) -> Task:
     X, Y, Z, rng = w.X, w.Y, w.Z, random.Random(f"{w.seed}/{task}")
     plus = lambda form, pairs: [Fact(form, a, b, True) for a, b in pairs]
     minus = lambda form, pairs: [Fact(form, a, b, False) for a, b in pairs]
+    pairs = lambda one, other: [(one(g, n, i), other(g, n, i)) for g, n, i in w.each]
     years = lambda groups: [w.year(name) for group in groups for name in group]
-    x_0 = plus("same", [(X[g][i], X[g][0]) for g, n, i in w.each]) + minus("same", [(X[g][i], X[n][0]) for g, n, i in w.each])
-    x_next = plus("same", [(X[g][i], X[g][(i + 1) % w.k]) for g, n, i in w.each]) + minus("same", [(X[g][i], X[n][i]) for g, n, i in w.each])
-    yz, yz_no = [(Y[g][i], Z[g]) for g, n, i in w.each], [(Y[g][i], Z[n]) for g, n, i in w.each]
+    x, x_after, y = (lambda g, n, i: X[g][i]), (lambda g, n, i: X[n][i]), (lambda g, n, i: Y[g][i])
+    z, z_after, following = (lambda g, n, i: Z[g]), (lambda g, n, i: Z[n]), (lambda g, n, i: X[g][(i + 1) % w.k])
+    x_0 = plus("same", pairs(x, lambda g, n, i: X[g][0])) + minus("same", pairs(x, lambda g, n, i: X[n][0]))
+    x_next = plus("same", pairs(x, following)) + minus("same", pairs(x, x_after))
     if pattern == "aa":
         premises = {"year of Y": years(Y), "year of Z": years([Z])}
-        adjacent = [(w.year(y), w.year(z)) for y, z in yz + yz_no]
-        conclusions = years(X) + plus("same", [(X[g][i], Y[g][i]) for g, n, i in w.each]) + minus("same", [(X[n][i], Y[g][i]) for g, n, i in w.each])
+        adjacent = [(w.year(a), w.year(b)) for a, b in pairs(y, z) + pairs(y, z_after)]
         if not hard:
-            targets = plus("same", yz) + minus("same", yz_no)
+            targets = plus("same", pairs(y, z)) + minus("same", pairs(y, z_after))
+            conclusions = years(X) + plus("same", pairs(x, y)) + minus("same", pairs(x_after, y))
             return Task(premises, [(f, None) for f in targets], adjacent, x_0, conclusions, x_next, [(f, None) for f in x_next])
         later = [(g, i) for g, n, i in w.each if g]  # a person of group g is older than one of group h if g > h
         targets = plus("older", [(Y[g][i], Z[rng.randrange(g)]) for g, i in later])
         targets += minus("older", [(Y[g][i], Z[rng.randrange(g, YEARS)]) for g, i in later])
-        form = minus("older", [(X[g][i], rng.choice(X[g])) for g, i in later]) + plus("older", [(X[g][i], rng.choice(X[g - 1])) for g, i in later])
-        return Task(premises, [(f, None) for f in targets], adjacent, form, [], [], [])
+        shown = minus("older", [(X[g][i], rng.choice(X[g])) for g, i in later])
+        shown += plus("older", [(X[g][i], rng.choice(X[g - 1])) for g, i in later])
+        return Task(premises, [(f, None) for f in targets], adjacent, shown, [], [], [])
     if pattern == "ar":
         relation = "before" if hard else "same"
-        yes, no = plus(relation, yz), minus(relation, yz_no)
-        targets = [(Fact("year", y, "", w.born[z] - hard), z) for y, z in yz]
-        chains = [(w.year(X[g][i]), X[g][(i + 1) % w.k]) for g, n, i in w.each]
+        yes, no = plus(relation, pairs(y, z)), minus(relation, pairs(y, z_after))
+        targets = [(Fact("year", f.a, "", w.born[f.b] - hard), f.b) for f in yes]
+        chains = [(w.year(a), b) for a, b in pairs(x, following)]
         return Task({"year of Z": years([Z]), "Y and Z": yes, "Y and not Z": no}, targets, [(f, w.year(f.b)) for f in yes + no], [],
                     years(X) + x_0, [], chains)
     to_y, to_z = ("parent", "grandparent") if hard else ("same", "same")
-    premises = {"X and Y": plus(to_y, [(X[g][i], Y[g][i]) for g, n, i in w.each]), "X and not Y": minus(to_y, [(X[n][i], Y[g][i]) for g, n, i in w.each]),
-                "X and Z": plus(to_z, [(X[g][i], Z[g]) for g, n, i in w.each]), "X and not Z": minus(to_z, [(X[g][i], Z[n]) for g, n, i in w.each])}
-    targets = [(f, X[g][i]) for f, (g, n, i) in zip(plus(to_y, yz) + minus(to_y, yz_no), w.each * 2)]
-    both_no = zip(premises["X and not Y"], minus(to_z, [(X[n][i], Z[g]) for g, n, i in w.each]))
+    premises = {"X and Y": plus(to_y, pairs(x, y)), "X and not Y": minus(to_y, pairs(x_after, y)),
+                "X and Z": plus(to_z, pairs(x, z)), "X and not Z": minus(to_z, pairs(x, z_after))}
+    targets = [(f, X[g][i]) for f, (g, n, i) in zip(plus(to_y, pairs(y, z)) + minus(to_y, pairs(y, z_after)), w.each * 2)]
+    both_no = zip(premises["X and not Y"], minus(to_z, pairs(x_after, z)))
     chains = [(Fact("same", X[g][i], Z[h], h == g), X[g][(i + 1) % w.k]) for g, n, i in w.each for h in (g, n)]
     return Task(premises, targets, [*zip(premises["X and Y"], premises["X and Z"]), *both_no], [], x_0, [], chains)
 
@@ -404,12 +420,13 @@ def run(cfg: Config, seed: int) -> Outcome:
     words, outcome, bases = Words([row for level in LEVELS for row in everything(old, level)]), Outcome({}, {}), {}
     for cell in cfg.cells:
         task, setting, *more = cell.split()
-        level = "hard" if task.endswith("hard") else "simple"
-        if level not in bases:
-            bases[level] = make_base(cfg, seed, level, words, old, names)
-        model, steps = copy.deepcopy(bases[level][0]), cfg.steps * (3 if more else 1)
+        kind = ("hard" if task.endswith("hard") else "simple", more == ["compare"])
+        if kind not in bases:
+            bases[kind] = make_base(cfg, seed, *kind, words, old, names)
+        base, replayed = bases[kind]
+        model, steps = copy.deepcopy(base), cfg.steps * (3 if more == ["x3"] else 1)
         rows, test = build(new, task, setting)
-        groups = by_length(words, rows, 1 - cfg.replay) + [(group, cfg.replay * weight) for group, weight in bases[level][1]]
+        groups = by_length(words, rows, 1 - cfg.replay) + [(group, cfg.replay * weight) for group, weight in replayed]
         target, premises = ([row for row in test if (row.kind == "target") == is_target] for is_target in (True, False))
         points = []
         for step in train(cfg, model, groups, steps, generator(seed, f"order {cell}")):
@@ -418,7 +435,9 @@ def run(cfg: Config, seed: int) -> Outcome:
         metrics = evaluate(model, words, new, test, setting == "cot")
         if setting == "separate" and task != "xling":
             metrics["context"] = accuracy(model, words, [new.in_context(f, via) for f, via in make_task(new, task).targets])
-        outcome.metrics[cell], outcome.series[cell] = metrics, {name: (x, y) for x, *ys in [zip(*points)] for name, y in zip(("target", "premises"), ys)}
+        outcome.metrics[cell], outcome.series[cell] = metrics, {}
+        for i, name in enumerate(("target", "premises"), 1):
+            outcome.series[cell][name] = [p[0] for p in points], [p[i] for p in points]
     return outcome
 
 
@@ -426,7 +445,8 @@ LEVELS = {"simple": ("aa", "ar", "rr"), "hard": ("aa-hard", "ar-hard", "rr-hard"
 
 
 def everything(w: World, level: str, relations: bool = True) -> list[Row]:
-    """Every row of every setting, and the targets too, with and without a chain of thought."""
+    """Every row of every setting, and the targets too, with and without a chain of thought; `relations` False leaves out those that are
+    answered with a bare Yes or No."""
     rows = []
     for task in LEVELS[level]:
         targets = make_task(w, task).targets
@@ -441,17 +461,17 @@ def everything(w: World, level: str, relations: bool = True) -> list[Row]:
     return list({(row.prompt, row.input): row for row in rows}.values())
 
 
-def make_base(cfg: Config, seed: int, level: str, words: Words, old: World, names: Sequence[str]) -> tuple[Transformer, list]:
+def make_base(cfg: Config, seed: int, level: str, relations: bool, words: Words, old: World, names: Sequence[str]):
     """"Pretraining": everything about the old world, and reasoning from premises in the prompt, about names that mean nothing else."""
     model = Transformer(ModelConfig(
         vocab_size=len(words.pieces), hidden_size=cfg.width, intermediate_size=8 * cfg.width // 3 // 16 * 16, num_hidden_layers=cfg.layers,
         num_attention_heads=4, max_position_embeddings=64, initializer_range=0.05, tie_word_embeddings=True, model_type="llama"),
         generator(seed, f"init {level}"))
     rng, context = random.Random(f"{seed}/fresh"), []
-    for i in range(60):
+    for i in range(2 if cfg.quick else 60):
         w = World(rng.sample(names, 3 * YEARS), 1, MINI, f"{seed}/fresh {i}")
         context += [w.in_context(f, via) for task in LEVELS[level] for f, via in make_task(w, task).targets]
-    groups = by_length(words, everything(old, level, cfg.relations), 0.75) + by_length(words, context, 0.25)
+    groups = by_length(words, everything(old, level, relations), 0.75) + by_length(words, context, 0.25)
     for _ in train(cfg, model, groups, cfg.base_steps, generator(seed, f"base order {level}")):
         pass
     return model, groups
@@ -480,7 +500,7 @@ def claims(metrics: dict) -> list[dict]:
     def shown(cell: str, name: str = "target") -> str:
         n = round(mean(cell, "n trained target" if name == "trained target" else "n target") * len(metrics[cell][name]["values"]))
         low, high = wilson(round(mean(cell, name) * n), n)
-        return f"{cell} {mean(cell, name):.3f} [{low:.3f}, {high:.3f}] ({mean(cell, 'premises'):.3f})"
+        return f"{cell} {mean(cell, name):.3f} [{abs(low):.3f}, {high:.3f}] ({mean(cell, 'premises'):.3f})"
 
     def row(id, statement, rule, cells, test, paper=None, names=("target",)):
         if missing := [cell for cell in cells if cell not in metrics]:
@@ -489,7 +509,7 @@ def claims(metrics: dict) -> list[dict]:
 
     gate, here = f"premises >= {GATE} in each", list(metrics)
     two, hard = [*settings("adjacent"), *settings("separate")], [*settings("separate", "-hard"), *settings("adjacent", "-hard")]
-    long = settings("separate x3")
+    long, foreign = settings("separate x3"), ["xling separate", "xling adjacent"]
     return [
         row("G", "Memorisation control: every cell knows its premises", gate, here, lambda: known(*here)),
         row("C1", "What follows from two facts is not known, though both facts are", f"{gate}; |target - chance| <= 0.10",
@@ -502,9 +522,9 @@ def claims(metrics: dict) -> list[dict]:
             "0.85 and >= aa separate + 0.25; ar cot <= 0.20; rr cot <= 0.65", [*settings("cot"), "aa separate"],
             lambda: known(*settings("cot")) and mean("aa cot") >= max(0.85, mean("aa separate") + 0.25) and mean("ar cot") <= 0.20
             and mean("rr cot") <= 0.65, "A+A repaired, A+R and R+R at random level"),
-        row("C5", "A year known in English and a name known in both languages do not give the year in the other language",
-            "year in Clone <= half of the weaker premise, in both settings", ["xling separate", "xling adjacent"],
-            lambda: all(mean(c) <= mean(c, "weakest premise") / 2 for c in ("xling separate", "xling adjacent")), "far below both premises"),
+        row("C5", "A year known in English and a name known in both do not give the year in Clone",
+            f"{gate}; year in Clone <= half of the weaker premise", foreign, lambda: known(*foreign) and
+            all(mean(cell) <= mean(cell, "weakest premise") / 2 for cell in foreign), "far below both premises"),
         row("C6", "With both facts in the prompt the same questions are answered", "context >= 0.90 for each pattern", settings("separate"),
             lambda: min(mean(cell, "context") for cell in settings("separate")) >= 0.90, "in-context reasoning is intact", ("context",)),
         row("H1", "C1 and C2 at the hard level", f"{gate}; separate: |target - chance| <= 0.10; |adjacent - separate| <= 0.10", hard,
@@ -514,6 +534,9 @@ def claims(metrics: dict) -> list[dict]:
                 mean(c, "trained target") >= 0.95 and at_chance(c) for c in settings("oracle")), None, ("trained target", "target")),
         row("R2", "Three times as many steps do not change C1", f"{gate}; |target - chance| <= 0.10", long,
             lambda: known(*long) and all(map(at_chance, long))),
+        row("R3", "A base model that has learned to compare years silently does combine relations", f"{gate}; rr separate compare >= rr "
+            "separate + 0.10", ["rr separate compare", "rr separate"], lambda: known("rr separate compare", "rr separate")
+            and mean("rr separate compare") >= mean("rr separate") + 0.10),
     ]
 
 
@@ -550,7 +573,7 @@ def main(cfg: Config) -> dict:
         raise InputError(f"--replay {cfg.replay} must be at least 0 and below 1, --entities {cfg.entities} between 2 and 8, --old-entities "
                          f"{cfg.old_entities} between 1 and 3: there are {len(FIRST) * len(SECOND)} names")
     if cfg.quick:
-        cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=8, steps=8, points=2)
+        cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=4, steps=4, points=1)
     show_example(cfg)
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
     results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
