@@ -17,11 +17,10 @@ Run     python methods/ockr.py                     # 2 CPU cores, ~5 min: table 
 Honest  A tiny model (0.13M parameters, all of them trained; no LoRA) and three-word sentences. An "old world" of other persons stands for
         pretraining: it teaches formats, chains and reasoning from premises in the prompt, and is replayed, since a tiny model forgets.
         It holds no bare yes/no questions: with them the base learns to compare years silently, new persons join in, and R+R->R is
-        combined after all (R3 measures it; pilot: 70%). That was found on seeds 100-101 and the rows were left out for it: C1 is a
-        statement about models that have not learned this. Pilots also showed crd moving R+R->R (67%), which is left as it is.
-        Cells of a seed share the base model, replay and number of steps; only their rows differ. Settings were chosen for premise
-        recall, the context control and the chain of thought of A+A.
-Try     TODO
+        combined after all (R3 measures it; pilot: 70%). That was seen on seed 100, and the rows were left out because of it: C1 is a
+        statement about models that have not learned this. The pilot's crd moved R+R->R as well (67%); that is left as it is. All other
+        settings were chosen for premise recall, the context control and A+A's chain of thought. Cells of a seed share base model, replay
+        and number of steps; only their rows differ.
 """
 
 import copy

@@ -41,7 +41,7 @@ class Config:
     chat_template: str = "auto"  # auto: the checkpoint's own, plain if it has none; llama2: [INST] ... [/INST]; plain: a line end
     scoring: str = "generate"  # generate, or candidates (the more probable of the possible answers)
     clean: bool = False  # leave out the defective rows that `check` reports
-    limit: int | None = None  # test only so many rows of each kind, evenly spaced
+    limit: int | None = None  # test only so many random rows of each kind
     lora_rank: int = 128  # 0: train all weights (the paper: --lr 4e-5 --batch 64)
     lora_alpha: float = 16.0  # scale of the adapters is alpha / rank
     lora_dropout: float = 0.05  # on the adapters' input
@@ -241,7 +241,7 @@ def examine(cfg: Config, model, reader: Reader, test: list[Row]) -> dict[str, di
     for kind in dict.fromkeys(row.kind for row in test):
         rows = [row for row in test if row.kind == kind]
         options = sorted({row.label for row in rows})
-        rows = rows[:: max(1, len(rows) // cfg.limit)][: cfg.limit] if cfg.limit else rows
+        rows = [rows[i] for i in torch.randperm(len(rows), generator=generator(cfg.seed, f"limit {kind}")).tolist()[: cfg.limit]]
         if cfg.scoring == "candidates" and kind == "translation":
             continue
         if cfg.scoring == "candidates":
