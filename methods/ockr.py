@@ -409,7 +409,7 @@ def evaluate(model: Transformer, words: Words, world: World, test: Sequence[Row]
         metrics[kind] = share(right)
         if kind == "target":
             metrics["unparsed"] = share([parse(text, row.label) is None for row, text in zip(rows, texts)])
-            for value in {row.label for row in rows} & {"Yes", "No"}:
+            for value in sorted({row.label for row in rows} & {"Yes", "No"}):
                 metrics[f"target {value}"] = share([ok for ok, row in zip(right, rows) if row.label == value])
             if hinted:
                 metrics["retrieved"] = share([retrieved(world, row, text) for row, text in zip(rows, texts)])
@@ -470,7 +470,7 @@ def everything(w: World, level: str, relations: bool = True) -> list[Row]:
     if level == "simple":
         rows += [row for setting in SETTINGS[:2] for half in build_xling(w, setting) for row in half]
     if not relations:
-        rows = [row for row in rows if "Therefore" in row.answer or not re.search("Yes|No", row.answer)]
+        rows = [row for row in rows if "Therefore" in row.answer or not re.search(r"\b(Yes|No)\b", row.answer)]
     return list({(row.prompt, row.input): row for row in rows}.values())
 
 
