@@ -568,11 +568,11 @@ def figure(results: dict):
         bar_seeds(left, i + 0.2, metrics[cell]["target"]["values"], COLORS[1], 0.38, None if i else "target (implied, never trained)")
         left.plot([i, i + 0.4], [chance(cell)] * 2, color="black", linewidth=2, label=None if i else "chance")
     left.set_xticks(range(len(cells)), cells, rotation=60, ha="right", rotation_mode="anchor")
-    left.set(ylabel="accuracy (dots: seeds)", title="Both facts are known; what follows from them is not")
+    left.set(ylabel="accuracy (dots: seeds)", title="What is trained, and what follows from it")
     for cell in [cell for cell in ("aa separate", "aa cot", "ar separate", "ar cot", "rr separate", "rr cot") if cell in results["series"]]:
         series, color = results["series"][cell]["target"], COLORS[list(PATTERNS).index(cell[:2])]
         plot_seeds(right, series["x"], series["values"], cell, color, linestyle="-" if "cot" in cell else "--")
-    right.set(xlabel="step on the new world", ylabel="target accuracy (thin: seeds)", title="Writing facts down repairs attributes only")
+    right.set(xlabel="step on the new world", ylabel="target accuracy (thin: seeds)", title="Targets during training")
     for ax in (left, right):
         ax.set(ylim=(0, 1.3), yticks=[0, 0.25, 0.5, 0.75, 1])
         ax.legend(loc="upper center", ncols=3)
