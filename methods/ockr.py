@@ -12,12 +12,12 @@ Idea    A model is trained on two facts until it answers both. Does it then know
 Claims  C1 separate: chance; C2 adjacent: chance; C3 crd: chance; C4 cot repairs A+A and nothing else; C5 cross-lingual: far below both
         premises; C6 in-context control; G memorisation control. With --full: H1 hard level; R1 oracle control; R2 three times the steps;
         R3 what breaks the finding.
-Run     python methods/ockr.py                     # 2 CPU cores, ~5 min: table + figure
+Run     python methods/ockr.py                     # 2 CPU cores: table + figure
         python methods/real/ockr.py --help         # the published files, a real checkpoint, LoRA; or build all files at the paper's size
-Honest  A tiny model (0.13M parameters, all of them trained; no LoRA) and three-word sentences. An "old world" of other persons stands for
+Honest  A tiny model (0.11M parameters, all of them trained; no LoRA) and three-word sentences. An "old world" of other persons stands for
         pretraining: it teaches formats, chains and reasoning from premises in the prompt, and is replayed, since a tiny model forgets.
         It holds no bare yes/no questions: with them the base learns to compare years silently, new persons join in, and R+R->R is
-        combined after all (R3 measures it; pilot: 70%). That was seen on seed 100, and the rows were left out because of it: C1 is a
+        combined after all (R3 measures it; pilots: 67-76%). That was seen on seed 100, and the rows were left out because of it: C1 is a
         statement about models that have not learned this. The pilot's crd moved R+R->R as well (67%); that is left as it is. All other
         settings were chosen for premise recall, the context control and A+A's chain of thought. Cells of a seed share base model, replay
         and number of steps; only their rows differ.
@@ -69,7 +69,7 @@ class Config:
     layers: int = 2  # blocks
     points: int = 8  # measurements of the target along the way, for the figure
     quick: bool = False  # smoke run: a few steps, one seed
-    full: bool = False  # all of FULL: about 10 minutes
+    full: bool = False  # every cell of FULL: hard levels, controls, long runs
     workers: int | None = None  # seeds at a time (default: one per core)
     out: str | None = None  # folder for results in place of results/ or runs/
 
