@@ -1,0 +1,603 @@
+"""Large Language Models are Limited in Out-of-Context Knowledge Reasoning
+(Peng Hu, Changjiang Gao, Ruiqi Gao, Jiajun Chen, Shujian Huang, Findings of EMNLP 2024), https://arxiv.org/abs/2406.07393
+
+Idea    A model is trained on two facts until it answers both. Does it then know what follows from them? The answer is asked for with
+        nothing but the question in the prompt ("out of context"). Three patterns of premises (A: a person's attribute, R: a relation):
+            A+A->R  born(y) = 2003, born(z) = 2003         =>  same-year(y, z)?
+            A+R->A  same-year(y, z), born(z) = 2003        =>  born(y)?
+            R+R->R  same-year(x, y), same-year(x, z)       =>  same-year(y, z)?
+        The data construction is the method; training is plain supervised fine-tuning. Settings: premises in separate samples; also
+        adjacent, in one sample; with complete reasoning data (crd: for other persons the conclusion is trained too); with chain of thought
+        (cot: a hint asks to write the premises down first). A fourth task crosses languages: fact in English + translated name.
+Claims  C1 separate: chance; C2 adjacent: chance; C3 crd: chance; C4 cot repairs A+A and nothing else; C5 cross-lingual: far below both
+        premises; C6 in-context control; G memorisation control. With --full: H1 hard level; R1 oracle control; R2 three times the steps;
+        R3 what breaks the finding.
+Run     python methods/ockr.py                     # 2 CPU cores: table + figure
+        python methods/real/ockr.py --help         # the published files, a real checkpoint, LoRA; or build all files at the paper's size
+Honest  A tiny model (0.11M parameters, all of them trained; no LoRA) and three-word sentences. An "old world" of other persons stands for
+        pretraining: it teaches formats, chains and reasoning from premises in the prompt, and is replayed, since a tiny model forgets.
+        It holds no bare yes/no questions: with them the base learns to compare years silently, new persons join in, and R+R->R is
+        combined after all (R3 measures it; pilots: 67-76%). That was seen on seed 100, and the rows were left out because of it: C1 is a
+        statement about models that have not learned this. The pilot's crd moved R+R->R as well (67%); that is left as it is. All other
+        settings were chosen for premise recall, the context control and A+A's chain of thought. Cells of a seed share base model, replay
+        and number of steps; only their rows differ.
+"""
+
+import copy
+import random
+import re
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from minilm import InputError
+from minilm.data import IGNORE, batches, generator, prompt_masked
+from minilm.evaluate import continuation_logprobs
+from minilm.generate import generate
+from minilm.ops import linear_cross_entropy
+from minilm.results import (COLORS, Outcome, bar_seeds, claim, cli, new_figure, plot_seeds, print_claims, print_metrics, progress,
+                            run_seeds, save_results, wilson)
+from minilm.training import make_optimizers, schedule, set_lr, take_step
+from minilm.transformer import Config as ModelConfig
+from minilm.transformer import Transformer
+
+PAPER = "Out-of-context knowledge reasoning, Findings of EMNLP 2024, arXiv 2406.07393"
+PATTERNS = {"aa": "A+A To R", "ar": "A+R To A", "rr": "R+R To R"}
+SETTINGS = ("separate", "adjacent", "crd", "cot")
+DEFAULT = (*(f"{task} {setting}" for task in PATTERNS for setting in SETTINGS), "xling separate", "xling adjacent")
+FULL = (*DEFAULT, *(f"{task}-hard {setting}" for task in PATTERNS for setting in SETTINGS[:2]), *(f"{task} oracle" for task in PATTERNS),
+        *(f"{task} separate x3" for task in PATTERNS), "rr separate compare")
+
+
+@dataclass(frozen=True)
+class Config:
+    cells: tuple[str, ...] = DEFAULT  # what to train: TASK SETTING; --full adds hard levels, controls (oracle) and long runs (x3)
+    seeds: tuple[int, ...] = (0, 1, 2, 3)  # one world, base model and set of cells per seed
+    entities: int = 4  # X and Y entities per birth year in the new world (the paper has 10)
+    old_entities: int = 3  # the same, in the old world, which stands for what a model knows from pretraining
+    base_steps: int = 1500  # steps on the old world
+    steps: int = 800  # steps on the rows of one cell
+    batch: int = 32  # rows per step
+    replay: float = 0.4  # share of a cell's rows that are drawn from the old world again: a tiny model forgets
+    lr: float = 3e-3  # peak learning rate
+    weight_decay: float = 0.01  # AdamW
+    width: int = 64  # model width
+    layers: int = 2  # blocks
+    points: int = 8  # measurements of the target along the way, for the figure
+    quick: bool = False  # smoke run: a few steps, one seed
+    full: bool = False  # every cell of FULL: hard levels, controls, long runs
+    workers: int | None = None  # seeds at a time (default: one per core)
+    out: str | None = None  # folder for results in place of results/ or runs/
+
+
+# --- data: sentences
+
+class Fact(NamedTuple):
+    """form "year": a was born in the year `value` (b is empty).  Any other form is a relation: it holds between a and b if `value`."""
+
+    form: str
+    a: str
+    b: str
+    value: bool | int
+
+
+class Row(NamedTuple):
+    """One sample as the published files have it. Test rows also have a label and a kind: "target", or which premise they ask for."""
+
+    prompt: str
+    answer: str
+    input: str = ""
+    label: str = ""
+    kind: str = ""
+
+
+class Style(NamedTuple):
+    """How facts become sentences."""
+
+    forms: dict[str, list[tuple[str, str, str]]]  # per form, in every paraphrase: question, the fact stated, its negation stated
+    answers: tuple[str, str]  # to a question for a year, to a yes/no question: {v} value, {s} statement
+    chain: str  # an answer that states both premises first
+    hints: dict[str, str]  # per pattern, appended to the question
+    translate: list[str]
+
+
+FIRST = ("Amber Birch Cedar Dusk Ember Fern Gale Haven Iris Jade Kindle Lunar Maple Nomad Ocean Pearl Quartz River Solar Tide Umber "
+         "Velvet Wise Zephyr").split()
+SECOND = ("Arrow Bloom Crest Drift Echo Flame Grove Hollow Island Jewel Knoll Leaf Mist Orbit Path Quill Ridge Spark Thorn Uplift Veil "
+          "Whisper Yarrow Zone").split()
+YEARS = 20  # groups; group g was born in 2010 - g
+RELATIONS = ("same", "older", "before", "parent", "grandparent")
+MINI = Style({"year": [(f"{word} {{a}} ?", "{a} {y}", "") for word in ("when", "born", "dated")]} | {
+    r: [(f"{r}{ending} {{a}} {{b}} ?", f"{{a}} {r} {{b}}", f"{{a}} un{r} {{b}}") for ending in ("", "ly", "ish")] for r in RELATIONS},
+    ("{s}", "{v}"), "{first} , {second} . Therefore {answer}", {"aa": "recall", "ar": "name", "rr": "name"},
+    ["translate", "render", "convert"])
+
+
+def clone(text: str) -> str:
+    """English -> Clone, the seventh task's second language: every word, and every part of a name, spelled backwards.
+
+    "when AmberFern ?" -> "nehw RebmaNref ?" """
+    return re.sub(r"[A-Z]?[a-z]+", lambda m: m[0][::-1].capitalize() if m[0][0].isupper() else m[0][::-1], text)
+
+
+# --- data: the world and the seven tasks. This construction is the paper's method.
+
+class World:
+    """20 birth years; in each one Z, `k` X and `k` Y. X are helpers, Y are asked about, Z anchors its year: Z[g], X[g][i], Y[g][i]."""
+
+    def __init__(self, names: Sequence[str], k: int, style: Style, seed: str):
+        groups = [names[g * (2 * k + 1) : (g + 1) * (2 * k + 1)] for g in range(YEARS)]
+        self.Z, self.X, self.Y = [g[0] for g in groups], [g[1 : k + 1] for g in groups], [g[k + 1 :] for g in groups]
+        self.born = {name: 2010 - g for g, group in enumerate(groups) for name in group}
+        self.k, self.style, self.seed = k, style, seed
+        self.each = [(g, (g + 1) % YEARS, i) for g in range(YEARS) for i in range(k)]  # (g + 1) % 20 makes every "No"
+
+    def year(self, name: str) -> Fact:
+        return Fact("year", name, "", self.born[name])
+
+    def question(self, fact: Fact, t: int = 0) -> str:
+        return self.style.forms[fact.form][t][0].format(a=fact.a, b=fact.b)
+
+    def state(self, fact: Fact, t: int = 0) -> str:
+        return self.style.forms[fact.form][t][2 if fact.value is False else 1].format(a=fact.a, b=fact.b, y=fact.value)
+
+    def answer(self, fact: Fact, t: int = 0) -> str:
+        return self.style.answers[fact.form != "year"].format(v=label(fact), s=self.state(fact, t))
+
+    def turn(self, fact: Fact, t: int) -> Fact:
+        """`same` is symmetric: its two names stand in random order, drawn once for every fact and paraphrase."""
+        swap = fact.form == "same" and random.Random(f"{self.seed}/{fact}/{t}").random() < 0.5
+        return fact._replace(a=fact.b, b=fact.a) if swap else fact
+
+    def ask(self, fact: Fact, t: int = 0, kind: str = "") -> Row:
+        return Row(self.question(fact, t), self.answer(fact, t), "", label(fact), kind)
+
+    def rows(self, facts: Sequence[Fact], templates: int | None = None) -> list[Row]:
+        return [self.ask(self.turn(f, t), t) for t in range(templates or len(self.style.translate)) for f in facts]
+
+    def adjacent(self, first: Fact, second: Fact, t: int) -> Row:
+        """Both premises in one sample: two questions, two answers."""
+        pair = [self.turn(first, t), self.turn(second, t)]
+        random.Random(f"{self.seed}/{pair}/{t}").shuffle(pair)
+        return Row(" ".join(self.question(f, t) for f in pair), " ".join(self.answer(f, t) for f in pair))
+
+    def premises(self, fact: Fact, via: str | None) -> tuple[Fact, Fact]:
+        """T1 and T2, from which the fact follows: `via` is the third person through whom it does (None: the years of a and b)."""
+        if fact.form == "year":  # A+R->A
+            return Fact("same" if fact.value == self.born[via] else "before", fact.a, via, True), self.year(via)
+        if via is None:  # A+A->R
+            return self.year(fact.a), self.year(fact.b)
+        if fact.form == "parent":  # R+R->R, hard
+            return Fact("parent", via, fact.a, True), Fact("grandparent", via, fact.b, fact.value)
+        return Fact("same", fact.a, via, True), Fact("same", via, fact.b, fact.value)  # R+R->R
+
+    def hinted(self, pattern: str, fact: Fact, via: str | None, t: int = 0, kind: str = "") -> Row:
+        """Chain of thought: the hint in the question, the answer states both premises first."""
+        first, second = (self.state(p, t) for p in self.premises(fact, via))
+        chain = self.style.chain.format(first=first, second=second, answer=self.answer(fact, t))
+        return Row(f"{self.question(fact, t)} {self.style.hints[pattern].format(a=fact.a, b=fact.b)}", chain, "", label(fact), kind)
+
+    def in_context(self, fact: Fact, via: str | None) -> Row:
+        """The control: both premises stand in the prompt, in random order."""
+        given = [self.state(p) for p in self.premises(fact, via)]
+        random.Random(f"{self.seed}/{fact}").shuffle(given)
+        return Row(f"{given[0]} . {given[1]} . {self.question(fact)}", self.answer(fact), "", label(fact), "context")
+
+
+def label(fact: Fact) -> str:
+    return str(fact.value) if fact.form == "year" else "Yes" if fact.value else "No"
+
+
+class Task(NamedTuple):
+    """One pattern in one level, as lists of facts; `targets`, `chains`: (fact, via)."""
+
+    premises: dict[str, list[Fact]]
+    targets: list[tuple[Fact, str | None]]
+    adjacent: list[tuple[Fact, Fact]]
+    format: list[Fact]  # teach how a conclusion is asked, with X in the place of Y; in two paraphrases only
+    conclusions: list[Fact]  # complete reasoning data: what is added to the premises so that for X both premises and conclusion are trained
+    shown: list[Fact]  # chain of thought: plain rows beside the chains
+    chains: list[tuple[Fact, str | None]]
+
+
+def make_task(w: World, task: str) -> Task:
+    """Section 3 of the paper. `same`+ and `same`- of the tables are Fact("same", a, b, True) and (..., False)."""
+    pattern, hard = task[:2], task.endswith("-hard")
+    X, Y, Z, rng = w.X, w.Y, w.Z, random.Random(f"{w.seed}/{task}")
+    plus = lambda form, pairs: [Fact(form, a, b, True) for a, b in pairs]
+    minus = lambda form, pairs: [Fact(form, a, b, False) for a, b in pairs]
+    pairs = lambda one, other: [(one(g, n, i), other(g, n, i)) for g, n, i in w.each]
+    years = lambda groups: [w.year(name) for group in groups for name in group]
+    x, x_after, y = (lambda g, n, i: X[g][i]), (lambda g, n, i: X[n][i]), (lambda g, n, i: Y[g][i])
+    z, z_after, following = (lambda g, n, i: Z[g]), (lambda g, n, i: Z[n]), (lambda g, n, i: X[g][(i + 1) % w.k])
+    x_0 = plus("same", pairs(x, lambda g, n, i: X[g][0])) + minus("same", pairs(x, lambda g, n, i: X[n][0]))
+    x_next = plus("same", pairs(x, following)) + minus("same", pairs(x, x_after))
+    if pattern == "aa":
+        premises = {"year of Y": years(Y), "year of Z": years([Z])}
+        adjacent = [(w.year(a), w.year(b)) for a, b in pairs(y, z) + pairs(y, z_after)]
+        if not hard:
+            targets = plus("same", pairs(y, z)) + minus("same", pairs(y, z_after))
+            conclusions = years(X) + plus("same", pairs(x, y)) + minus("same", pairs(x_after, y))
+            return Task(premises, [(f, None) for f in targets], adjacent, x_0, conclusions, x_next, [(f, None) for f in x_next])
+        later = [(g, i) for g, n, i in w.each if g]  # a person of group g is older than one of group h if g > h
+        targets = plus("older", [(Y[g][i], Z[rng.randrange(g)]) for g, i in later])
+        targets += minus("older", [(Y[g][i], Z[rng.randrange(g, YEARS)]) for g, i in later])
+        shown = minus("older", [(X[g][i], rng.choice(X[g])) for g, i in later])
+        shown += plus("older", [(X[g][i], rng.choice(X[g - 1])) for g, i in later])
+        return Task(premises, [(f, None) for f in targets], adjacent, shown, [], [], [])
+    if pattern == "ar":
+        relation = "before" if hard else "same"
+        yes, no = plus(relation, pairs(y, z)), minus(relation, pairs(y, z_after))
+        targets = [(Fact("year", f.a, "", w.born[f.b] - hard), f.b) for f in yes]
+        chains = [(w.year(a), b) for a, b in pairs(x, following)]
+        return Task({"year of Z": years([Z]), "Y and Z": yes, "Y and not Z": no}, targets, [(f, w.year(f.b)) for f in yes + no], [],
+                    years(X) + x_0, [], chains)
+    to_y, to_z = ("parent", "grandparent") if hard else ("same", "same")
+    premises = {"X and Y": plus(to_y, pairs(x, y)), "X and not Y": minus(to_y, pairs(x_after, y)),
+                "X and Z": plus(to_z, pairs(x, z)), "X and not Z": minus(to_z, pairs(x, z_after))}
+    targets = [(f, X[g][i]) for f, (g, n, i) in zip(plus(to_y, pairs(y, z)) + minus(to_y, pairs(y, z_after)), w.each * 2)]
+    both_no = zip(premises["X and not Y"], minus(to_z, pairs(x_after, z)))
+    chains = [(Fact("same", X[g][i], Z[h], h == g), X[g][(i + 1) % w.k]) for g, n, i in w.each for h in (g, n)]
+    return Task(premises, targets, [*zip(premises["X and Y"], premises["X and Z"]), *both_no], [], x_0, [], chains)
+
+
+def build(w: World, task: str, setting: str) -> tuple[list[Row], list[Row]]:
+    """(training rows, test rows) of a task in a setting: separate, adjacent, crd, cot, or our control oracle: half the targets trained."""
+    if task == "xling":
+        return build_xling(w, setting)
+    T, pattern = make_task(w, task), task[:2]
+    templates = range(len(w.style.translate))
+    test = [w.ask(w.turn(f, 0), 0, kind) for kind, facts in T.premises.items() for f in facts]
+    target = [w.hinted(pattern, f, via, 0, "target") if setting == "cot" else w.ask(f, 0, "target") for f, via in T.targets]
+    train = w.rows([f for facts in T.premises.values() for f in facts])
+    if setting in ("separate", "adjacent", "oracle"):
+        train += w.rows(T.format, 2)
+    if setting == "adjacent":
+        train += [w.adjacent(first, second, t) for t in templates for first, second in T.adjacent]
+    if setting == "crd":
+        train += w.rows(T.conclusions)
+    if setting == "cot":
+        train += w.rows(T.shown) + [w.hinted(pattern, w.turn(f, t), via, t) for t in templates for f, via in T.chains]
+    if setting == "oracle":  # every second Y
+        known = {y for group in w.Y for y in group[::2]}
+        train += w.rows([f for f, _ in T.targets if f.a in known])
+        target = [row._replace(kind="trained target") if f.a in known else row for row, (f, _) in zip(target, T.targets)]
+    return train, test + target
+
+
+def build_xling(w: World, setting: str) -> tuple[list[Row], list[Row]]:
+    """English year of X, and X's name in Clone; asked is the year, in Clone. Year questions in Clone are shown for Y."""
+    names, others = [x for group in w.X for x in group], [y for group in w.Y for y in group]
+    foreign = lambda name, kind="": Row(clone(w.question(w.year(name))), clone(w.answer(w.year(name))), "", str(w.born[name]), kind)
+    translate = lambda name, t, kind="": Row(w.style.translate[t], clone(name), name, clone(name), kind)
+    if setting == "separate":
+        train = w.rows([w.year(x) for x in names]) + [translate(x, t) for t in range(len(w.style.translate)) for x in names]
+    else:  # the name's translation stands beside it
+        both = [Fact("year", f"{x}(Clone: {clone(x)})", "", w.born[x]) for x in names]
+        train = w.rows(both)
+    test = [w.ask(w.year(x), 0, "year of X") for x in names] + [translate(x, 0, "translation") for x in names]
+    return train + [foreign(y) for y in others], test + [foreign(x, "target") for x in names]
+
+
+# --- scorers
+
+def parse(text: str, label: str) -> str | None:
+    """The answer that a generated text gives, of the same type as the label; None if it gives none.
+
+    Only what follows the last "Therefore" counts: a premise in a chain of thought may well hold the right year for the wrong reason."""
+    text = text.rsplit("Therefore", 1)[-1]
+    if label in ("Yes", "No"):
+        found = re.search(r"\b(?:Yes|No)\b", text)  # whole words: NomadicEclipse is a name, not a No
+    elif re.fullmatch(r"(?:19|20)\d\d", label):
+        found = re.search(r"(?<!\d)(?:19|20)\d\d(?!\d)", text)  # (\b would miss 2010 in Chinese, whose letters have no gaps between them)
+    else:
+        return unicodedata.normalize("NFC", text.strip().rstrip(".!?。！？").strip()) or None
+    return found[0] if found else None
+
+
+class Words:
+    """A vocabulary of the mini sentences' pieces: name parts, words, numbers, marks. A space belongs to the piece that follows it."""
+
+    PAD, BOS, EOS = range(3)
+
+    def __init__(self, rows: Sequence[Row]):
+        texts = " . ".join([*FIRST, *SECOND, *(f"{row.prompt} {row.input} {row.answer}" for row in rows)])
+        self.pieces = ["", "<s>", "</s>", *sorted({piece for text in (texts, clone(texts)) for piece in self.cut(text)})]
+        self.id = {piece: i for i, piece in enumerate(self.pieces)}
+
+    @staticmethod
+    def cut(text: str) -> list[str]:
+        return re.findall(r" ?(?:[A-Z]?[a-z]+|\d+|[^\sA-Za-z\d])", " " + text)
+
+    def encode(self, text: str) -> list[int]:
+        return [self.id[piece] for piece in self.cut(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.pieces[i] for i in ids if i > self.EOS).strip()
+
+    def prompt(self, row: Row) -> list[int]:
+        return [self.BOS, *self.encode(row.prompt), *(self.encode(row.input) if row.input else [])]
+
+    def example(self, row: Row) -> tuple[list[int], list[int]]:
+        return self.prompt(row), [*self.encode(row.answer), self.EOS]
+
+
+# --- loss
+
+def answer_loss(model: Transformer, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """L = - mean over the tokens t of the answers of log p(w_t | prompt, w_<t). Ordinary supervised fine-tuning, nothing else."""
+    return linear_cross_entropy(model.hidden(inputs), model.lm_head.weight, labels, IGNORE)
+
+
+# --- train
+
+def by_length(words: Words, rows: Sequence[Row], weight: float = 1.0) -> list[tuple[list, float]]:
+    """Examples grouped so that rows of one step have like lengths -> (group, its weight: how often a step is drawn from it)."""
+    groups: dict[int, list] = {}
+    for prompt, answer in map(words.example, rows):
+        groups.setdefault((len(prompt) + len(answer)) // 8, []).append((prompt, answer))
+    return [(group, weight * len(group) / len(rows)) for group in groups.values()]
+
+
+def train(cfg: Config, model: Transformer, groups: Sequence[tuple[list, float]], steps: int, order: torch.Generator) -> Iterator[int]:
+    """Each step reads cfg.batch rows of one group, drawn by weight. Yields the number of steps done, before each step and at the end,
+    so that the caller may look at the model."""
+    optimizers = make_optimizers(model, "adamw", cfg.lr, cfg.weight_decay)
+    streams = [batches(len(examples), cfg.batch, order) for examples, _ in groups]
+    chosen = torch.multinomial(torch.tensor([weight for _, weight in groups]), steps, replacement=True, generator=order).tolist()
+    for step, group in enumerate(progress(chosen, "steps")):
+        yield step
+        set_lr(optimizers, schedule(step, steps, "cosine", warmup=steps // 20, final=0.05))
+        rows = [groups[group][0][i] for i in next(streams[group]).tolist()]
+        take_step(answer_loss(model, *prompt_masked(rows)), model, optimizers)
+    yield steps
+
+
+# --- evaluate
+
+def show_example(cfg: Config) -> None:
+    w = World([f + s for s in SECOND for f in FIRST], cfg.entities, MINI, "example")
+    print("One training row of each kind; only what stands after -> is learned:")
+    for task, setting in (("aa", "separate"), ("rr", "separate"), ("ar", "adjacent"), ("aa", "cot"), ("ar", "cot"), ("xling", "separate")):
+        row = build(w, task, setting)[0][-1]
+        print(f"  {task} {setting:9} {row.prompt} {row.input} -> {row.answer} </s>")
+
+
+def share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags)
+
+
+def ask_model(model: Transformer, words: Words, rows: Sequence[Row], new: int) -> list[str]:
+    """Greedy answers."""
+    prompts = [words.prompt(row) for row in rows]
+    texts = generate(model, prompts, new, eos_id=words.EOS)
+    return [words.decode(ids[len(p):]) for p, ids in zip(prompts, texts)]
+
+
+def accuracy(model: Transformer, words: Words, rows: Sequence[Row], new: int = 6) -> float:
+    return share([parse(text, row.label) == row.label for row, text in zip(rows, ask_model(model, words, rows, new))])
+
+
+def candidate_accuracy(model: Transformer, words: Words, rows: Sequence[Row]) -> float:
+    """The second scorer: which of the possible answers (2, or 20 years) is the most probable? Nothing to parse, the same chance."""
+    options = sorted({row.label for row in rows})
+    pairs = [(words.prompt(row), [*words.encode(row.answer.replace(row.label, option)), words.EOS]) for row in rows for option in options]
+    best = continuation_logprobs(model, pairs, batch=512).sum.view(len(rows), -1).argmax(1).tolist()
+    return share([options[i] == row.label for i, row in zip(best, rows)])
+
+
+def retrieved(world: World, row: Row, text: str) -> bool:
+    """Does the chain of thought begin with the right facts: both years, or anybody of the same year?"""
+    first, _, rest = text.partition(" . ")[0].partition(" , ")
+    a, relation, b = (first + "  ").split(" ")[:3]
+    if relation == "same":
+        return a != b and row.prompt.split()[1] == a and world.born[a] == world.born.get(b)
+    return f"{first} , {rest}" == row.answer.partition(" . ")[0]
+
+
+def evaluate(model: Transformer, words: Words, world: World, test: Sequence[Row], hinted: bool) -> dict[str, float]:
+    metrics, new = {}, 20 if hinted else 6
+    kinds = list(dict.fromkeys(row.kind for row in test))
+    for kind in kinds:
+        rows = [row for row in test if row.kind == kind]
+        texts = ask_model(model, words, rows, new if kind == "target" else 6)
+        right = [parse(text, row.label) == row.label for row, text in zip(rows, texts)]
+        metrics[kind] = share(right)
+        if kind == "target":
+            metrics["unparsed"] = share([parse(text, row.label) is None for row, text in zip(rows, texts)])
+            for value in sorted({row.label for row in rows} & {"Yes", "No"}):
+                metrics[f"target {value}"] = share([ok for ok, row in zip(right, rows) if row.label == value])
+            if hinted:
+                metrics["retrieved"] = share([retrieved(world, row, text) for row, text in zip(rows, texts)])
+            else:
+                metrics["candidates"] = candidate_accuracy(model, words, rows)
+    premises = [row for row in test if "target" not in row.kind]
+    metrics["premises"] = sum(metrics[row.kind] for row in premises) / len(premises)
+    metrics["weakest premise"] = min(metrics[row.kind] for row in premises)
+    return metrics | {f"n {kind}": sum(row.kind == kind for row in test) for kind in kinds}
+
+
+# --- one seed
+
+def run(cfg: Config, seed: int) -> Outcome:
+    """All cells of one seed start from the same base model, which has read the old world only."""
+    names = [first + second for first in FIRST for second in SECOND]
+    random.Random(f"{seed}/names").shuffle(names)
+    take = lambda count: [names.pop() for _ in range(count)]
+    new = World(take(YEARS * (2 * cfg.entities + 1)), cfg.entities, MINI, f"{seed}/new")
+    old = World(take(YEARS * (2 * cfg.old_entities + 1)), cfg.old_entities, MINI, f"{seed}/old")
+    words, outcome, bases = Words([r for level in LEVELS for r in everything(old, level) + in_context(old, level)]), Outcome({}, {}), {}
+    for cell in cfg.cells:
+        task, setting, *more = cell.split()
+        kind = ("hard" if task.endswith("hard") else "simple", more == ["compare"])
+        if kind not in bases:
+            bases[kind] = make_base(cfg, seed, *kind, words, old, names)
+        base, replayed = bases[kind]
+        model, steps = copy.deepcopy(base), cfg.steps * (3 if more == ["x3"] else 1)
+        rows, test = build(new, task, setting)
+        groups = by_length(words, rows, 1 - cfg.replay) + [(group, cfg.replay * weight) for group, weight in replayed]
+        target, premises = ([row for row in test if (row.kind == "target") == is_target] for is_target in (True, False))
+        points = []
+        for step in train(cfg, model, groups, steps, generator(seed, f"order {cell}")):
+            if step % max(1, steps // cfg.points) == 0:
+                points.append((step, accuracy(model, words, target, 20 if setting == "cot" else 6), accuracy(model, words, premises)))
+        metrics = evaluate(model, words, new, test, setting == "cot")
+        if setting == "separate" and task != "xling":
+            metrics["context"] = accuracy(model, words, [new.in_context(f, via) for f, via in make_task(new, task).targets])
+        outcome.metrics[cell], outcome.series[cell] = metrics, {}
+        for i, name in enumerate(("target", "premises"), 1):
+            outcome.series[cell][name] = [p[0] for p in points], [p[i] for p in points]
+    return outcome
+
+
+LEVELS = {"simple": ("aa", "ar", "rr"), "hard": ("aa-hard", "ar-hard", "rr-hard")}
+
+
+def everything(w: World, level: str, relations: bool = True) -> list[Row]:
+    """Every row of every setting, and the targets too, with and without a chain of thought; `relations` False leaves out those that are
+    answered with a bare Yes or No."""
+    rows = []
+    for task in LEVELS[level]:
+        targets = make_task(w, task).targets
+        rows += [row for setting in (SETTINGS if level == "simple" else SETTINGS[:2]) for row in build(w, task, setting)[0]]
+        rows += w.rows([f for f, _ in targets])
+        if level == "simple":
+            rows += [w.hinted(task, f, via, t) for t in range(len(w.style.translate)) for f, via in targets]
+    if level == "simple":
+        rows += [row for setting in SETTINGS[:2] for half in build_xling(w, setting) for row in half]
+    if not relations:
+        rows = [row for row in rows if "Therefore" in row.answer or not re.search(r"\b(Yes|No)\b", row.answer)]
+    return list({(row.prompt, row.input): row for row in rows}.values())
+
+
+def in_context(w: World, level: str) -> list[Row]:
+    return [w.in_context(f, via) for task in LEVELS[level] for f, via in make_task(w, task).targets]
+
+
+def make_base(cfg: Config, seed: int, level: str, relations: bool, words: Words, old: World, names: Sequence[str]):
+    """"Pretraining": everything about the old world, and reasoning from premises in the prompt, about names that mean nothing else."""
+    model = Transformer(ModelConfig(
+        vocab_size=len(words.pieces), hidden_size=cfg.width, intermediate_size=8 * cfg.width // 3 // 16 * 16, num_hidden_layers=cfg.layers,
+        num_attention_heads=4, max_position_embeddings=64, initializer_range=0.05, tie_word_embeddings=True, model_type="llama"),
+        generator(seed, f"init {level}"))
+    rng, context = random.Random(f"{seed}/fresh"), []
+    for i in range(2 if cfg.quick else 60):
+        w = World(rng.sample(names, 3 * YEARS), 1, MINI, f"{seed}/fresh {i}")
+        context += in_context(w, level)
+    groups = by_length(words, everything(old, level, relations), 0.75) + by_length(words, context, 0.25)
+    for _ in train(cfg, model, groups, cfg.base_steps, generator(seed, f"base order {level}")):
+        pass
+    return model, groups
+
+
+# --- claims
+
+CHANCE = {"aa": 1 / 2, "ar": 1 / YEARS, "rr": 1 / 2, "xling": 1 / YEARS}
+GATE = 0.95  # premises must be known before the targets mean anything
+
+
+def chance(cell: str) -> float:
+    return CHANCE[cell.split()[0].removesuffix("-hard")]
+
+
+def claims(metrics: dict) -> list[dict]:
+    """Decided on means over seeds; the thresholds were fixed before the default seeds ran. Beside each target: its 95% Wilson interval over
+    all seeds' questions, and in brackets the recall of the premises."""
+    mean = lambda cell, name="target": metrics[cell][name]["mean"]
+    settings = lambda setting, level="": [f"{task}{level} {setting}" for task in PATTERNS]
+    known = lambda *cells: all(mean(cell, "premises") >= GATE for cell in cells)
+    at_chance = lambda cell: abs(mean(cell) - chance(cell)) <= 0.10
+    unmoved = lambda setting, level="": (known(*settings(setting, level), *settings("separate", level)) and all(
+        abs(mean(cell) - mean(base)) <= 0.10 for cell, base in zip(settings(setting, level), settings("separate", level))))
+
+    def shown(cell: str, name: str = "target") -> str:
+        n = round(mean(cell, "n trained target" if name == "trained target" else "n target") * len(metrics[cell][name]["values"]))
+        low, high = wilson(round(mean(cell, name) * n), n)
+        return f"{cell} {mean(cell, name):.3f} [{abs(low):.3f}, {high:.3f}] ({mean(cell, 'premises'):.3f})"
+
+    def row(id, statement, rule, cells, test, paper=None, names=("target",)):
+        if missing := [cell for cell in cells if cell not in metrics]:
+            return claim(id, statement, rule, f"not in this run: {', '.join(missing)}", None, paper)
+        return claim(id, statement, rule, "; ".join(shown(cell, name) for name in names for cell in cells), test(), paper)
+
+    gate, here = f"premises >= {GATE} in each", list(metrics)
+    two, hard = [*settings("adjacent"), *settings("separate")], [*settings("separate", "-hard"), *settings("adjacent", "-hard")]
+    long, foreign = settings("separate x3"), ["xling separate", "xling adjacent"]
+    return [
+        row("G", "Memorisation control: every cell knows its premises", gate, here, lambda: known(*here)),
+        row("C1", "What follows from two facts is not known, though both facts are", f"{gate}; |target - chance| <= 0.10",
+            settings("separate"), lambda: known(*settings("separate")) and all(map(at_chance, settings("separate"))), "random level"),
+        row("C2", "Nor when both facts stand in one sample", f"{gate}; |adjacent - separate| <= 0.10", two, lambda: unmoved("adjacent"),
+            "no noticeable change"),
+        row("C3", "Nor when for other persons the conclusion is trained too", f"{gate}; |crd - separate| <= 0.10", settings("crd"),
+            lambda: all(cell in metrics for cell in two) and unmoved("crd"), "no noticeable change"),
+        row("C4", "Writing the facts down first repairs what rests on attributes, not what must retrieve a relation", f"{gate}; aa cot >= "
+            "0.85 and >= aa separate + 0.25; ar cot <= 0.20; rr cot <= 0.65", [*settings("cot"), "aa separate"],
+            lambda: known(*settings("cot")) and mean("aa cot") >= max(0.85, mean("aa separate") + 0.25) and mean("ar cot") <= 0.20
+            and mean("rr cot") <= 0.65, "A+A repaired, A+R and R+R at random level"),
+        row("C5", "A year known in English and a name known in both do not give the year in Clone",
+            f"{gate}; year in Clone <= half of the weaker premise", foreign, lambda: known(*foreign) and
+            all(mean(cell) <= mean(cell, "weakest premise") / 2 for cell in foreign), "far below both premises"),
+        row("C6", "With both facts in the prompt the same questions are answered", "context >= 0.90 for each pattern", settings("separate"),
+            lambda: min(mean(cell, "context") for cell in settings("separate")) >= 0.90, "in-context reasoning is intact", ("context",)),
+        row("H1", "C1 and C2 at the hard level", f"{gate}; separate: |target - chance| <= 0.10; |adjacent - separate| <= 0.10", hard,
+            lambda: known(*hard) and all(map(at_chance, settings("separate", "-hard"))) and unmoved("adjacent", "-hard"), "random level"),
+        row("R1", "Oracle: trained targets are answered, and the other half does not move", f"{gate}; trained half >= 0.95; other half: "
+            "|target - chance| <= 0.10", settings("oracle"), lambda: known(*settings("oracle")) and all(
+                mean(c, "trained target") >= 0.95 and at_chance(c) for c in settings("oracle")), None, ("trained target", "target")),
+        row("R2", "Three times as many steps do not change C1", f"{gate}; |target - chance| <= 0.10", long,
+            lambda: known(*long) and all(map(at_chance, long))),
+        row("R3", "A base model that has learned to compare years silently does combine relations", f"{gate}; rr separate compare >= rr "
+            "separate + 0.10", ["rr separate compare", "rr separate"], lambda: known("rr separate compare", "rr separate")
+            and mean("rr separate compare") >= mean("rr separate") + 0.10),
+    ]
+
+
+# --- figure
+
+def figure(results: dict):
+    """Left: what the cells know (premises) and what they make of it (targets). Right: the targets during training."""
+    metrics, cells = results["metrics"], [cell for cell in results["metrics"] if "hard" not in cell and len(cell.split()) == 2]
+    fig, (left, right) = new_figure(1, 2, width=14, height=5.6)
+    for i, cell in enumerate(cells):
+        bar_seeds(left, i - 0.2, metrics[cell]["premises"]["values"], COLORS[7], 0.38, None if i else "premises (trained)")
+        bar_seeds(left, i + 0.2, metrics[cell]["target"]["values"], COLORS[1], 0.38, None if i else "target (implied, never trained)")
+        left.plot([i, i + 0.4], [chance(cell)] * 2, color="black", linewidth=2, label=None if i else "chance")
+    left.set_xticks(range(len(cells)), cells, rotation=60, ha="right", rotation_mode="anchor")
+    left.set(ylabel="accuracy (dots: seeds)", title="What is trained, and what follows from it")
+    for cell in [cell for cell in ("aa separate", "aa cot", "ar separate", "ar cot", "rr separate", "rr cot") if cell in results["series"]]:
+        series, color = results["series"][cell]["target"], COLORS[list(PATTERNS).index(cell[:2])]
+        plot_seeds(right, series["x"], series["values"], cell, color, linestyle="-" if "cot" in cell else "--")
+    right.set(xlabel="step on the new world", ylabel="target accuracy (thin: seeds)", title="Targets during training")
+    for ax in (left, right):
+        ax.set(ylim=(0, 1.3), yticks=[0, 0.25, 0.5, 0.75, 1])
+        ax.legend(loc="upper center", ncols=3)
+    return fig
+
+
+def main(cfg: Config) -> dict:
+    started, asked = time.time(), cfg
+    if cfg.full:
+        cfg = replace(cfg, cells=FULL)
+    if wrong := set(cfg.cells) - set(FULL):
+        raise InputError(f"--cells {sorted(wrong)[0]!r} is not known: give TASK SETTING, one of {', '.join(FULL)} (no published data "
+                         "have crd or cot at the hard level)")
+    if not 0 <= cfg.replay < 1 or not 2 <= cfg.entities <= 8 or not 1 <= cfg.old_entities <= 3:
+        raise InputError(f"--replay {cfg.replay} must be at least 0 and below 1, --entities {cfg.entities} between 2 and 8, --old-entities "
+                         f"{cfg.old_entities} between 1 and 3: there are {len(FIRST) * len(SECOND)} names")
+    if cfg.quick:
+        cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=4, steps=4, points=1)
+    show_example(cfg)
+    outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
+    results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
+    print_metrics(results["metrics"], ["premises", "weakest premise", "target", "candidates", "unparsed", "retrieved", "context"])
+    print_claims(results["claims"])
+    return results
+
+
+if __name__ == "__main__":
+    cli(main, Config)
