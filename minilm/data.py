@@ -71,6 +71,7 @@ def write_atomically(path: Path, save: Callable[[Path], object]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     save(temporary)
     with open(temporary, "rb+") as f:
+        os.fchmod(f.fileno(), 0o644)  # safetensors makes files that only their owner can read
         os.fsync(f.fileno())
     os.replace(temporary, path)
 

@@ -44,14 +44,9 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, grad):
         """With g = grad * weight and r = 1/rms:  dx = r g - x r^3 mean(g x);  dweight = sum over tokens of grad * x * r."""
         x, weight, r = ctx.saved_tensors
-        D, grad_x, grad_w = x.shape[-1], None, None
         gx = grad * x
-        if ctx.needs_input_grad[1]:
-            grad_w = r.reshape(1, -1).mm(gx.reshape(-1, D))[0]
-        if ctx.needs_input_grad[0]:
-            mean = gx.matmul(weight)[..., None].mul_(r.pow(3)).div_(-D)
-            grad_x = (grad * weight).mul_(r).addcmul_(x, mean)
-        return grad_x, grad_w, None
+        mean = gx.matmul(weight)[..., None].mul_(r.pow(3)).div_(-x.shape[-1])
+        return (grad * weight).mul_(r).addcmul_(x, mean), r.reshape(1, -1).mm(gx.reshape(-1, x.shape[-1]))[0], None
 
 
 def linear_cross_entropy(h, weight, labels, ignore_index: int = -100, chunk_bytes: int = 2**26):

@@ -8,7 +8,7 @@ import torch
 
 from minilm import InputError
 from minilm.data import (IGNORE, batches, collate, generator, pack, pad, prompt_masked, random_blocks, read_documents, read_text,
-                         read_tokens, write_tokens)
+                         read_tokens, write_atomically, write_tokens)
 
 
 def test_a_generator_belongs_to_a_seed_and_a_name():
@@ -106,3 +106,8 @@ def test_every_epoch_visits_every_example_once_in_a_fresh_order():
     assert [b.tolist() for b in again] == drawn
     with pytest.raises(InputError, match="no examples"):
         next(batches(0, 4, generator(0, "order")))
+
+
+def test_what_is_written_can_be_read_by_others(tmp_path):
+    write_atomically(tmp_path / "f", lambda path: (path.touch(0o600), path.write_text("x")))
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o644

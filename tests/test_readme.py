@@ -12,7 +12,8 @@ README = ROOT / "README.md"
 
 def fill(text: str, folder: Path = ROOT / "results") -> str:
     """A README with the last two cells of every table row that links a script, [...](methods/NAME.py), filled from the results committed
-    for it: minutes, and which claims hold."""
+    for it (minutes, and which claims hold), and the table of speed between its marks from bench.json."""
+    text = re.sub(r"(<!-- bench -->\n).*?(<!-- /bench -->)", lambda marks: marks[1] + speed(folder) + marks[2], text, flags=re.DOTALL)
     return re.sub(r"^(\|.*\]\((?:methods|signals|vision_eval)/(\w+)\.py\).*?\|)[^|]*\|[^|]*\|$",
                   lambda row: f"{row[1]} {' | '.join(cells(folder, row[2]))} |", text, flags=re.MULTILINE)
 
@@ -28,7 +29,18 @@ def cells(folder: Path, name: str) -> tuple[str, str]:
     return ", ".join(f"{run['wall_seconds'] / 60:.0f}" for run in runs) or "-", found or "not run yet"
 
 
-def test_the_table_of_papers_is_up_to_date():
+def speed(folder: Path) -> str:
+    """bench.json as a table: what, measured, target."""
+    if not (folder / "bench.json").exists():
+        return ""
+    benches = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+    rows = [row for bench in benches.values() for row in bench["rows"] if row["target"]]
+    shown = lambda row: "-" if row["value"] is None else f"{row['value']:.2f}{row['unit'] if row['unit'] == 'x' else ' ' + row['unit']}"
+    lines = [f"| {row['what']} | {shown(row)} | {row['target']} | {'yes' if row['ok'] else '**no**'} |" for row in rows]
+    return "\n".join(["| what | measured | target | met |", "|---|---|---|---|", *lines]) + "\n"
+
+
+def test_the_tables_of_papers_and_of_speed_are_up_to_date():
     text = README.read_text(encoding="utf-8")
     assert fill(text) == text, "run: python tests/test_readme.py"
 

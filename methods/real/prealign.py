@@ -93,7 +93,7 @@ class Config:
 
 def read_lines(path: str) -> list[str]:
     """The documents of one corpus file. Empty lines stay, so that line numbers of aligned files agree."""
-    lines = read_text(path).splitlines()
+    lines = read_text(path).rstrip("\n").split("\n")  # (splitlines would also cut at characters inside a line)
     if not lines[0].lstrip().startswith("{"):
         return lines
     documents = []
@@ -109,7 +109,7 @@ def read_corpora(cfg: Config) -> dict[str, tuple[list[str], float]]:
     """Language name (the file's) -> its lines and its weight against the source's 1."""
     corpora = {}
     for i, given in enumerate(cfg.corpus):
-        path, _, weight = given.rpartition(":") if regex.search(r":[\d.]+$", given) else (given, "", "")
+        path, _, weight = given.rpartition(":") if regex.search(r":\d+(\.\d+)?$", given) else (given, "", "")
         name = Path(path).suffix.lstrip(".") if Path(path).stem == "train" else Path(path).stem  # parallel corpora: train.en, train.de
         if name in corpora or name == "clone":
             raise InputError(f"two languages are called {name!r}: rename {path}")
