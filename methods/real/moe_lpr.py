@@ -1,8 +1,8 @@
 """MoE-LPR on your own checkpoint and text. The method is methods/moe_lpr.py.
 
 Run     python methods/real/moe_lpr.py --checkpoint DIR --new sw.jsonl ru.jsonl --old en.jsonl es.jsonl --ood fr.jsonl --save out
-        python methods/real/moe_lpr.py --checkpoint out/stage-1 --stage 2 --methods lpr --new ... --old ... --save out    # review alone
-        python methods/real/moe_lpr.py --checkpoint out/lpr --stage eval --new ... --old ... --eval exam.jsonl
+        python methods/real/moe_lpr.py --checkpoint out/stage-1 --stage 2 --methods lpr --new ru.jsonl --old en.jsonl    # the review alone
+        python methods/real/moe_lpr.py --checkpoint out/lpr --stage eval --new ru.jsonl --old en.jsonl --eval exam.jsonl
         --new, --old, --ood   a file per language: JSON Lines {"text": ...}, or UTF-8 text with one document a line. The last twentieth of
                        each is held out. ood: old languages that no stage reads.
         --checkpoint   a Llama, Mistral, Qwen2 or Qwen3 folder; saved as Mixtral, Qwen2-MoE or Qwen3-MoE for `transformers`.
