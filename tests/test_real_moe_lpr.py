@@ -169,4 +169,4 @@ def test_the_committed_runs_claims_and_figure_follow_from_its_numbers(tmp_path):
         pytest.skip(f"{path.name} is not committed yet")
     results = json.loads(path.read_text(encoding="utf-8"))
     assert moe_lpr.claims(results["metrics"]) == results["claims"]
-    save_figure(moe_lpr.draw(results), tmp_path / "figure.png")
+    save_figure(moe_lpr.figure(results, "bits/byte"), tmp_path / "figure.png")
