@@ -206,6 +206,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()
     """A byte-level BPE of our own: ids 0-255 are the bytes, then one per merge, the special tokens last; fewer than `vocab_size` in all
     when a short text has no pair left that occurs twice."""
     count = vocab_size - 256 - len(special)
+    if missing := {bos, eos} - {None, *special}:
+        raise InputError(f"bos or eos {missing.pop()!r} must be among the special tokens {list(special)}")
     if count < 0:
         raise InputError(f"vocab_size {vocab_size} is too small: 256 bytes and {len(special)} special tokens need {256 + len(special)}")
     merges = learn_merges(texts, count, pattern)

@@ -85,6 +85,8 @@ def test_every_text_comes_back_whole_and_training_is_deterministic(trained):
 def test_a_vocabulary_too_small_for_the_bytes_is_refused():
     with pytest.raises(InputError, match="257 is too small"):
         train_bpe(["abc"], 257, special=("a", "b"))
+    with pytest.raises(InputError, match="'</s>' must be among the special tokens"):
+        train_bpe(["abc"], 300, eos="</s>")
 
 
 # --- files, against the library
