@@ -17,6 +17,8 @@ Run     python methods/real/prealign.py --corpus en.txt de.txt --dict en-de.tsv 
 Shown   results/prealign_real_text.json is the third command: English questions of grade-school maths, an English-Clone of them, and German
         (7,464 aligned lines, folder gsm_questions of github NJUNLP/QAlign). Without --checkpoint a small model is made; with it, its
         vocabulary is kept (doubled for a clone): useful, but not the paper's setting, which aligns before pretraining starts.
+        Found: English-Clone gains a little (perplexity 154 against 158) and stays aligned (.38 of its words, .34 of unseen ones; joint 0);
+        German does not: half a million tokens and 1,560 derived word pairs, seen twice, leave it as it was (188 against 184).
 Honest  Word segmentation is by tokens: a word begins where a token does not begin with a letter, so a source language needs spaces. A few
         hundred thousand tokens show a direction, not the paper's numbers: 1.3B parameters need 21 GB of optimizer state and days of a GPU.
 """
@@ -332,17 +334,17 @@ def figure(results: dict):
     """Perplexity of every language during pretraining, and which layers know the translations."""
     arms = list(results["series"])
     names = [n for n in results["series"][arms[0]] if n.startswith(("ppl", "after"))]
-    fig, axes = new_figure(1, len(names), width=3.9 * len(names), height=4.4)
+    fig, axes = new_figure(1, len(names), width=3.4 * len(names), height=4.2)
     for ax, name in zip(axes, names):
         for color, arm in zip(COLORS, arms):
             series = results["series"][arm][name]
             plot_seeds(ax, series["x"], series["values"], arm, color)
         if name.startswith("ppl"):
-            ax.set(yscale="log", xlabel="pretraining step", ylabel="perplexity per token", title=f"text: {name[4:]}")
+            ax.set(yscale="log", ylim=(30, 10_000), xlabel="pretraining step", title=f"perplexity, {name[4:]}")
         else:
             last = len(series["x"]) - 1
             ax.set_xticks(range(last + 1), ["embed", *map(str, range(1, last)), "head"])
-            ax.set(xlabel="layer", ylabel="retrieval@1 of seen words", ylim=(-0.03, 1.03), title=f"words: {name[6:]}")
+            ax.set(xlabel="layer", ylim=(-0.03, 1.03), title=f"retrieval@1, {name[6:]}")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(arms))
     return fig
 
