@@ -56,7 +56,7 @@ class Config:
     block: int = 256  # tokens per sequence
     batch: int = 8  # sequences per step, over all processes
     micro_batch: int | None = None  # sequences at once per process; smaller than the batch: gradients are accumulated
-    steps: int = 600  # optimizer steps
+    steps: int = 400  # optimizer steps
     lr: float = 5e-3  # peak learning rate
     optimizer: str = "muon"  # muon (matrices; the rest AdamW) or adamw
     schedule: str = "wsd"  # wsd, cosine, linear or constant
