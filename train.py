@@ -1,6 +1,6 @@
 """Pretrain a small language model on any text, and see what it learned.
 
-    python train.py                                        # about 2 minutes on 2 cores: learns Python from Python's own standard library
+    python train.py                                        # about 2.5 minutes on 2 cores: learns Python from Python's own standard library
     python train.py --data FILE_OR_FOLDER                  # your UTF-8 text; --level char for a character model
     python train.py --resume                               # goes on exactly where an interrupted run stopped
     python sample.py --prompt "def main("                  # talk to the result
@@ -293,7 +293,7 @@ def finish(cfg, out, model, tokenizer, val_tokens, log, bytes_per_token, seconds
     write_json(out / "log.json", summary)
     save_figure(loss_figure(log, bytes_per_token), out / "loss.png")
     prompt = [int(i) for i in val_tokens[:8]]  # how the held-out text begins
-    ids = generate(model.eval(), [prompt], max_new_tokens=200, temperature=0.7, top_k=50, eos_id=tokenizer.eos_id)[0]
+    ids = generate(model.eval(), [prompt], max_new_tokens=200, temperature=0.7, top_k=50)[0]
     print(f"\n--- a sample ---\n{tokenizer.decode(ids)}\n---\nwrote {out}/ after {seconds:.0f} s of training; "
           f'try: python sample.py --checkpoint {out} --prompt "{"import" if cfg.data is None else "The"}"')
     return summary
