@@ -30,8 +30,8 @@ from minilm.moe import load_balancing_loss
 from minilm.ops import linear_cross_entropy
 from minilm.results import cli, new_figure, save_figure, write_json
 from minilm.tokenizer import CharLevel, load_tokenizer, train_bpe
-from minilm.training import (autocast, chief_first, distribute, gather, gather_weights, load_shards, load_state, make_optimizers,
-                             pick_device, save_shards, save_state, schedule, set_lr, start_world)
+from minilm.training import (autocast, chief_first, distribute, gather, gather_weights, leave_world, load_shards, load_state,
+                             make_optimizers, pick_device, save_shards, save_state, schedule, set_lr, start_world)
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
 from minilm.weights import load_pretrained, save_pretrained
@@ -313,3 +313,4 @@ def loss_figure(log: dict, bytes_per_token: float):
 
 if __name__ == "__main__":
     cli(main, Config)
+    leave_world()

@@ -222,10 +222,9 @@ def save_results(script: str, paper: str, cfg, outcomes: Sequence[Outcome], clai
 def _relative_argv() -> list[str]:
     """The command line without this machine's folders, also in --flag=PATH."""
     def shown(path: str) -> str:
-        full = Path(path)
-        if not path or not full.is_absolute():
-            return path
-        return str(full.resolve().relative_to(ROOT)) if full.resolve().is_relative_to(ROOT) else full.name
+        full = Path(path).resolve()
+        inside = str(full.relative_to(ROOT)) if full.is_relative_to(ROOT) else full.name
+        return inside if Path(path).is_absolute() else path
 
     return ["=".join(map(shown, word.split("=", 1))) if word.startswith("--") else shown(word) for word in sys.argv]
 

@@ -145,6 +145,13 @@ def start_world(device: torch.device) -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
+def leave_world() -> None:
+    """Waits for the other processes, then closes the connections: a process that just ends can abort the one that still talks to it."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def distribute(module: nn.Module, layers: nn.ModuleList, world: World, device: torch.device, sharded: bool) -> nn.Module:
     """Wraps the module whose forward gives the loss: DDP (every process holds all weights) or FSDP2 (each holds a share of every
     matrix, gathered layer by layer). One process: the module itself."""

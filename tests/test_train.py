@@ -216,7 +216,9 @@ for name in ("ddp", "fsdp"):
     except KeyboardInterrupt:
         train.save_training = save
     logs[name + " resumed"] = run(out=name + "2", fsdp=name == "fsdp", resume=True)
-open(f"logs{train.gather(train.start_world(train.pick_device('cpu')), 0)[0]}.json", "w").write(json.dumps(logs))
+rank = train.start_world(train.pick_device("cpu")).rank
+open(f"logs{rank}.json", "w").write(json.dumps(logs))
+train.leave_world()
 """
 
 
