@@ -28,34 +28,35 @@ def spell(token: bytes) -> str:
 def merge(symbols: list, rank: dict[tuple, int]) -> list:
     """Joins adjacent symbols, always the pair of lowest rank (ties: the leftmost), until no pair has a rank. O(n log n): a heap of
     candidate pairs over a doubly linked list, in which overtaken candidates are recognised and dropped."""
-    n = len(symbols)
-    left, right = list(range(-1, n - 1)), [*range(1, n), -1]
-    symbols = list(symbols)
+    symbols, n = [*symbols, None], len(symbols)  # None, also found at place -1, joins with nothing
+    left, right = list(range(-1, n)), list(range(1, n + 2))
     heap = [(rank[pair], i, *pair) for i, pair in enumerate(zip(symbols, symbols[1:])) if pair in rank]
     heapq.heapify(heap)
     while heap:
         _, i, a, b = heapq.heappop(heap)
-        j = right[i] if symbols[i] is not None else -1
-        if j < 0 or symbols[i] != a or symbols[j] != b:
+        j = right[i]
+        if symbols[i] != a or symbols[j] != b:
             continue
-        symbols[i], symbols[j], right[i] = a + b, None, right[j]
-        if right[j] >= 0:
-            left[right[j]] = i
+        symbols[i], symbols[j], right[i], left[right[j]] = a + b, None, right[j], i
         for p, q in ((left[i], i), (i, right[i])):
-            if p >= 0 and q >= 0 and (symbols[p], symbols[q]) in rank:
+            if (symbols[p], symbols[q]) in rank:
                 heapq.heappush(heap, (rank[symbols[p], symbols[q]], p, symbols[p], symbols[q]))
     return [s for s in symbols if s is not None]
 
 
 def learn_merges(texts: Iterable[str], merges: int, pattern: str = PATTERN) -> list[tuple[bytes, bytes]]:
-    """The first `merges` pairs in the order in which they are joined (fewer, when no pair is left that occurs twice).
-
-    Words are counted once, and a merge only touches the words that hold its pair: the counts of all other pairs stay as they are."""
+    """The first `merges` pairs in the order in which they are joined (fewer, when no pair is left that occurs twice)."""
     cut, counted = regex.compile(pattern), Counter()
     for text in texts:
         counted.update(cut.findall(text))
-    words = [[bytes([b]) for b in word.encode()] for word in counted]
-    counts = list(counted.values())
+    return continue_merges([[bytes([b]) for b in word.encode()] for word in counted], list(counted.values()), merges)
+
+
+def continue_merges(words: list[list], counts: list[int], merges: int, taken: Iterable = ()) -> list[tuple]:
+    """Learns from words as far as they are joined already (lists of bytes or str), each with its number of occurrences. A pair that would
+    spell one of the tokens in `taken` is never joined.
+
+    Words are counted once, and a merge only touches the words that hold its pair: the counts of all other pairs stay as they are."""
     count, where = Counter(), defaultdict(set)
     for w, (word, times) in enumerate(zip(words, counts)):
         for pair in zip(word, word[1:]):
@@ -63,8 +64,7 @@ def learn_merges(texts: Iterable[str], merges: int, pattern: str = PATTERN) -> l
             where[pair].add(w)
     heap = [(-times, pair) for pair, times in count.items()]  # most frequent first; ties: the pair that sorts first
     heapq.heapify(heap)
-    learned: list[tuple[bytes, bytes]] = []
-    known = set()  # two pairs can spell one token ("a" "bc", "ab" "c"): the second would be a second id for the same bytes
+    learned, known = [], set(taken)  # two pairs can spell one token ("a" "bc", "ab" "c"): the second would give it a second id
     while heap and len(learned) < merges:
         times, pair = heapq.heappop(heap)
         if count[pair] != -times:  # overtaken: its true count is in the heap as well, or comes with this push
@@ -75,31 +75,22 @@ def learn_merges(texts: Iterable[str], merges: int, pattern: str = PATTERN) -> l
             continue
         learned.append(pair)
         known.add(pair[0] + pair[1])
-        for changed in _merge_everywhere(pair, words, counts, where.pop(pair), count, where):
-            if count[changed] > 1:
-                heapq.heappush(heap, (-count[changed], changed))
+        changed = set()  # pairs whose count changes: the neighbours of the joined ones
+        for w in where.pop(pair):
+            word, times, joined = words[w], counts[w], []
+            for symbol in word:
+                if joined and (joined[-1], symbol) == pair:
+                    joined[-1] += symbol
+                else:
+                    joined.append(symbol)
+            for old in zip(word, word[1:]):
+                count[old] -= times
+            for new in zip(joined, joined[1:]):
+                count[new] += times
+                where[new].add(w)
+            changed.update(zip(word, word[1:]), zip(joined, joined[1:]))
+            words[w] = joined
+        for other in changed:
+            if count[other] > 1:
+                heapq.heappush(heap, (-count[other], other))
     return learned
-
-
-def _merge_everywhere(pair, words, counts, places, count, where) -> set:
-    """Joins `pair` in the words at `places`; updates `count` and `where` of its neighbours; returns the pairs whose count has changed."""
-    changed = set()
-    for w in places:
-        word, times = words[w], counts[w]
-        joined, i = [], 0
-        while i < len(word):
-            if i + 1 < len(word) and (word[i], word[i + 1]) == pair:
-                joined.append(word[i] + word[i + 1])
-                i += 2
-            else:
-                joined.append(word[i])
-                i += 1
-        for old in zip(word, word[1:]):
-            count[old] -= times
-            changed.add(old)
-        for new in zip(joined, joined[1:]):
-            count[new] += times
-            where[new].add(w)
-            changed.add(new)
-        words[w] = joined
-    return changed

@@ -5,6 +5,7 @@
     add_lora(model, rank=8, alpha=16)      # in place; B = 0, so nothing changes before training, and only A and B learn
     merge_lora(model)                      # W <- W + s B A for fast inference; unmerge_lora(model) gives back the very same W
     save_adapter(model, "out/adapter");  load_adapter(model, "out/adapter")     # the files of the `peft` package, read and written
+    extend_vocabulary(model, pieces)       # rows for the tokens that tokenizer.extend_tokenizer has added
 """
 
 import math
@@ -24,6 +25,7 @@ from minilm.weights import read_safetensors, to_hf
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # never norms, never a router
 PREFIX = "base_model.model."
+MODULES = {"embed_tokens": "embed", "lm_head": "lm_head"}  # PEFT's modules_to_save that are read, and our names
 
 
 class LoRALinear(nn.Module):
@@ -34,14 +36,11 @@ class LoRALinear(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias
         out, in_ = linear.weight.shape
         self.rank, self.alpha, self.rslora, self.dropout = rank, alpha, rslora, dropout
+        self.scale = alpha / (math.sqrt(rank) if rslora else rank)
         A = torch.empty(rank, in_).uniform_(-1 / math.sqrt(in_), 1 / math.sqrt(in_), generator=generator)
         self.lora_A = nn.Parameter(A.to(linear.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(out, rank, device=linear.weight.device))
         self.original = None  # W before merging, on the CPU; not None: merged
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def forward(self, x):
         y = F.linear(x, self.weight, self.bias)
@@ -64,8 +63,8 @@ class LoRALinear(nn.Module):
 def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16, targets: Sequence[str] = TARGETS, dropout: float = 0.0,
              rslora: bool = False, generator: torch.Generator | None = None) -> None:
     """Freezes the model, then gives every linear layer whose name ends in one of `targets` an adapter, in place: rank r, scale alpha / r.
-
     `embed` and `lm_head` have no adapter: train them in full by switching their requires_grad on afterwards (PEFT's modules_to_save).
+
     Raises InputError when nothing has such a name, ValueError when the model already has adapters."""
     if lora_layers(model):
         raise ValueError("the model has LoRA layers already: merge_lora(model, keep=False) or start from a fresh model")
@@ -76,16 +75,11 @@ def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16, targets: Sequen
         raise InputError(f"no linear layer is called {', '.join(targets)}: this model has none to adapt")
     model.requires_grad_(False)
     for name in found:
-        _replace(model, name, LoRALinear(model.get_submodule(name), rank, alpha, dropout, rslora, generator))
+        model.set_submodule(name, LoRALinear(model.get_submodule(name), rank, alpha, dropout, rslora, generator))
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
-
-
-def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
 
 
 def merge_lora(model: nn.Module, keep: bool = True) -> None:
@@ -101,7 +95,7 @@ def merge_lora(model: nn.Module, keep: bool = True) -> None:
     for name, m in layers.items() if not keep else ():
         linear = nn.Linear(m.weight.shape[1], m.weight.shape[0], bias=m.bias is not None, device="meta")
         linear.weight, linear.bias = m.weight.requires_grad_(), m.bias
-        _replace(model, name, linear)
+        model.set_submodule(name, linear)
     if not keep:
         model.requires_grad_(True)
 
@@ -116,28 +110,39 @@ def unmerge_lora(model: nn.Module) -> None:
         m.original = None
 
 
+# --- a longer vocabulary
+
+@torch.no_grad()
+def extend_vocabulary(model: nn.Module, pieces: Sequence[Sequence[int]], first: int | None = None) -> None:
+    """Adds a row to embedding and head, in place, for every new token: the mean of the rows of its old `pieces`, for [] of all old rows.
+    The first has the id `first` (default: behind the last; a checkpoint may have spare rows). No old logit changes. And as the mean of
+    all V head rows gives the mean logit, n such tokens get, by Jensen's inequality, a probability of at most n / (V + n) in any context."""
+    for module in (model.embed, model.lm_head):
+        old = module.weight.detach()
+        at = len(old) if first is None else first
+        rows = torch.stack([old[list(ids) if ids else slice(at)].float().mean(0) for ids in pieces]).to(old.dtype)
+        module.weight = nn.Parameter(torch.cat((old[:at], rows, old[at + len(rows) :])), module.weight.requires_grad)
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.embed.weight
+    model.config.vocab_size = model.embed.num_embeddings = model.lm_head.out_features = len(model.embed.weight)
+
+
 # --- PEFT's files
 
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
     """adapter_config.json and adapter_model.safetensors: A and B of every layer, and `embed` or `lm_head` in full if they were trained."""
-    layers, folder = lora_layers(model), Path(folder)
+    layers, folder, family = lora_layers(model), Path(folder), model.config.model_type
     if not layers:
         raise ValueError("the model has no LoRA layers to save")
-    first, family = next(iter(layers.values())), model.config.model_type
-    tensors = {}
-    for name, m in layers.items():
-        hf = PREFIX + to_hf(name, family)
-        tensors |= {f"{hf}.lora_A.weight": m.lora_A, f"{hf}.lora_B.weight": m.lora_B}
-    full = [m for m in ("embed", "lm_head") if getattr(model, m).weight.requires_grad]  # tied: both, written twice, as PEFT wants them
-    tensors |= {PREFIX + to_hf(m + ".weight", family): getattr(model, m).weight for m in full}
+    first, full = next(iter(layers.values())), [m for m, ours in MODULES.items() if getattr(model, ours).weight.requires_grad]
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True, "bias": "none",
               "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout, "use_rslora": first.rslora,
               "target_modules": sorted({to_hf(name, family).split(".")[-1] for name in layers}),
               "rank_pattern": {to_hf(n, family): m.rank for n, m in layers.items() if m.rank != first.rank},
               "alpha_pattern": {to_hf(n, family): m.alpha for n, m in layers.items() if m.alpha != first.alpha},
-              "modules_to_save": [to_hf(m + ".weight", family).split(".")[-2] for m in full] or None}
+              "modules_to_save": full or None}
     folder.mkdir(parents=True, exist_ok=True)
-    data = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    data = {name: t.detach().cpu().contiguous().clone() for name, t in _tensors(model, layers, full).items()}
     write_atomically(folder / "adapter_model.safetensors", lambda path: save_file(data, path, {"format": "pt"}))
     write_json(folder / "adapter_config.json", config)
 
@@ -148,76 +153,60 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
     folder = Path(folder)
     file, config = folder / "adapter_model.safetensors", read_json(folder / "adapter_config.json")
     _refuse(folder, config)
+    if lora_layers(model):
+        raise ValueError("the model has LoRA layers already: load the adapter into a fresh model")
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: an adapter folder holds adapter_config.json and adapter_model.safetensors")
-    family, targets = model.config.model_type, config.get("target_modules")
-    linear = {to_hf(n, family): n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"}
-    if targets == "all-linear":
-        wanted = list(linear)
-    elif isinstance(targets, str):
-        wanted = [hf for hf in linear if re.fullmatch(targets, hf)]
-    else:
-        wanted = [hf for hf in linear if any(hf == t or hf.endswith("." + t) for t in targets or ())]
-    if not wanted:
-        raise InputError(f"{folder}: target_modules {targets!r} names no linear layer of this model")
-    tensors = read_safetensors(file)
-    full = sorted({m.removeprefix("model.") for m in config.get("modules_to_save") or []})
-    names = {"embed_tokens": "embed", "lm_head": "lm_head"}
-    if odd := [m for m in full if m not in names]:
+    full = [m.removeprefix("model.") for m in config.get("modules_to_save") or []]
+    if odd := [m for m in full if m not in MODULES]:
         raise InputError(f"{folder}: modules_to_save {odd[0]!r} is not read; minilm reads embed_tokens and lm_head")
-    if full and model.config.tie_word_embeddings:
-        full = sorted(names)
-    expected = {f"{PREFIX}{hf}.lora_{x}.weight": None for hf in wanted for x in "AB"}
-    expected |= {PREFIX + to_hf(names[m] + ".weight", family): None for m in full}
-    for verb, odd in (("lacks", [n for n in expected if n not in tensors]), ("has unexpected", [n for n in tensors if n not in expected])):
+    full = list(MODULES) if full and model.config.tie_word_embeddings else full
+    layers, targets = {}, config.get("target_modules")
+    is_target = lambda hf: (any(hf == t or hf.endswith("." + t) for t in targets or ()) if not isinstance(targets, str)
+                            else targets == "all-linear" or re.fullmatch(targets, hf))  # a list, or a regular expression
+    override = lambda key, hf, value: next((v for k, v in (config.get(key) or {}).items() if re.fullmatch(rf"(.*\.)?({k})", hf)), value)
+    for name, module in model.named_modules():
+        hf = to_hf(name, model.config.model_type)
+        if isinstance(module, nn.Linear) and name != "lm_head" and is_target(hf):
+            rank, alpha = override("rank_pattern", hf, config.get("r", 8)), override("alpha_pattern", hf, config.get("lora_alpha", 8))
+            layers[name] = LoRALinear(module, rank, alpha, config.get("lora_dropout", 0.0), bool(config.get("use_rslora")), None)
+    if not layers:
+        raise InputError(f"{folder}: target_modules {targets!r} names no linear layer of this model")
+    tensors, wanted = read_safetensors(file), _tensors(model, layers, full)
+    for verb, odd in (("lacks", [n for n in wanted if n not in tensors]), ("has unexpected", [n for n in tensors if n not in wanted])):
         if odd:
             raise InputError(f"{file} {verb} {', '.join(odd[:3])}: adapter_config.json and the weights do not belong together, "
                              "or to this model")
-    if len(full) == 2 and model.config.tie_word_embeddings and not torch.equal(*(tensors[PREFIX + to_hf(names[m] + ".weight", family)]
-                                                                                 for m in full)):
+    for name, parameter in wanted.items():
+        if tensors[name].shape != parameter.shape:
+            raise InputError(f"{file}: {name} has shape {list(tensors[name].shape)}, {list(parameter.shape)} is needed: the adapter is of "
+                             "another model (or its vocabulary was extended)")
+        if not torch.isfinite(tensors[name]).all():
+            raise InputError(f"{file}: {name} holds NaN or infinite values: the adapter is damaged")
+    if full and model.config.tie_word_embeddings and not torch.equal(*(tensors[n] for n in list(wanted)[-2:])):
         raise InputError(f"{file}: lm_head and embed_tokens differ, but this model ties them: the adapter was trained on an untied model")
-    layers, ranks, alphas = {}, config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    for hf in wanted:
-        rank = _pattern(ranks, hf, config.get("r", 8))
-        new = LoRALinear(model.get_submodule(linear[hf]), rank, _pattern(alphas, hf, config.get("lora_alpha", 8)),
-                         config.get("lora_dropout", 0.0), bool(config.get("use_rslora")), None)
-        for x in "AB":
-            _fill(file, f"{PREFIX}{hf}.lora_{x}.weight", tensors, getattr(new, "lora_" + x))
-        layers[linear[hf]] = new
-    for m in full:
-        _fill(file, PREFIX + to_hf(names[m] + ".weight", family), tensors, getattr(model, names[m]).weight)
-    if lora_layers(model):
-        raise ValueError("the model has LoRA layers already: load the adapter into a fresh model")
     model.requires_grad_(False)
-    for name, new in layers.items():
-        _replace(model, name, new)
-    for m in full:
-        getattr(model, names[m]).weight.requires_grad_(True)
-
-
-def _pattern(patterns: dict, name: str, default):
-    """PEFT's rank_pattern and alpha_pattern: the first key that the module's name is, or ends with after a dot (keys are expressions)."""
-    return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name)), default)
-
-
-def _fill(file: Path, name: str, tensors: dict, parameter: nn.Parameter) -> None:
-    tensor = tensors[name]
-    if tensor.shape != parameter.shape:
-        raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, {list(parameter.shape)} is needed: the adapter is of another "
-                         "model (or its vocabulary was extended)")
-    if not torch.isfinite(tensor).all():
-        raise InputError(f"{file}: {name} holds NaN or infinite values: the adapter is damaged")
     with torch.no_grad():
-        parameter.copy_(tensor)
+        for name, parameter in wanted.items():
+            parameter.copy_(tensors[name])
+    for name, new in layers.items():
+        model.set_submodule(name, new)
+    for m in full:
+        getattr(model, MODULES[m]).weight.requires_grad_(True)
+
+
+def _tensors(model: nn.Module, layers: dict[str, LoRALinear], full: Sequence[str]) -> dict[str, nn.Parameter]:
+    """What an adapter file holds under which names. (A tied matrix is written twice, as PEFT wants it.)"""
+    hf = lambda name: PREFIX + to_hf(name, model.config.model_type)
+    adapters = {f"{hf(name)}.lora_{x}.weight": getattr(m, "lora_" + x) for name, m in layers.items() for x in "AB"}
+    return adapters | {hf(MODULES[m] + ".weight"): getattr(model, MODULES[m]).weight for m in full}
 
 
 def _refuse(folder: Path, config: dict) -> None:
     """PEFT's variants change the formula or the base weights: each is named, none is passed over."""
     plain = {"peft_type": "LORA", "bias": "none", "lora_bias": False, "layer_replication": None, "target_parameters": None,
              "fan_in_fan_out": False, "trainable_token_indices": None, "layers_to_transform": None, "exclude_modules": None}
-    plain |= {key: False for key in config if key.startswith("use_") and key != "use_rslora"}
-    if isinstance(config.get("init_lora_weights"), str) and config["init_lora_weights"] != "gaussian":
-        plain["init_lora_weights"] = True
+    plain |= {key: False for key in config if key.startswith("use_") and key != "use_rslora"} | {"init_lora_weights": True}
     for key, value in plain.items():
-        if config.get(key) not in (value, None, [], {}, False):
+        if config.get(key) not in (value, None, [], {}, False) and (key, config[key]) != ("init_lora_weights", "gaussian"):
             raise InputError(f"{folder / 'adapter_config.json'}: {key} {config[key]!r} is not read; plain LoRA has {key} {value!r}")

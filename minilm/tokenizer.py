@@ -2,6 +2,7 @@
 
     tok = train_bpe(texts, vocab_size=4096, special=("<|endoftext|>",), eos="<|endoftext|>");  tok.save("out")
     tok = load_tokenizer("path/to/folder");  tok.encode("hello"), tok.decode(ids), tok.vocab_size, tok.bos_id, tok.eos_id, tok.special
+    tok, pieces = extend_tokenizer(tok, german_texts, 2000)     # for another language; see lora.extend_vocabulary for the model's side
 
 Every tokenizer here IS its tokenizer.json (`spec`) and tokenizer_config.json (`config`): saving writes the two back, and `transformers`
 reads them. Byte-level files run on tiktoken; bpe.merge, the plain loop, serves the rest.
@@ -9,6 +10,7 @@ reads them. Byte-level files run on tiktoken; bpe.merge, the plain loop, serves 
 
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,31 +19,34 @@ import regex
 import tiktoken
 
 from minilm import InputError
-from minilm.bpe import CHAR_TO_BYTE, PATTERN, learn_merges, merge, spell
+from minilm.bpe import CHAR_TO_BYTE, PATTERN, continue_merges, learn_merges, merge, spell
 from minilm.data import read_json, write_json
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Pre-tokenizer "individual digits, then GPT2": a space stays outside the digit after it, so a run of spaces before a digit is one piece.
 DIGITS_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+EMPTY = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None}  # a new tokenizer.json
 
 
 class Tokenizer:
-    """What all kinds share: added tokens, BOS and EOS, saving. A kind gives `_encode(text, first) -> ids` (does the
-    whole text start here?) and `token_bytes(id) -> bytes`."""
+    """What all kinds share: added tokens, BOS and EOS, saving. A kind gives `_encode(text, first) -> ids` (does the whole text start here?)
+    and `token_bytes(id) -> bytes`; one with merges also the `_words(text)` inside which it merges, their `_letters`, `_word(word)`."""
 
     def __init__(self, spec: dict, config: dict | None = None):
         self.spec, self.config = spec, config or {}
-        self.vocab: dict[str, int] = spec["model"]["vocab"]
-        added = spec.get("added_tokens") or []
+        self.vocab, added = spec["model"]["vocab"], spec.get("added_tokens") or []
         if odd := [t["content"] for t in added if t.get("single_word")]:
             raise InputError(f"tokenizer.json: the added token {odd[0]!r} is marked single_word, which is not read")
         self.added = {t["content"]: t["id"] for t in added}
         self.special = {t["content"]: t["id"] for t in added if t.get("special")}  # never made from text, unless allow_special is set
+        self._merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in spec["model"].get("merges") or []]
+        normalizer = spec.get("normalizer") or {"normalizers": []}
+        self._normalizers = [n.get("type") for n in normalizer.get("normalizers", [normalizer])]
         self.vocab_size = 1 + max([*self.vocab.values(), *self.added.values()])
         self.bos_id, self.eos_id = (self.token_id(self.config.get(k)) for k in ("bos_token", "eos_token"))
         self.add_bos = self.bos_id is not None and bool(self.config.get("add_bos_token", _template_starts_with_special(spec)))
         self._plain, self._all = (_splitter([t for t in added if keep(t)]) for keep in (lambda t: not t.get("special"), lambda t: True))
-        self._added_bytes = {i: text.encode() for text, i in self.added.items()}
+        self._names, self._added_bytes = {i: t for t, i in self.vocab.items()}, {i: t.encode() for t, i in self.added.items()}
 
     def token_id(self, token: str | dict | None) -> int | None:
         """Id of one whole token by its text (tokenizer_config.json may hold {"content": text}); None if there is no such token."""
@@ -83,36 +88,41 @@ class ByteLevelBPE(Tokenizer):
     tiktoken merges whenever the joined bytes are a token, with the id as priority. That is the same as the file's list of pairs if ids
     grow along the list and every token comes from it: checked here; a file that fails, or lacks some bytes, goes through `merge`."""
 
+    _letters = staticmethod(lambda word: spell(word.encode()))
+
     def __init__(self, spec: dict, config: dict | None = None):
         super().__init__(spec, config)
         self.pattern, self.prefix_space = _pattern(spec["pre_tokenizer"])
-        self.normal_form = _normal_form(spec.get("normalizer"))
-        model, merges = spec["model"], _pairs(spec["model"])
+        if self._normalizers not in ([], ["NFC"]):
+            raise InputError(f"the normalizer {', '.join(self._normalizers)} is not read; minilm reads NFC or none before a byte-level BPE")
+        model, merges = spec["model"], self._merges
         self._tokens = {i: bytes(CHAR_TO_BYTE[c] for c in t) for t, i in self.vocab.items()
                         if t not in self.added and all(c in CHAR_TO_BYTE for c in t)}
-        ids = [self.vocab.get(a + b, -1) for a, b in merges]
-        single = {i for i, t in self._tokens.items() if len(t) == 1}
+        ids, single = [self.vocab.get(a + b, -1) for a, b in merges], {i for i, t in self._tokens.items() if len(t) == 1}
         ordered = all(x < y for x, y in zip(ids, ids[1:])) and -1 not in ids
         complete = len(single) == 256 and (model.get("ignore_merges") or set(self._tokens) - single <= set(ids))
-        self._tiktoken = self._rank = None
+        self._tiktoken = None
         if ordered and complete:
-            self._tiktoken = tiktoken.Encoding("minilm", pat_str=self.pattern, mergeable_ranks={t: i for i, t in self._tokens.items()},
-                                               special_tokens={})
+            ranks = {t: i for i, t in self._tokens.items()}
+            self._tiktoken = tiktoken.Encoding("minilm", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={})
         else:
-            self._rank, self._cut = {pair: i for i, pair in enumerate(merges)}, regex.compile(self.pattern)
-            self._unknown = self.vocab.get(model.get("unk_token"))
-            self._piece = lru_cache(2**16)(self._merge_piece)
+            self._rank, self._unknown = {pair: i for i, pair in enumerate(merges)}, self.vocab.get(model.get("unk_token"))
+        self._word = self._tiktoken.encode_ordinary if self._tiktoken else lru_cache(2**16)(self._merge_word)
+
+    def _prepare(self, text: str) -> str:
+        text = unicodedata.normalize("NFC", text) if self._normalizers else text
+        return " " + text if self.prefix_space and text and not text.startswith(" ") else text
+
+    def _words(self, text, first=True):
+        return regex.findall(self.pattern, self._prepare(text))
 
     def _encode(self, text, first=True):
-        text = unicodedata.normalize(self.normal_form, text) if self.normal_form else text
-        if self.prefix_space and text and not text.startswith(" "):
-            text = " " + text
         if self._tiktoken:
-            return self._tiktoken.encode_ordinary(text)
-        return [i for piece in self._cut.findall(text) for i in self._piece(piece)]
+            return self._tiktoken.encode_ordinary(self._prepare(text))
+        return [i for word in self._words(text) for i in self._word(word)]
 
-    def _merge_piece(self, piece: str) -> list[int]:
-        text = spell(piece.encode())
+    def _merge_word(self, word: str) -> list[int]:
+        text = self._letters(word)
         if self.spec["model"].get("ignore_merges") and text in self.vocab:
             return [self.vocab[text]]
         known = [c for c in text if c in self.vocab or self._unknown is not None]  # tokenizers drops what it cannot spell
@@ -125,34 +135,33 @@ class ByteLevelBPE(Tokenizer):
 class SentencePieceBPE(Tokenizer):
     """Llama 2's kind: characters are merged, "▁" stands for a space, a character without a token becomes its UTF-8 bytes <0xNN>."""
 
+    _letters = staticmethod(str)
+
     def __init__(self, spec: dict, config: dict | None = None):
         super().__init__(spec, config)
-        model, merges = spec["model"], _pairs(spec["model"])
+        model, merges = spec["model"], self._merges
         if odd := [a + b for a, b in merges if a + b not in self.vocab]:
             raise InputError(f"the merges make {odd[0]!r}, which the vocabulary lacks: the file is damaged")
-        self._rank = {pair: i for i, pair in enumerate(merges)}
-        self._prepend = _prepends(spec)
+        self._rank, self._prepend = {pair: i for i, pair in enumerate(merges)}, _prepends(self._normalizers, spec.get("pre_tokenizer"))
         crossing = any("▁" in (a + b).lstrip("▁") for a, b in merges)  # else no merge ever joins a word to the space after it
         self._cut = regex.compile(r"(?s).+" if crossing else r"▁+[^▁]*|[^▁]+")
         self._unknown, self._fuse = self.vocab.get(model.get("unk_token")), model.get("fuse_unk")
-        self._piece = lru_cache(2**16)(self._merge_piece)
-        self._names = {i: t for t, i in self.vocab.items()}
+        self._word = lru_cache(2**16)(self._merge_word)
 
-    def _encode(self, text, first=True):
-        if not text:
-            return []
+    def _words(self, text, first=True):
         marked = text.replace(" ", "▁")
         missing = not marked.startswith("▁")
-        if self._prepend == "always" or missing and (self._prepend == "missing" or self._prepend == "first" and first):
+        if text and (self._prepend == "always" or missing and (self._prepend == "missing" or self._prepend == "first" and first)):
             marked = "▁" + marked
-        ids = [i for piece in self._cut.findall(marked) for i in self._piece(piece)]
-        if self._fuse:
-            ids = [i for n, i in enumerate(ids) if i != self._unknown or n == 0 or ids[n - 1] != self._unknown]
-        return ids
+        return self._cut.findall(marked)
 
-    def _merge_piece(self, piece: str) -> list[int]:
+    def _encode(self, text, first=True):
+        ids = [i for word in self._words(text, first) for i in self._word(word)]
+        return [i for i, before in zip(ids, [None, *ids]) if not (self._fuse and i == before == self._unknown)]
+
+    def _merge_word(self, word: str) -> list[int]:
         symbols = []
-        for c in piece:
+        for c in word:
             spelled = [f"<0x{b:02X}>" for b in c.encode("utf-8", errors="replace")]
             if c in self.vocab:
                 symbols.append(c)
@@ -164,9 +173,7 @@ class SentencePieceBPE(Tokenizer):
 
     def token_bytes(self, i):
         name = self._names.get(i, "")
-        if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
-            return bytes([int(name[3:5], 16)])
-        return name.replace("▁", " ").encode()
+        return bytes.fromhex(name[3:5]) if regex.fullmatch(r"<0x[0-9A-F]{2}>", name) else name.replace("▁", " ").encode()
 
     def decode(self, ids, skip_special=False):
         text = super().decode(ids, skip_special)
@@ -179,21 +186,16 @@ class CharLevel(Tokenizer):
     @classmethod
     def train(cls, text: str) -> "CharLevel":
         model = {"type": "BPE", "vocab": {c: i for i, c in enumerate(sorted(set(text)))}, "merges": []}
-        return cls({"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None,
-                    "decoder": {"type": "Fuse"}, "model": model}, {"tokenizer_class": "PreTrainedTokenizerFast"})
-
-    def __init__(self, spec, config=None):
-        super().__init__(spec, config)
-        self._names = {i: c for c, i in self.vocab.items()}
+        return cls(EMPTY | {"decoder": {"type": "Fuse"}, "model": model}, {"tokenizer_class": "PreTrainedTokenizerFast"})
 
     def _encode(self, text, first=True):
         """Raises InputError, naming the first character that the alphabet lacks, and its place."""
-        try:
-            return [self.vocab[c] for c in text]
-        except KeyError as missing:
-            at = text.index(missing.args[0])
-            raise InputError(f"character {missing} at position {at} is not among the {len(self.vocab)} characters that this "
-                             "character-level tokenizer knows: remove it, or train with --level bpe") from None
+        ids = [self.vocab.get(c) for c in text]
+        if None in ids:
+            at = ids.index(None)
+            raise InputError(f"character {text[at]!r} at position {at} is not among the {len(self.vocab)} characters that this "
+                             "character-level tokenizer knows: remove it, or train with --level bpe")
+        return ids
 
     def token_bytes(self, i):
         return self._names.get(i, "").encode()
@@ -212,15 +214,51 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()
         raise InputError(f"vocab_size {vocab_size} is too small: 256 bytes and {len(special)} special tokens need {256 + len(special)}")
     merges = learn_merges(texts, count, pattern)
     tokens = [*(bytes([b]) for b in range(256)), *(a + b for a, b in merges)]
-    added = [{"id": len(tokens) + i, "content": s, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-              "special": True} for i, s in enumerate(special)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     model = {"type": "BPE", "vocab": {spell(t): i for i, t in enumerate(tokens)}, "merges": [[spell(a), spell(b)] for a, b in merges]}
-    spec = {"version": "1.0", "added_tokens": added, "normalizer": None, "post_processor": None, "model": model,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}, "decoder": {**byte_level, "use_regex": True}}
+    spec = EMPTY | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}, "model": model,
+                    "decoder": byte_level | {"use_regex": True}}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos, "add_bos_token": False}
-    return ByteLevelBPE(spec, {k: v for k, v in config.items() if v is not None})
+    return _longer(ByteLevelBPE(spec, {k: v for k, v in config.items() if v is not None}), special=special)
+
+
+def extend_tokenizer(tok: Tokenizer, texts: Sequence[str], tokens: int, special: Sequence[str] = (),
+                     protect: Iterable[str] = ()) -> tuple[Tokenizer, list[list[int]]]:
+    """-> a tokenizer with up to `tokens` more tokens, learned from `texts` in a new language, and the `special` ones behind them; and for
+    each new token the old ids that it stands for ([] for a special one): lora.extend_vocabulary makes its rows from them.
+
+    Training goes on where the old merges ended: every new pair comes after all old ones and no old id changes (appended merges of another
+    tokenizer would change old texts). And no pair is joined that would change a text of `protect`, the old language's."""
+    if not hasattr(tok, "_word"):
+        raise InputError("a character-level tokenizer has no merges to go on from: extend one that was trained with --level bpe")
+    if twice := [s for s in special if tok.token_id(s) is not None]:
+        raise InputError(f"the tokenizer has a token {twice[0]!r} already: it was extended before, or choose another name")
+    count = lambda texts: Counter(word for text in texts for word in tok._words(text))
+    words, kept, first = count(texts), count(protect), tok.vocab_size
+    seen = Counter(c for word, times in words.items() for c in tok._letters(word) * times)
+    taken = set(tok.vocab).union(*map(tok._letters, kept))
+    letters = [c for c, times in seen.most_common() if times > 1 and c not in taken][:tokens]  # SentencePiece: so far bytes only
+    pieces, tok = [tok._word(c) for c in letters], _longer(tok, letters)
+    split = lambda word: [tok._names[i] for i in tok._word(word)]
+    for parts in map(split, kept):
+        taken |= {"".join(parts), *map("".join, zip(parts, parts[1:]))}
+    known = [word for word in words if tok.vocab.keys() >= set(tok._letters(word))]
+    merges = continue_merges([split(word) for word in known], [words[word] for word in known], tokens - len(letters), taken)
+    tok = _longer(tok, [a + b for a, b in merges], merges, special)
+    old = lambda name: [i] if (i := tok.vocab[name]) < first else pieces[i - first]
+    for a, b in merges:
+        pieces.append(old(a) + old(b))
+    return tok, pieces + [[] for _ in special]
+
+
+def _longer(tok: Tokenizer, names: Sequence[str] = (), merges: Sequence[tuple] = (), special: Sequence[str] = ()) -> Tokenizer:
+    """The tokenizer with these tokens, the merges that make them, and special tokens behind them."""
+    spec, ids = tok.spec | {"model": dict(tok.spec["model"])}, range(tok.vocab_size, tok.vocab_size + len(names) + len(special))
+    spec["model"] |= {"vocab": tok.vocab | tok.added | dict(zip(names, ids)), "merges": [list(pair) for pair in (*tok._merges, *merges)]}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    spec["added_tokens"] = (spec.get("added_tokens") or []) + [{"id": i, "content": s} | flags for i, s in zip(ids[len(names) :], special)]
+    return type(tok)(spec, tok.config)
 
 
 # --- reading tokenizer.json
@@ -228,36 +266,26 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str] = ()
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Reads a folder's tokenizer.json, tokenizer_config.json and chat_template.jinja. InputError for a kind that is not read exactly."""
     file = Path(folder) / "tokenizer.json"
-    spec, config = read_json(file), {}
-    if file.with_name("tokenizer_config.json").exists():
-        config = read_json(file.with_name("tokenizer_config.json"))
-    for name in ("generation_config.json", "config.json"):  # some folders name BOS and EOS by id only
-        other = read_json(file.with_name(name)) if file.with_name(name).exists() else {}
-        names = {t["id"]: t["content"] for t in spec.get("added_tokens") or []}
+    read = lambda name: read_json(file.with_name(name)) if file.with_name(name).exists() else {}
+    spec, config = read_json(file), read("tokenizer_config.json")
+    names = {t["id"]: t["content"] for t in spec.get("added_tokens") or []}
+    for other in (read("generation_config.json"), read("config.json")):  # some folders name BOS and EOS by id only
         for key in ("bos_token", "eos_token"):
             if key not in config and isinstance(other.get(key + "_id"), int):
                 config[key] = names.get(other[key + "_id"])
     if file.with_name("chat_template.jinja").exists():
         config["chat_template"] = file.with_name("chat_template.jinja").read_text(encoding="utf-8")
-    model = spec.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
-        kind = model.get("type") if isinstance(model, dict) else None
-        raise InputError(f"{file}: tokenizer model {kind!r} is not read; minilm reads BPE (byte-level, or SentencePiece-type)")
+    model = spec["model"] if isinstance(spec.get("model"), dict) else {}
+    if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+        raise InputError(f"{file}: tokenizer model {model.get('type')!r} is not read; minilm reads BPE (byte-level, or SentencePiece-type)")
     if odd := [k for k in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(k)]:
         raise InputError(f"{file}: a BPE with {odd[0]} {model[odd[0]]!r} is not read")
+    plain = not (model.get("merges") or spec.get("pre_tokenizer") or spec.get("normalizer"))
+    kind = ByteLevelBPE if "ByteLevel" in json.dumps(spec.get("pre_tokenizer")) else CharLevel if plain else SentencePieceBPE
     try:
-        if "ByteLevel" in json.dumps(spec.get("pre_tokenizer")):
-            return ByteLevelBPE(spec, config)
-        if not model.get("merges") and not spec.get("pre_tokenizer") and not spec.get("normalizer"):
-            return CharLevel(spec, config)
-        return SentencePieceBPE(spec, config)
+        return kind(spec, config)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-
-
-def _pairs(model: dict) -> list[tuple[str, str]]:
-    """Merges are stored as "a b" or as ["a", "b"]."""
-    return [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model.get("merges") or []]
 
 
 def _splitter(added: list[dict]) -> regex.Pattern | None:
@@ -270,39 +298,28 @@ def _splitter(added: list[dict]) -> regex.Pattern | None:
 def _template_starts_with_special(spec: dict) -> bool:
     """Does the file's own post-processor put a special token in front of every text?"""
     processor = spec.get("post_processor") or {}
-    for part in [processor, *(processor.get("processors") or [])]:
-        if part.get("type") == "TemplateProcessing" and part.get("single") and "SpecialToken" in part["single"][0]:
-            return True
-    return False
-
-
-def _normal_form(normalizer: dict | None) -> str | None:
-    kinds = [n["type"] for n in (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])]
-    if kinds not in ([], ["NFC"]):
-        raise InputError(f"the normalizer {', '.join(kinds)} is not read; minilm reads NFC or none before a byte-level BPE")
-    return kinds[0] if kinds else None
+    return any(part.get("type") == "TemplateProcessing" and part.get("single") and "SpecialToken" in part["single"][0]
+               for part in (processor, *(processor.get("processors") or [])))
 
 
 def _pattern(pre: dict) -> tuple[str, bool]:
     """The regular expression that cuts the text, and whether a space is put in front of the text."""
-    parts = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
-    kinds, last = [p["type"] for p in parts], parts[-1]
-    prefix = bool(last.get("add_prefix_space", True))
-    if kinds == ["ByteLevel"] and last.get("use_regex", True):
+    parts = pre.get("pretokenizers", [pre])
+    kinds, first, last = [p["type"] for p in parts], parts[0], parts[-1]
+    gpt2, prefix = last.get("use_regex", True), bool(last.get("add_prefix_space", True))
+    if kinds == ["ByteLevel"] and gpt2:
         return GPT2, prefix
-    if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and last.get("use_regex", True) and not prefix:
+    if kinds == ["Digits", "ByteLevel"] and first.get("individual_digits") and gpt2 and not prefix:
         return DIGITS_GPT2, False
-    if (kinds == ["Split", "ByteLevel"] and "Regex" in parts[0]["pattern"] and parts[0]["behavior"] == "Isolated" and not parts[0]["invert"]
-            and not last.get("use_regex", True) and not prefix):
-        return parts[0]["pattern"]["Regex"], False
+    plain = not (gpt2 or prefix or first.get("invert")) and first.get("behavior") == "Isolated"
+    if kinds == ["Split", "ByteLevel"] and plain and "Regex" in first["pattern"]:
+        return first["pattern"]["Regex"], False
     raise InputError(f"the pre-tokenizer {' + '.join(kinds)} with these settings is not read; minilm reads ByteLevel, "
                      "Split(Regex) + ByteLevel and Digits + ByteLevel")
 
 
-def _prepends(spec: dict) -> str | None:
+def _prepends(kinds: list[str], pre: dict | None) -> str | None:
     """When a "▁" is put in front: "always"; where it is "missing"; the same, but only "first" in a text with added tokens; never (None)."""
-    normalizer, pre = spec.get("normalizer"), spec.get("pre_tokenizer")
-    kinds = [n.get("type") for n in (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])]
     if kinds in (["Prepend", "Replace"], ["Replace"]) and pre is None:
         return "always" if kinds[0] == "Prepend" else None
     if not kinds and pre and pre.get("type") == "Metaspace" and not pre.get("split", True) and pre.get("replacement") == "▁":

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from minilm import InputError
 from minilm.data import generator
-from minilm.lora import LoRALinear, add_lora, load_adapter, lora_layers, merge_lora, save_adapter, unmerge_lora
+from minilm.lora import LoRALinear, add_lora, extend_vocabulary, load_adapter, lora_layers, merge_lora, save_adapter, unmerge_lora
 from minilm.transformer import Config, Transformer
 from minilm.weights import load_pretrained, save_pretrained
 
@@ -145,6 +145,61 @@ def test_adding_twice_and_adding_to_nothing_are_refused():
         add_lora(tiny(), targets=("w_proj",))
     with pytest.raises(InputError, match="--lora-rank 0"):
         add_lora(tiny(), rank=0)
+
+
+# --- a longer vocabulary
+
+def test_a_longer_vocabulary_changes_no_old_logit_and_its_rows_are_means_of_the_pieces():
+    model = tiny()
+    before, embed, head = model(IDS).logits, model.embed.weight.detach().clone(), model.lm_head.weight.detach().clone()
+    extend_vocabulary(model, [[3, 5], [7], []])
+    assert torch.equal(model(IDS).logits[..., :64], before)
+    for old, new in ((embed, model.embed.weight), (head, model.lm_head.weight)):
+        assert torch.equal(new[:64], old)
+        torch.testing.assert_close(new[64:], torch.stack([(old[3] + old[5]) / 2, old[7], old.mean(0)]))
+    assert model.config.vocab_size == model.embed.num_embeddings == model.lm_head.out_features == 67
+
+
+def test_mean_rows_get_at_most_n_of_v_plus_n_of_the_probability_whatever_the_context():
+    model, n = tiny(initializer_range=0.5), 16
+    extend_vocabulary(model, [[] for _ in range(n)])
+    p = model(IDS).logits.softmax(-1)[..., 64:].sum(-1)
+    assert 0 < p.max() <= n / (64 + n)
+    model.lm_head.weight.data[64:] = 0  # what another initial value does: trained logits are mostly negative, so zero is a lot
+    model.lm_head.weight.data[:64] -= 30 * model.hidden(IDS)[0, 0].sign() / 32
+    assert model(IDS).logits[0, 0].softmax(-1)[64:].sum() > n / (64 + n)
+
+
+def test_a_tied_matrix_is_extended_once_and_the_checkpoint_loads_everywhere(tmp_path):
+    model = tiny(tie_word_embeddings=True)
+    extend_vocabulary(model, [[1, 2]] * 6)
+    assert model.lm_head.weight is model.embed.weight
+    save_pretrained(model, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(theirs(IDS).logits, model(IDS).logits, atol=1e-5, rtol=0)
+    assert theirs.config.vocab_size == load_pretrained(tmp_path)[0].config.vocab_size == 70
+
+
+def test_spare_rows_behind_the_tokenizers_last_token_are_used_first():
+    model = tiny()
+    old = model.embed.weight.detach().clone()
+    extend_vocabulary(model, [[0], [1]], first=60)
+    assert torch.equal(model.embed.weight, torch.cat((old[:60], old[:2], old[62:])))
+    extend_vocabulary(model, [[0]] * 6, first=60)
+    assert model.config.vocab_size == 66
+
+
+def test_an_adapter_carries_the_longer_vocabulary_and_fits_no_shorter_one(tmp_path):
+    model = tiny()
+    extend_vocabulary(model, [[1, 2]] * 6)
+    adapted(model).embed.weight.requires_grad_()
+    save_adapter(model, tmp_path)
+    with pytest.raises(InputError, match=r"shape \[70, 32\], \[64, 32\] is needed"):
+        load_adapter(tiny(), tmp_path)
+    longer = tiny()
+    extend_vocabulary(longer, [[1, 2]] * 6)
+    load_adapter(longer, tmp_path)
+    assert torch.equal(longer(IDS).logits, model(IDS).logits)
 
 
 # --- files

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minilm import InputError
 from minilm.bpe import BYTE_TO_CHAR, learn_merges, merge, spell
-from minilm.tokenizer import ByteLevelBPE, CharLevel, SentencePieceBPE, load_tokenizer, train_bpe
+from minilm.tokenizer import ByteLevelBPE, CharLevel, SentencePieceBPE, extend_tokenizer, load_tokenizer, train_bpe
 
 END = "<|endoftext|>"
 TEXTS = ["the cat sat on the mat\n", "    def f(x):\n        return x + 1234567\n", "der Bär läuft 12,5 km", "漢字かな交じり文",
@@ -170,6 +170,85 @@ def test_a_metaspace_file_is_read_exactly(tmp_path, shared, scheme):
     tok, theirs = load_tokenizer(tmp_path), oracle(tmp_path)
     for text in [*TEXTS, "  two spaces", "▁mark", "Once upon a time"]:
         assert tok.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
+
+
+# --- another language
+
+def test_an_extension_by_hand():
+    # "ab" is token 256. New words: abc 3 times, abd twice: so (ab, c) is joined first, then (ab, d); each stands for two old tokens
+    old = train_bpe(["ab ab ab"], 257, pattern=r"[a-z]+")
+    new, pieces = extend_tokenizer(old, ["abc abc abc abd abd"], 2, special=("<T>",))
+    assert pieces == [[256, 99], [256, 100], []]
+    assert (new.encode("abc"), new.encode("abd"), new.special, new.vocab_size) == ([257], [258], {"<T>": 259}, 260)
+    new, pieces = extend_tokenizer(old, ["abc abc abc abd abd"], 2, protect=["xabcx"])
+    assert (new.encode("abc"), new.encode("abd"), pieces) == ([256, 99], [257], [[256, 100]])  # (ab, c) would have changed "xabcx"
+    assert old.vocab_size == 257
+
+
+def test_a_longer_new_token_stands_for_all_the_old_ones_inside_it():
+    old = train_bpe(["ab ab ab"], 257, pattern=r"[a-z]+")
+    new, pieces = extend_tokenizer(old, ["abcd " * 9], 50)
+    assert new.encode("abcd") == [258]
+    assert pieces == [[256, 99], [256, 99, 100]]
+
+
+ENGLISH = ["the cat sat on the mat and the dog ran home", "she had 12 apples and gave some of them to her mother"]
+GERMAN = ["die Katze saß auf der Matte und der Hund lief nach Hause", "sie hatte 12 Äpfel und gab ihrer Mutter einige davon"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(" ".join(ENGLISH + GERMAN).split() + ["漢字", "123", "\n", "Ä"]), max_size=12))
+def test_an_extended_tokenizer_is_still_the_librarys_and_texts_of_protected_words_keep_their_ids(tmp_path_factory, words):
+    if "extended" not in CACHE:
+        old = train_bpe(ENGLISH * 3, 330, special=(END,), eos=END)
+        new, _ = extend_tokenizer(old, GERMAN * 3, 60, special=("<EN>", "<DE>"), protect=ENGLISH)
+        new.save(folder := tmp_path_factory.mktemp("extended"))
+        CACHE["extended"] = old, new, load_tokenizer(folder), oracle(folder)
+    old, new, again, theirs = CACHE["extended"]
+    text = " ".join(words)
+    agree(again, theirs, text)
+    assert new.encode(text) == again.encode(text)
+    if set(words) <= set(" ".join(ENGLISH).split()) - {"the", "she"}:  # (as they stand in ENGLISH: after a space)
+        assert new.encode(" " + text) == old.encode(" " + text)
+    for line in ENGLISH:
+        assert new.encode(line) == old.encode(line)
+    assert sum(len(new.encode(line)) for line in GERMAN) < 0.5 * sum(len(old.encode(line)) for line in GERMAN)
+
+
+def test_the_tags_of_an_extended_tokenizer_are_one_token_each_and_text_cannot_forge_them(tmp_path):
+    new, _ = extend_tokenizer(train_bpe(ENGLISH, 280, special=(END,), eos=END), GERMAN, 10, special=("<EN>", "<DE>"))
+    new.save(tmp_path)
+    hf = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert hf.encode("<DE>", add_special_tokens=False) == [new.special["<DE>"]] == [new.vocab_size - 1]
+    assert not set(new.encode("hello <DE>")) & set(new.special.values())
+    assert new.eos_id == load_tokenizer(tmp_path).eos_id == hf.eos_token_id
+
+
+@pytest.mark.parametrize("name, language", [("tokenizers/minimind", "de"), ("tokenizers/minimind", "ru"), ("checkpoints/stories260K", "de"),
+                                            ("checkpoints/stories260K", "ja")])
+def test_real_tokenizers_are_extended_and_english_keeps_every_id(shared, tmp_path, name, language):
+    read = lambda end: (shared / f"data/gsm_questions/{language}-en/train.{end}").read_text(encoding="utf-8").splitlines()
+    foreign, english, old = read(language), read("en"), load_tokenizer(shared / name)
+    new, pieces = extend_tokenizer(old, foreign[:400], 300, special=("<T>",), protect=english[:2000])
+    new.save(tmp_path)
+    theirs, held_out = oracle(tmp_path), foreign[400:600]
+    for text in [*TEXTS, *held_out, *english[:100]]:
+        agree(new, theirs, text)
+    assert all(new.encode(line) == old.encode(line) for line in english[:2000])
+    before, after = ([i for line in held_out for i in tok.encode(line)] for tok in (old, new))
+    assert len(after) < 0.85 * len(before)
+    fresh = range(old.vocab_size, new.vocab_size - 1)
+    assert len(pieces) == len(fresh) + 1 and len(set(after) & set(fresh)) > 0.85 * len(fresh)
+    for i, ids in zip(fresh, pieces):
+        assert b"".join(map(old.token_bytes, ids)) == new.token_bytes(i)
+
+
+def test_what_cannot_be_extended_is_refused():
+    old = train_bpe(ENGLISH, 280, special=(END,))
+    with pytest.raises(InputError, match="a token '<.endoftext.>' already"):
+        extend_tokenizer(old, GERMAN, 5, special=(END,))
+    with pytest.raises(InputError, match="character-level"):
+        extend_tokenizer(CharLevel.train("hello"), GERMAN, 5)
 
 
 # --- special tokens, characters, refusals
