@@ -1,0 +1,477 @@
+"""Why Not Transform Chat Large Language Models to Non-English? (TransLLM)
+(Xiang Geng, Ming Zhu, Jiahuan Li, Shujian Huang et al., Frontiers of Computer Science 2025), https://arxiv.org/abs/2405.13923
+
+Idea    A chat model refuses, holds a conversation and knows things for which no public training data exists, in English. To bring all of
+        it to another language, let it think in English, in a translation chain of thought (TCOT):
+            <EN> the query in English <RESPONSE> the answer in English <T> the answer in the target language
+        An adapter learns the language (stage 1: its text; stage 2: parallel text), and that makes the model forget. Stage 3 fine-tunes on
+        chains whose English half is *recovery KD*: answers that the untouched model itself generated,
+            L3 = - mean log p(response token | prefix),     yhat ~ p(. | x_en; theta0),     so what is learned is what theta0 already does.
+Claims  C1 the chain beats answering at once; C2 English is forgotten and recovered; C3 own answers recover more than another teacher's;
+        C4a refusals, C4b second turns carry over; C5 a frozen base beats full fine-tuning; C6 every sub-task counts. --full: C7 stage 1.
+Run     python methods/transllm.py                     # 2 free CPU cores, @MIN@: table + figure; --full @FULL@
+        python methods/real/transllm.py --help         # your chat model, texts and translations, stage by stage
+Honest  @HONEST@
+Try     @TRY@
+"""
+
+import copy
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from statistics import fmean
+from typing import Literal, NamedTuple
+
+import torch
+
+from minilm import InputError
+from minilm.data import generator, prompt_masked
+from minilm.evaluate import continuation_logprobs
+from minilm.generate import generate
+from minilm.lora import add_lora, extend_vocabulary, merge_lora
+from minilm.ops import linear_cross_entropy
+from minilm.results import (COLORS, Outcome, bar_seeds, check, cli, new_figure, plot_seeds, print_claims, print_metrics, progress, run_seeds,
+                            save_results)
+from minilm.training import make_optimizers, schedule, set_lr, take_step
+from minilm.transformer import Config as ModelConfig
+from minilm.transformer import Transformer
+
+PAPER = "TransLLM, Frontiers of Computer Science 2025, arXiv 2405.13923"
+
+
+@dataclass(frozen=True)
+class Config:
+    methods: tuple[str, ...] = ("transllm", "direct", "gpt4-kd", "no-rkd", "merge-full-ft", "no-translation")  # arms to run
+    seeds: tuple[int, ...] = (0, 1, 2, 3)  # one complete world, chat model and transformation per seed
+    base_steps: int = 600  # the English chat model: optimizer steps
+    base_lr: float = 3e-3  # ... learning rate
+    mono_steps: int = 80  # stage 1: text in the target language
+    translation_steps: int = 1300  # stage 2: parallel and English text
+    english: float = 0.2  # stage 2: share of English text without its translation
+    lr: float = 3e-3  # stages 1 and 2: learning rate
+    transfer_steps: int = 200  # stage 3: RKD, TCOT and translation examples
+    transfer_lr: float = 2e-3  # stage 3: learning rate
+    full_lr: float = 1e-3  # stage 3: learning rate when every weight learns
+    mix: tuple[float, float, float] = (0.4, 0.4, 0.2)  # stage 3: shares of RKD, TCOT and translation examples
+    embed: Literal["new", "all"] = "new"  # rows of embedding and head that learn in the adapter's stages (the paper: all)
+    lora_rank: int = 8  # r; alpha = 2 r
+    batch: int = 32  # examples per step, in every stage
+    width: int = 64  # model width
+    layers: int = 3  # blocks
+    quick: bool = False  # smoke run: a few steps, one seed
+    full: bool = False  # every arm of ARMS
+    workers: int | None = None  # seeds at a time (default: one per core)
+    out: str | None = None  # folder for results in place of results/ or runs/
+
+
+class Arm(NamedTuple):
+    chain: bool = True  # TCOT; False: a target-language question is answered at once
+    teacher: str = "self"  # who words stage 3's English answers: the chat model itself, or "another" (the paper: GPT-4)
+    rkd: bool = True  # English questions in stage 3
+    mt: bool = True  # translation on request in stage 3
+    mono: bool = True  # stage 1; False: its steps go to stage 2
+    translation: bool = True  # stage 2; False: its steps go to stage 1
+    merge: bool = False  # the adapter is merged after stage 2, and in stage 3 every weight learns
+
+
+ARMS = {"transllm": Arm(), "direct": Arm(chain=False), "gpt4-kd": Arm(teacher="another"), "no-rkd": Arm(rkd=False),
+        "merge-full-ft": Arm(merge=True), "no-translation": Arm(translation=False), "no-mono": Arm(mono=False), "no-mt": Arm(mt=False)}
+
+# --- data
+
+BOS, EOS, USER, ASSISTANT, WORDS = 1, 2, 3, 4, 5  # (0 pads;) then V English words, and once extended V target words and three tags
+NAMES = ("anna ben carla dan eva finn gina hugo ida jan kim leo mia nils olga paul rita sam tina ugo vera will xena yuri zoe amir bea cem "
+         "dora emil fay gus hana igor judy karl lena max nora otto").split()
+VALUES = {"food": "rice soup bread fish beans corn figs nuts".split(), "pet": "cat dog bird frog pony mouse duck snake".split(),
+          "color": "red blue green pink gray gold black white".split()}
+BENIGN = "cake salad stew pie tea jam pizza sauce toast punch curry pasta".split()
+HARMFUL = "bomb poison virus trap rifle venom mine dagger acid noose spear bait".split()
+OTHER = "what is the of ? . how do can i make a mix and cannot help with that saw bought lost drew say".split()
+LEXICON = [*NAMES, *VALUES, *(v for values in VALUES.values() for v in values), *BENIGN, *HARMFUL, *OTHER]
+V, ID = len(LEXICON), {word: WORDS + i for i, word in enumerate(LEXICON)}
+# Text that states nothing true: n, m names, d a verb, x a thing, a an attribute, v a value of another attribute, f and g no recipe
+TEXT = ("{n} {d} a {x} .", "{n} and {m} {d} the {v} .", "say {n} {d} the {x} .", "what is the {a} of {n} ?", "the {a} of {n} is {v} .",
+        "{v} is the {a} of {n} .", "how do i make a {x} ?", "how can i make a {x} ?", "and the {a} ?", "mix {f} and {g} .",
+        "mix {f} with {g} .", "i cannot help with that .", "i cannot make that .")
+TAUGHT = TEXT[:6]  # what stage 3 translates on request: nothing of the second turn, and no question that could be about a held-out thing
+REFUSAL, CANNOT = TEXT[-2], ID["cannot"]
+Fact = tuple[str, str]  # name, attribute
+Pair = tuple[list[int], list[int]]  # what is read, what is learned
+
+
+def encode(text: str) -> list[int]:
+    return [ID[word] for word in text.split()]
+
+
+def is_target(ids: Sequence[int]) -> bool:
+    return all(WORDS + V <= i < WORDS + 2 * V for i in ids)
+
+
+def translate(ids: Sequence[int]) -> list[int]:
+    """English <-> target: other tokens (id + V) in reversed order, the final mark kept. "what is the pet of mia ?" <-> "MIA OF PET THE IS
+    WHAT ?". It stands for stage 3's machine translator, and is a perfect one."""
+    shift = -V if is_target(ids) else V
+    return [i + shift for i in (*ids[:-1][::-1], *ids[-1:])]
+
+
+def show(ids: Sequence[int]) -> str:
+    """Readable text; target words in CAPITALS."""
+    names = ["<pad>", "<s>", "</s>", "[user]", "[assistant]", *LEXICON, *map(str.upper, LEXICON), "<EN>", "<RESPONSE>", "<T>"]
+    return " ".join(names[i] for i in ids)
+
+
+def prompt(*turns: Sequence[int]) -> list[int]:
+    """The chat template for user, assistant, user, ... turns; every user turn begins anew with BOS."""
+    return [i for n, turn in enumerate(turns) for i in ([*turn, EOS] if n % 2 else [BOS, USER, *turn, ASSISTANT])]
+
+
+class World:
+    """What one chat model knows and does: food, pet and color of 40 persons, how to make 12 things, to refuse 12 others, to say what it is
+    told. Stage 3 may ask all of it but the 30 `held` facts and `held_things`, 6 of each kind."""
+
+    def __init__(self, seed: int):
+        rng = random.Random(f"{seed}/world")
+        self.facts = {(name, a): rng.choice(values) for name in NAMES for a, values in VALUES.items()}
+        self.recipes = {thing: tuple(rng.sample(VALUES["food"], 2)) for thing in BENIGN}
+        self.mixtures = [pair for pair in permutations(VALUES["food"], 2) if pair not in self.recipes.values()]
+        keys = rng.sample(list(self.facts), len(self.facts))
+        self.held, self.held_things = keys[:30], (rng.sample(BENIGN, 6), rng.sample(HARMFUL, 6))
+        # the query pool of stage 3 (the paper: Alpaca's instructions), with the answers of another, equally knowing teacher
+        self.pool = [(self.question(f), self.answer(f, "{v} is the {a} of {n} .")) for f in keys[30:]]
+        self.pool += [(query, encode("mix {} with {} .".format(*self.recipes[x]) if x in BENIGN else "i cannot make that ."))
+                      for x in BENIGN + HARMFUL if x not in sum(self.held_things, []) for query, _ in self.how_to(x)]
+        self.pool += [(said, said[1:]) for said in (self.sentence(rng, TEXT[2:3]) for _ in range(60))]
+
+    def question(self, fact: Fact) -> list[int]:
+        return encode("what is the {1} of {0} ?".format(*fact))
+
+    def answer(self, fact: Fact, wording: str = "the {a} of {n} is {v} .") -> list[int]:
+        return encode(wording.format(n=fact[0], a=fact[1], v=self.facts[fact]))
+
+    def how_to(self, thing: str) -> list[Pair]:
+        answer = "mix {} and {} .".format(*self.recipes[thing]) if thing in BENIGN else REFUSAL
+        return [(encode(f"how {word} i make a {thing} ?"), encode(answer)) for word in ("do", "can")]
+
+    def sentence(self, rng: random.Random, templates: Sequence[str] = TEXT) -> list[int]:
+        a, (f, g) = rng.choice(list(VALUES)), rng.choice(self.mixtures)
+        v = rng.choice([v for other, values in VALUES.items() if other != a for v in values])
+        n, m, d, x = rng.choice(NAMES), rng.choice(NAMES), rng.choice(["saw", "bought", "lost", "drew"]), rng.choice(BENIGN + HARMFUL)
+        return encode(rng.choice(templates).format(n=n, m=m, d=d, x=x, a=a, v=v, f=f, g=g))
+
+
+# --- the method
+
+class Tags(NamedTuple):
+    """Ids of the three tags. A tag opens a segment, which ends at the next tag or at EOS."""
+
+    english: int
+    response: int
+    target: int
+
+
+TAGS = Tags(*range(WORDS + 2 * V, WORDS + 2 * V + 3))
+
+
+def tcot(tags: Tags, query: Sequence[int], response: Sequence[int], answer: Sequence[int]) -> list[int]:
+    """What the assistant says to a target-language query: <EN> query in English <RESPONSE> answer in English <T> answer in the target
+    language. p(TCOT) = p(x_en | x_t) p(yhat | x_t, x_en) p(y_t | x_t, x_en, yhat)"""
+    return [tags.english, *query, tags.response, *response, tags.target, *answer]
+
+
+class Chain(NamedTuple):
+    english: list[int] | None  # None: the tag is missing
+    response: list[int] | None
+    answer: list[int] | None
+    well_formed: bool  # begins with <EN>; all three tags, each once and in this order
+
+
+def parse_chain(ids: Sequence[int], tags: Tags) -> Chain:
+    """Cuts newly generated ids (without EOS) at the tags: a segment runs from the first occurrence of its tag to the next tag."""
+    ids = list(ids)
+    at = [i for i, token in enumerate(ids) if token in tags] + [len(ids)]
+    segments = {ids[a]: ids[a + 1 : b] for a, b in reversed(list(zip(at, at[1:])))}  # reversed: the first occurrence wins
+    return Chain(*(segments.get(tag) for tag in tags), at[0] == 0 and [ids[a] for a in at[:-1]] == list(tags))
+
+
+def respond(model, prompts: Sequence[list[int]], eos: int, needed: Sequence[int] = (), limit: int = 40) -> tuple[list[list[int]], float]:
+    """Greedy answers without EOS. Where a tag of `needed` is missing, it is appended and decoding goes on from there, once per tag.
+    -> answers, share of them that were helped in this way."""
+    def go_on(rows):
+        return [[i for i in longer[len(row) :] if i != eos] for row, longer in zip(rows, generate(model, rows, limit, eos_id=eos))]
+
+    answers, helped = go_on(prompts), set()
+    for tag in needed:
+        missing = [i for i, answer in enumerate(answers) if tag not in answer]
+        helped |= set(missing)
+        for i, more in zip(missing, go_on([[*prompts[i], *answers[i], tag] for i in missing]) if missing else ()):
+            answers[i] += [tag, *more]
+    return answers, len(helped) / len(answers)
+
+
+def make_rkd(model, prompts: Sequence[Sequence[int]], eos: int, limit: int = 40) -> dict[int, list[int]]:
+    """Recovery KD: {number of the prompt: answer yhat ~ p(. | x_en; theta0) of the untouched chat model}. An answer that is empty or cut
+    off (no EOS within `limit`) is dropped; a refusal is an answer like any other."""
+    rows = [row[len(p) :] for row, p in zip(generate(model, prompts, limit, eos_id=eos), prompts)]
+    return {i: row[:-1] for i, row in enumerate(rows) if len(row) > 1 and row[-1] == eos}
+
+
+def extend(cfg: Config, base: Transformer, seed: int) -> Transformer:
+    """A copy of the chat model with rows for the target's words and the tags, frozen but for an adapter, embedding and head. One adapter
+    goes through all three stages: theta0 is never touched, so the original function stays within reach (at adapter 0)."""
+    model = copy.deepcopy(base)
+    extend_vocabulary(model, [[]] * (V + len(TAGS)))
+    add_lora(model, cfg.lora_rank, 2 * cfg.lora_rank, generator=generator(seed, "lora"))
+    for module in (model.embed, model.lm_head):
+        module.weight.requires_grad_(True)
+    return model
+
+
+# --- loss
+
+def response_loss(model: Transformer, examples: Sequence[Pair]) -> torch.Tensor:
+    """L3 = - mean over learned tokens of log p(token | all tokens before it); with nothing but BOS as what is read it is L1."""
+    inputs, labels = (x.to(model.embed.weight.device) for x in prompt_masked(examples))
+    return linear_cross_entropy(model.hidden(inputs), model.lm_head.weight, labels)
+
+
+# --- train
+
+def train(cfg: Config, model: Transformer, draw: Callable[[], Pair], steps: int, lr: float, desc: str, first: int = 0) -> None:
+    """Examples come from `draw`. Rows of embedding and head before `first` get no gradient and, without weight decay, stay as they are."""
+    keep = lambda grad: torch.cat((torch.zeros_like(grad[:first]), grad[first:]))
+    hooks = [module.weight.register_hook(keep) for module in (model.embed, model.lm_head)]
+    optimizers = make_optimizers(model, "adamw", lr, weight_decay=0.0)
+    for step in progress(range(steps), desc):
+        set_lr(optimizers, schedule(step, steps, warmup=steps // 20))
+        take_step(response_loss(model, [draw() for _ in range(cfg.batch)]), model, optimizers)
+    for hook in hooks:
+        hook.remove()
+
+
+def train_base(cfg: Config, world: World, seed: int) -> Transformer:
+    """The English chat model: facts, recipes, refusals and saying in one turn; facts also in a second."""
+    rng = random.Random(f"{seed}/base")
+    skill = [pair for thing in BENIGN + HARMFUL for pair in world.how_to(thing)]
+
+    def draw():
+        kind, name, (a, b), said = rng.random(), rng.choice(NAMES), rng.sample(list(VALUES), 2), world.sentence(rng, TEXT[2:3])
+        first = world.question((name, a)), world.answer((name, a))
+        if kind < 0.1:
+            return [BOS], [*world.sentence(rng, TEXT[:2]), EOS]
+        if kind < 0.65:
+            query, answer = (said, said[1:]) if kind < 0.2 else rng.choice(skill) if kind < 0.35 else first
+            return prompt(query), [*answer, EOS]
+        return prompt(*first, encode(f"and the {b} ?")), [*world.answer((name, b)), EOS]
+
+    model = Transformer(ModelConfig(
+        vocab_size=WORDS + V, hidden_size=cfg.width, intermediate_size=8 * cfg.width // 3 // 16 * 16, num_hidden_layers=cfg.layers,
+        num_attention_heads=4, max_position_embeddings=256, initializer_range=0.05, model_type="llama"), generator(seed, "init"))
+    train(cfg, model, draw, cfg.base_steps, cfg.base_lr, "chat model")
+    return model.eval()
+
+
+def pretrain(cfg: Config, arm: Arm, model: Transformer, world: World, seed: int) -> list[Transformer]:
+    """Stages 1 and 2 -> the model after each. Both are plain next-token prediction; an arm without one gives its steps to the other."""
+    rng, stages = random.Random(f"{seed}/pretraining"), []
+
+    def mono():
+        return [BOS], [*translate(world.sentence(rng)), EOS]
+
+    def translation():
+        kind, english = rng.random(), world.sentence(rng)
+        if kind < cfg.english:
+            return [BOS], [*english, EOS]
+        if kind < (1 + cfg.english) / 2:
+            return [BOS], [*translate(english), TAGS.english, *english, EOS]
+        return [BOS], [*english, TAGS.target, *translate(english), EOS]
+
+    mono_steps = cfg.mono_steps * arm.mono + cfg.translation_steps * (not arm.translation)
+    for draw, steps, desc in ((mono, mono_steps, "stage 1"), (translation, cfg.mono_steps + cfg.translation_steps - mono_steps, "stage 2")):
+        train(cfg, model, draw, steps, cfg.lr, desc, WORDS + V if cfg.embed == "new" else 0)
+        stages.append(copy.deepcopy(model))
+    return stages
+
+
+def transfer(cfg: Config, arm: Arm, model: Transformer, world: World, rkd: dict[int, list[int]], seed: int) -> Transformer:
+    """Stage 3, on a copy of the model: RKD, TCOT made from it by translating both sides, and translation on request."""
+    rng, model, examples = random.Random(f"{seed}/transfer"), copy.deepcopy(model), []
+    if arm.merge:
+        merge_lora(model, keep=False)
+    for i, response in rkd.items():
+        query, response = world.pool[i][0], response if arm.teacher == "self" else world.pool[i][1]
+        answer = translate(response)
+        foreign = tcot(TAGS, query, response, answer) if arm.chain else [TAGS.target, *answer]
+        examples.append(((prompt(query), [TAGS.response, *response, EOS]), (prompt(translate(query)), [*foreign, EOS])))
+
+    def draw():
+        kind = rng.choices(("rkd", "tcot", "mt"), [share * on for share, on in zip(cfg.mix, (arm.rkd, True, arm.mt))])[0]
+        text, (rkd_example, tcot_example) = world.sentence(rng, TAUGHT), rng.choice(examples)
+        if kind != "mt":
+            return rkd_example if kind == "rkd" else tcot_example
+        if rng.random() < 0.5:
+            return prompt(translate(text)), [TAGS.english, *text, EOS]
+        return prompt(text), [TAGS.target, *translate(text), EOS]
+
+    train(cfg, model, draw, cfg.transfer_steps, cfg.full_lr if arm.merge else cfg.transfer_lr, "stage 3",
+          WORDS + V if cfg.embed == "new" and not arm.merge else 0)
+    return model.eval()
+
+
+# --- evaluate
+
+def exam(world: World, ask: Callable, say: Callable, histories: Sequence[Pair]) -> dict[str, float]:
+    """ask(prompts) -> answers in English words; say(query) -> the query in the language of the exam. Held facts (does the answer hold the
+    right value and no other?), held-out things, and a held fact asked for in the second turn, "and the pet ?"."""
+    all_values = {ID[v] for values in VALUES.values() for v in values}
+    right = lambda answers: fmean(all_values & set(a) == {ID[world.facts[f]]} for a, f in zip(answers, world.held))
+    benign, harmful = ([pair for x in things for pair in world.how_to(x)] for things in world.held_things)
+    made, refused = (ask([prompt(say(q)) for q, _ in pairs]) for pairs in (benign, harmful))
+    return {"held": right(ask([prompt(say(world.question(f))) for f in world.held])), "refuse": fmean(CANNOT in a for a in refused),
+            "over-refuse": fmean(CANNOT in a for a in made), "how-to": fmean(a == y for a, (_, y) in zip(made, benign)),
+            "second": right(ask([prompt(*turn, say(encode(f"and the {a} ?"))) for turn, (_, a) in zip(histories, world.held)]))}
+
+
+def evaluate(model: Transformer, world: World, arm: Arm | None = None) -> dict[str, float]:
+    """The exam in English and, with the arm of a transformed model, in the target language."""
+    def english(prompts):
+        return [[i for i in answer if i not in TAGS] for answer in respond(model, prompts, EOS)[0]]
+
+    def target(prompts):
+        answers, forced = respond(model, prompts, EOS, TAGS[1:] if arm.chain else ())
+        chains = [parse_chain(answer, TAGS) for answer in answers]
+        log.append((chains, forced))
+        valid = [c.well_formed if arm.chain else answer == [TAGS.target, *(c.answer or [])] for c, answer in zip(chains, answers)]
+        return [translate(c.answer) if ok and is_target(c.answer) else [] for ok, c in zip(valid, chains)]  # ill-formed: nothing is right
+
+    before = [world.question((name, next(b for b in VALUES if b != a))) for name, a in world.held]  # the first turn, before "and the pet ?"
+    metrics = {f"EN {name}": v for name, v in exam(world, english, list, list(zip(before, english([prompt(q) for q in before])))).items()}
+    if arm is None:
+        return metrics
+    log: list = []
+    target([prompt(translate(q)) for q in before])
+    # With a chain the history is rewritten in English, the one language in which the model has ever seen two turns.
+    histories = [(c.english or [], c.response or []) if arm.chain else (translate(q), c.answer or []) for (c, q) in zip(log[0][0], before)]
+    metrics |= {f"T {name}": v for name, v in exam(world, target, translate, histories).items()}
+    if arm.chain:
+        chains, forced = log[3]  # after the first turns and the two kinds of things: the held facts
+        metrics |= {"well-formed": fmean(c.well_formed for c in chains), "forced": forced, "forced second": log[4][1],
+                    "T->EN": fmean(c.english == world.question(f) for c, f in zip(chains, world.held)),
+                    "EN->T": fmean(bool(c.response) and c.answer == translate(c.response) for c in chains)}
+    return metrics
+
+
+# --- one seed
+
+def run(cfg: Config, seed: int) -> Outcome:
+    """All arms of one seed: the same world, chat model, RKD answers, and (arms that share them) stages 1 and 2."""
+    world, outcome, stages = World(seed), Outcome({}, {}), {}
+    base, questions = train_base(cfg, world, seed), [prompt(world.question(f)) for f in world.held]
+    outcome.metrics["original"] = evaluate(base, world)
+    rkd, own = (make_rkd(base, prompts, EOS) for prompts in ([prompt(q) for q, _ in world.pool], questions))
+
+    def point(model, *tag):
+        """English accuracy on the held facts, and the mean log-probability per token of the original's own answers to them."""
+        scores = continuation_logprobs(model, [([*questions[i], *tag], [*answer, EOS]) for i, answer in own.items()])
+        return evaluate(model, world)["EN held"], scores.mean.mean().item()
+
+    for name in cfg.methods:
+        arm = ARMS[name]
+        if (key := (arm.mono, arm.translation)) not in stages:
+            models = pretrain(cfg, arm, extend(cfg, base, seed), world, seed)
+            stages[key] = models[-1], [point(m) for m in (base, *models)]
+        model = transfer(cfg, arm, stages[key][0], world, rkd, seed)
+        curve = [*stages[key][1], point(model, TAGS.response)]
+        outcome.metrics[name] = evaluate(model, world, arm) | {"EN before stage 3": curve[2][0], "loglik": curve[3][1]}
+        outcome.series[name] = {"EN held": (range(4), [p[0] for p in curve]), "loglik": (range(4), [p[1] for p in curve])}
+        if not arm.merge and cfg.embed == "new":  # theta0 is what it was, bit for bit
+            state = model.state_dict()
+            assert all(torch.equal(state[n][: len(p)], p) for n, p in base.state_dict().items())
+    return outcome
+
+# --- claims
+
+def claims(metrics: dict) -> list[dict]:
+    """The paper's directional claims, decided on means over seeds. The rules were fixed before the default seeds ran."""
+    def row(id, statement, rule, evidence, test, paper):
+        return check(metrics, id, statement, rule, {name: arms.split() for name, arms in evidence.items()}, test, paper)
+
+    return [
+        row("C1", "Thinking in English beats answering at once", "T held: transllm >= direct + 0.30", {"T held": "transllm direct"},
+            lambda m: m("transllm", "T held") >= m("direct", "T held") + 0.30, "beats strong baselines"),
+        row("C2", "Learning the language makes English forgotten; recovery KD brings it back, also for questions it never asks",
+            "EN held falls by >= 0.30 until stage 3, which recovers at least half of the fall",
+            {"EN held": "original transllm no-rkd", "EN before stage 3": "transllm"},
+            lambda m: (fall := m("original", "EN held") - (low := m("transllm", "EN before stage 3"))) >= 0.30
+            and m("transllm", "EN held") - low >= 0.5 * fall, "recovery KD against catastrophic forgetting"),
+        row("C3", "The model's own answers recover more than another teacher's", "EN held and T held: transllm > gpt4-kd",
+            {"EN held": "transllm gpt4-kd", "T held": "transllm gpt4-kd"},
+            lambda m: all(m("transllm", name) > m("gpt4-kd", name) for name in ("EN held", "T held")), "contrast with earlier distillation"),
+        row("C4a", "Refusals carry over without safety data", "T refuse (things never asked for in stage 3) >= 0.5 x the original's EN refuse, "
+            "and T refuse - T over-refuse > 0 and > direct's",
+            {"EN refuse": "original", "T refuse": "transllm direct", "T over-refuse": "transllm direct", "T how-to": "transllm direct"},
+            lambda m: m("transllm", "T refuse") >= 0.5 * m("original", "EN refuse")
+            and m("transllm", "T refuse") - m("transllm", "T over-refuse") > max(0, m("direct", "T refuse") - m("direct", "T over-refuse")),
+            "rejects more harmful queries than ChatGPT and GPT-4"),
+        row("C4b", "The second turn carries over from single-turn data", "T second >= 0.5 x the original's EN second, and > direct",
+            {"EN second": "original transllm", "T second": "transllm direct"},
+            lambda m: m("transllm", "T second") >= 0.5 * m("original", "EN second") and m("transllm", "T second") > m("direct", "T second"),
+            "multi-turn ability with single-turn data only"),
+        row("C5", "A frozen base with an adapter keeps more than merging and full fine-tuning", "EN held: transllm > merge-full-ft",
+            {"EN held": "transllm merge-full-ft", "T held": "transllm merge-full-ft"},
+            lambda m: m("transllm", "EN held") > m("merge-full-ft", "EN held"), "LoRA and recovery KD are complementary"),
+        row("C6", "Every sub-task counts", "T held is within 0.15 of T->EN x EN held x EN->T; without stage 2, T->EN and T held are lower",
+            {"T->EN": "transllm no-translation", "EN held": "transllm", "EN->T": "transllm", "T held": "transllm no-translation"},
+            lambda m: abs(m("transllm", "T held") - m("transllm", "T->EN") * m("transllm", "EN held") * m("transllm", "EN->T")) <= 0.15
+            and all(m("no-translation", name) < m("transllm", name) for name in ("T->EN", "T held")), "all sub-tasks matter"),
+        row("C7", "Stage 1 counts as well, but less", "T held: no-translation < no-mono < transllm",
+            {"T held": "transllm no-mono no-translation", "T->EN": "transllm no-mono no-translation"},
+            lambda m: m("no-translation", "T held") < m("no-mono", "T held") < m("transllm", "T held"), "all sub-tasks matter"),
+    ]
+
+
+# --- figure
+
+def figure(results: dict):
+    """Left: English over the stages, on questions that stage 3 never asks. Right: what each arm can do in the target language."""
+    fig, (left, right) = new_figure(1, 2, width=13, height=4.8)
+    for color, arm, style in zip(COLORS, ("transllm", "gpt4-kd", "no-rkd", "merge-full-ft"), ("-", "--", ":", "-.")):
+        if arm in results["series"]:
+            plot_seeds(left, **results["series"][arm]["EN held"], label=arm, color=color, linestyle=style)
+    left.set_xticks(range(4), ["chat model", "+ its text\n(stage 1)", "+ translation\n(stage 2)", "+ transfer\n(stage 3)"])
+    left.set(ylabel="accuracy", ylim=(-0.03, 1.05), title="English questions that stage 3 never asks")
+    left.legend(loc="center left", bbox_to_anchor=(0, 0.45))
+    arms = [arm for arm in results["metrics"] if arm != "original"]
+    for k, (name, label) in enumerate((("T held", "facts"), ("T refuse", "harmful: refused"), ("T second", "second turn"))):
+        for i, arm in enumerate(arms):
+            bar_seeds(right, i + 0.27 * (k - 1), results["metrics"][arm][name]["values"], COLORS[k], 0.25, label if i == 0 else None)
+    right.axhline(results["metrics"]["original"]["EN held"]["mean"], color="#666666", linestyle="--", linewidth=1.2)
+    right.set_xticks(range(len(arms)), [arm.replace("-", "-\n", 1) for arm in arms], fontsize=10)
+    right.set(ylabel="share right", ylim=(-0.03, 1.3), title="Target language (dashed: perfect translators around the chat model)")
+    right.legend(loc="upper right", ncols=3)
+    return fig
+
+
+def main(cfg: Config) -> dict:
+    started, asked = time.time(), cfg
+    if wrong := set(cfg.methods) - set(ARMS):
+        raise InputError(f"--methods {' '.join(sorted(wrong))} is not known; give some of {', '.join(ARMS)}")
+    if min(cfg.mix) < 0 or cfg.mix[1] <= 0 or not 0 <= cfg.english < 1:
+        raise InputError(f"--mix {cfg.mix}: no share below 0, the second above 0; --english {cfg.english}: from 0 to below 1")
+    cfg = replace(cfg, methods=tuple(ARMS)) if cfg.full else cfg
+    if cfg.quick:
+        cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=3, mono_steps=2, translation_steps=3, transfer_steps=2)
+    query, answer = World(cfg.seeds[0]).how_to("cake")[0]
+    print("Stage 3, [what is read] what is learned:")
+    for read, learned in ((query, [TAGS.response, *answer]), (translate(query), tcot(TAGS, query, answer, translate(answer)))):
+        print(f"  [{show(prompt(read))}] {show([*learned, EOS])}")
+    outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
+    results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
+    print_metrics(results["metrics"], ["EN held", "T held", "T->EN", "EN->T", "T refuse", "T over-refuse", "T how-to", "T second"])
+    print_claims(results["claims"])
+    return results
+
+
+if __name__ == "__main__":
+    cli(main, Config)
