@@ -41,6 +41,7 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(A.to(linear.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(out, rank, device=linear.weight.device))
         self.original = None  # W before merging, on the CPU; not None: merged
+        self.train(linear.training)
 
     def forward(self, x):
         y = F.linear(x, self.weight, self.bias)

@@ -86,6 +86,13 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(model.eval()(IDS).logits, model(IDS).logits)
 
 
+def test_an_adapter_takes_over_the_mode_of_its_model(tmp_path):
+    save_adapter(adapted(dropout=0.5), tmp_path)
+    model = tiny().eval()
+    load_adapter(model, tmp_path)
+    assert torch.equal(model(IDS).logits, model(IDS).logits)
+
+
 def test_merged_and_unmerged_models_agree_and_unmerging_restores_every_bit():
     model = adapted().eval()
     weights, logits = {n: m.weight.clone() for n, m in lora_layers(model).items()}, model(IDS).logits
