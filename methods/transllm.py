@@ -395,39 +395,39 @@ def run(cfg: Config, seed: int) -> Outcome:
 def claims(metrics: dict) -> list[dict]:
     """The paper's directional claims, decided on means over seeds. The rules were fixed before the default seeds ran."""
     def row(id, statement, rule, evidence, test, paper):
-        return check(metrics, id, statement, rule, {name: arms.split() for name, arms in evidence.items()}, test, paper)
+        """`test` gets f(metric, arm="transllm") -> mean."""
+        evidence = {name: arms.split() for name, arms in evidence.items()}
+        return check(metrics, id, statement, rule, evidence, lambda m: test(lambda name, arm="transllm": m(arm, name)), paper)
 
     return [
         row("C1", "Thinking in English beats answering at once", "T held: transllm >= direct + 0.30", {"T held": "transllm direct"},
-            lambda m: m("transllm", "T held") >= m("direct", "T held") + 0.30, "beats strong baselines"),
-        row("C2", "Learning the language makes English forgotten; recovery KD brings it back, also for questions it never asks",
+            lambda f: f("T held") >= f("T held", "direct") + 0.30, "beats strong baselines"),
+        row("C2", "Learning the language makes English forgotten; recovery KD restores it, also for questions it never asks",
             "EN held falls by >= 0.30 until stage 3, which recovers at least half of the fall",
             {"EN held": "original transllm no-rkd", "EN before stage 3": "transllm"},
-            lambda m: (fall := m("original", "EN held") - (low := m("transllm", "EN before stage 3"))) >= 0.30
-            and m("transllm", "EN held") - low >= 0.5 * fall, "recovery KD against catastrophic forgetting"),
+            lambda f: (fall := f("EN held", "original") - f("EN before stage 3")) >= 0.30
+            and f("EN held") - f("EN before stage 3") >= 0.5 * fall, "recovery KD against catastrophic forgetting"),
         row("C3", "The model's own answers recover more than another teacher's", "EN held and T held: transllm > gpt4-kd",
-            {"EN held": "transllm gpt4-kd", "T held": "transllm gpt4-kd"},
-            lambda m: all(m("transllm", name) > m("gpt4-kd", name) for name in ("EN held", "T held")), "contrast with earlier distillation"),
-        row("C4a", "Refusals carry over without safety data", "T refuse (things never asked for in stage 3) >= 0.5 x the original's EN refuse, "
-            "and T refuse - T over-refuse > 0 and > direct's",
-            {"EN refuse": "original", "T refuse": "transllm direct", "T over-refuse": "transllm direct", "T how-to": "transllm direct"},
-            lambda m: m("transllm", "T refuse") >= 0.5 * m("original", "EN refuse")
-            and m("transllm", "T refuse") - m("transllm", "T over-refuse") > max(0, m("direct", "T refuse") - m("direct", "T over-refuse")),
-            "rejects more harmful queries than ChatGPT and GPT-4"),
+            {name: "transllm gpt4-kd" for name in ("EN held", "T held")},
+            lambda f: all(f(name) > f(name, "gpt4-kd") for name in ("EN held", "T held")), "contrast with earlier distillation"),
+        row("C4a", "Refusals carry over without safety data", "T refuse (of things that stage 3 never asks for) >= 0.5 x the original's EN "
+            "refuse, and T refuse - T over-refuse > 0 and > direct's",
+            {"EN refuse": "original transllm"} | {f"T {name}": "transllm direct" for name in ("refuse", "over-refuse", "how-to")},
+            lambda f: f("T refuse") >= 0.5 * f("EN refuse", "original") and f("T refuse") - f("T over-refuse") > max(
+                0, f("T refuse", "direct") - f("T over-refuse", "direct")), "rejects more harmful queries than ChatGPT and GPT-4"),
         row("C4b", "The second turn carries over from single-turn data", "T second >= 0.5 x the original's EN second, and > direct",
-            {"EN second": "original transllm", "T second": "transllm direct"},
-            lambda m: m("transllm", "T second") >= 0.5 * m("original", "EN second") and m("transllm", "T second") > m("direct", "T second"),
-            "multi-turn ability with single-turn data only"),
+            {"EN second": "original transllm", "T second": "transllm direct"}, lambda f: f("T second") >= 0.5 * f("EN second", "original")
+            and f("T second") > f("T second", "direct"), "multi-turn ability from single-turn data"),
         row("C5", "A frozen base with an adapter keeps more than merging and full fine-tuning", "EN held: transllm > merge-full-ft",
-            {"EN held": "transllm merge-full-ft", "T held": "transllm merge-full-ft"},
-            lambda m: m("transllm", "EN held") > m("merge-full-ft", "EN held"), "LoRA and recovery KD are complementary"),
+            {name: "transllm merge-full-ft" for name in ("EN held", "T held")},
+            lambda f: f("EN held") > f("EN held", "merge-full-ft"), "LoRA and recovery KD are complementary"),
         row("C6", "Every sub-task counts", "T held is within 0.15 of T->EN x EN held x EN->T; without stage 2, T->EN and T held are lower",
             {"T->EN": "transllm no-translation", "EN held": "transllm", "EN->T": "transllm", "T held": "transllm no-translation"},
-            lambda m: abs(m("transllm", "T held") - m("transllm", "T->EN") * m("transllm", "EN held") * m("transllm", "EN->T")) <= 0.15
-            and all(m("no-translation", name) < m("transllm", name) for name in ("T->EN", "T held")), "all sub-tasks matter"),
+            lambda f: abs(f("T held") - f("T->EN") * f("EN held") * f("EN->T")) <= 0.15
+            and all(f(name, "no-translation") < f(name) for name in ("T->EN", "T held")), "all sub-tasks matter"),
         row("C7", "Stage 1 counts as well, but less", "T held: no-translation < no-mono < transllm",
-            {"T held": "transllm no-mono no-translation", "T->EN": "transllm no-mono no-translation"},
-            lambda m: m("no-translation", "T held") < m("no-mono", "T held") < m("transllm", "T held"), "all sub-tasks matter"),
+            {name: "transllm no-mono no-translation" for name in ("T held", "T->EN")},
+            lambda f: f("T held", "no-translation") < f("T held", "no-mono") < f("T held"), "all sub-tasks matter"),
     ]
 
 

@@ -42,9 +42,12 @@ def work(tmp_path_factory):
     chat_model(folder / "chat", train_bpe(ENGLISH, 300, special=("<s>", "</s>"), bos="<s>", eos="</s>"))
     for name, lines in (("de.txt", GERMAN), ("en.txt", ENGLISH)):
         (folder / name).write_text("\n".join(lines), encoding="utf-8")
-    rows = [{"query": e, "query_t": g} for e, g in zip(ENGLISH[:4], GERMAN)]
+    rows = [{"query": e} for e in ENGLISH[:4]]
     (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    (folder / "rkd.json").write_text(json.dumps([conversation(str(i), e, f"<RESPONSE> {ENGLISH[i + 1]}") for i, e in enumerate(ENGLISH[:4])]))
+    rows = [conversation(str(i), e, f"<RESPONSE> {ENGLISH[i + 1]}") for i, e in enumerate(ENGLISH[:4])]
+    (folder / "rkd.json").write_text(json.dumps(rows))
+    rows = [{"id": str(i), "query": GERMAN[i], "response": GERMAN[i + 1]} for i in range(3)]  # the fourth is left to the model
+    (folder / "translations.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (folder / "questions.jsonl").write_text(json.dumps({"query": GERMAN[0], "query2": GERMAN[1]}), encoding="utf-8")
     path = lambda *names: tuple(str(folder / name) for name in names)
     numbers = {}
@@ -58,8 +61,9 @@ def work(tmp_path_factory):
     go("mono", "m", data=path("de.txt"), lora_rank=4, block=32)
     go("translate", "t", adapter=str(folder / "m"), pairs=path("de.txt", "en.txt"), data=path("en.txt"))
     go("make-rkd", "r", "chat", data=path("q.jsonl"))
-    go("make-tcot", "c", adapter=str(folder / "t"), data=path("rkd.json"))
-    go("transfer", "f", adapter=str(folder / "t"), data=path("rkd.json", "c/tcot.json"), pairs=path("de.txt", "en.txt"))
+    go("make-tcot", "c", adapter=str(folder / "t"), data=path("rkd.json"), translations=str(folder / "translations.jsonl"))
+    go("transfer", "f", adapter=str(folder / "t"), data=path("rkd.json", "c/tcot.json"), pairs=path("de.txt", "en.txt"),
+       block=256)
     go("merge", "model", adapter=str(folder / "f"))
     go("eval", "e", "model", data=path("questions.jsonl"))
     return folder, numbers, go
@@ -72,7 +76,8 @@ def test_every_stage_ran_and_wrote_its_files(work):
         assert (folder / out / file).exists() and json.loads((folder / out / "numbers.json").read_text())["stage"]
     assert numbers["x"]["protected lines that kept their ids"] == len(ENGLISH)
     assert numbers["x"]["after"] < 0.8 * numbers["x"]["tokens per character before"]
-    assert all(numbers[out]["loss after"] < numbers[out]["loss before"] for out in ("m", "t", "f"))
+    falls = [value for out in ("m", "t", "f") for name, value in numbers[out].items() if name.startswith("held-out loss")]
+    assert len(falls) == 5 and all(after < before for before, after in falls)
 
 
 def test_the_merged_model_is_the_extended_one_with_its_adapter_also_for_transformers(work):
@@ -86,14 +91,12 @@ def test_the_merged_model_is_the_extended_one_with_its_adapter_also_for_transfor
     torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-4, rtol=0)
 
 
-def test_the_chains_are_made_of_rkd_and_of_translations_and_both_files_have_the_published_format(work, tmp_path):
-    folder, _, go = work
-    rows = [{"id": str(i), "query": GERMAN[i], "response": GERMAN[i + 1]} for i in range(4)]
-    (tmp_path / "translations.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    go("make-tcot", tmp_path, data=(str(folder / "rkd.json"),), translations=str(tmp_path / "translations.jsonl"))
-    chains = json.loads((tmp_path / "tcot.json").read_text(encoding="utf-8"))
+def test_the_chains_are_made_of_rkd_and_of_translations_and_both_files_have_the_published_format(work):
+    folder, numbers, _ = work
+    chains = json.loads((folder / "c" / "tcot.json").read_text(encoding="utf-8"))
     assert chains[0] == conversation("0", GERMAN[0], f"<EN> {ENGLISH[0]} <RESPONSE> {ENGLISH[1]} <TH> {GERMAN[1]}")
-    assert len(chains) == 4 and len(read_conversations(tmp_path / "tcot.json")) == 4
+    assert len(chains) in (3, 4) and len(read_conversations(folder / "c" / "tcot.json")) == numbers["c"]["chains"]
+    assert numbers["c"]["texts translated by the model"] == 2
 
 
 def test_new_rows_alone_learn_with_embed_new(work, tmp_path):
@@ -144,13 +147,13 @@ def test_refusals_are_counted_by_keyword_in_the_english_part_and_scores_are_comp
 @pytest.mark.parametrize("rows, words", [
     ([{"id": "1"}], "\"conversations\" must list"),
     ([conversation("1", "a", "<RESPONSE> b")["conversations"]], "\"conversations\" must list"),
-    ([{"conversations": [{"from": "gpt", "value": "b"}, {"from": "human", "value": "a"}]}], "turn 1: human with a value is needed, got 'gpt'"),
+    ([{"conversations": [{"from": "gpt", "value": "b"}, {"from": "human", "value": "a"}]}], "turn 1: human with a value.*got 'gpt'"),
     ([{"conversations": [{"from": "system", "value": "b"}, {"from": "gpt", "value": "a"}]}], "got 'system'"),
     ([conversation("1", "a", " ")], "turn 2: gpt with a value"),
     ([conversation("1", "a", "<EN> a <TH> c <RESPONSE> b")], "conversation 1: the answer must be <EN> .. <RESPONSE> .. <TH>"),
     ([conversation("1", "a", "no tag")], "the answer must be"),
     ([conversation("1", "a", "<RESPONSE> b " * 90)], "the answer must be"),
-    ([conversation("1", "a " * 300, "<RESPONSE> b")], "no conversation is at most --block 96"),
+    ([conversation("1", "a " * 300, "<RESPONSE> b")], "0 example.s. are too few"),
 ])
 def test_conversations_that_are_not_what_they_should_be_are_refused(work, tmp_path, rows, words):
     folder, _, go = work
@@ -184,7 +187,7 @@ def test_other_mistakes_are_one_readable_line_each(work, tmp_path):
             ("one adapter is carried through", "translate", {"adapter": str(folder / "m"), "lora_rank": 8, "pairs": (de, de)}),
             ("is merged already", "merge", {"checkpoint": "model", "adapter": str(folder / "f")}),
             ("give the --adapter", "merge", {}),
-            ("no chat template", "eval", {"checkpoint": "model", "template": "own", "data": (str(folder / "questions.jsonl"),)}),
+            ("no chat template", "eval", {"template": "own", "data": (str(folder / "questions.jsonl"),)}),
             ("neither \"query\" nor", "eval", {"data": (str(folder / "rkd.json"),)})):
         with pytest.raises(InputError, match=words):
             go(stage, out, **changes)
@@ -200,12 +203,13 @@ def test_a_real_tokenizer_and_real_parallel_text_go_through_stages_1_and_2(share
     tokenizer.config["eos_token"] = "<|im_end|>"
     chat_model(tmp_path / "chat", type(tokenizer)(tokenizer.spec, tokenizer.config))
     pairs = tuple(str(shared / f"data/gsm_questions/de-en/train.{x}") for x in ("de", "en"))
-    cfg = Config(stage="extend", checkpoint=str(tmp_path / "chat"), out=str(tmp_path / "x"), data=pairs[:1], protect=pairs[1:], new_tokens=200,
-                 limit=200, target_tag="<DE>", lora_rank=4, block=64, batch=4, steps=3, lr=1e-3, device="cpu")
+    cfg = Config(stage="extend", checkpoint=str(tmp_path / "chat"), out=str(tmp_path / "x"), data=pairs[:1], protect=pairs[1:],
+                 new_tokens=200, limit=200, target_tag="<DE>", lora_rank=4, block=64, batch=4, steps=3, lr=1e-3, device="cpu")
     numbers = main(cfg)
     assert numbers["protected lines that kept their ids"] == 200
     assert numbers["after"] < 0.85 * numbers["tokens per character before"]
     main(replace(cfg, stage="mono", checkpoint=str(tmp_path / "x"), out=str(tmp_path / "m")))
     numbers = main(replace(cfg, stage="translate", checkpoint=str(tmp_path / "x"), adapter=str(tmp_path / "m"), pairs=pairs,
                            data=(), out=str(tmp_path / "t")))
-    assert numbers["loss after"] < numbers["loss before"] and Path(tmp_path / "t" / "adapter_model.safetensors").exists()
+    before, after = numbers["held-out loss, text"]
+    assert after < before and Path(tmp_path / "t" / "adapter_model.safetensors").exists()

@@ -5,16 +5,16 @@ Run     every stage reads files and writes one folder; here from the chat model 
         python methods/real/transllm.py --stage mono --checkpoint x --data th.txt --out m
         python methods/real/transllm.py --stage translate --checkpoint x --adapter m --pairs th.txt en.txt --data en.txt --out t
         python methods/real/transllm.py --stage make-rkd --checkpoint CHAT --data queries.jsonl --out r
-        python methods/real/transllm.py --stage make-tcot --checkpoint x --adapter t --data r/rkd.json --translations th.jsonl --out c
-        python methods/real/transllm.py --stage transfer --checkpoint x --adapter t --data r/rkd.json c/tcot.json --pairs th.txt en.txt --out f
+        python methods/real/transllm.py --stage make-tcot --checkpoint x --adapter t --data r/rkd.json --out c
+        python methods/real/transllm.py --stage transfer --checkpoint x --adapter t --data r/rkd.json c/tcot.json --out f
         python methods/real/transllm.py --stage merge --checkpoint x --adapter f --out model
         python methods/real/transllm.py --stage eval --checkpoint model --data questions.jsonl --out e
         The paper: LLaMA-2-chat-7B, stages 1 and 2 with 1024 blocks of 512 tokens a step; one 80 GB GPU with --dtype bfloat16 (estimate).
 Files   Text: UTF-8, one document a line. --pairs: two line-aligned files (target, source), or one whose lines hold exactly one tag,
-        "TARGET <EN> SOURCE" or "SOURCE <TH> TARGET". Queries: JSON Lines {"query", "query_t"}, or Alpaca's list {"instruction", "input"}.
-        rkd.json, tcot.json: [{"id", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value": "<EN> .. <RESPONSE> .. <TH> .."}]}].
-        Translations: JSON Lines {"id", "query", "response"} from any translator; what is missing the model of stage 2 translates. Questions:
-        JSON Lines {"query", "query2"}. answers.jsonl is made for a judge, whose {"score"} lines --scores A.jsonl B.jsonl reads back.
+        "TARGET <EN> SOURCE" or "SOURCE <TH> TARGET". Queries: JSON Lines {"query"}, or Alpaca's list {"instruction", "input"}. rkd.json,
+        tcot.json: [{"id", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value": "<EN> .. <RESPONSE> .. <TH> .."}]}].
+        --translations: JSON Lines {"id", "query", "response"} from any translator (what is missing the model of stage 2 translates).
+        Questions: JSON Lines {"query", "query2"}. answers.jsonl is for a judge, whose {"score"} lines --scores A.jsonl B.jsonl reads back.
 Honest  Not published: the amounts of text, the steps, the mixture (--mix is our choice). Refusals are counted by keywords, a proxy that
         over-counts ("illegal", "Hello!"). A chain costs about three times the tokens of a direct answer.
 """
@@ -22,6 +22,7 @@ Honest  Not published: the amounts of text, the steps, the mixture (--mix is our
 import json
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +32,7 @@ import torch
 from methods.transllm import Tags, make_rkd, parse_chain, respond, response_loss
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
-from minilm.data import batches, generator, pack, read_json, read_text, write_atomically, write_json
+from minilm.data import batches, generator, pack, read_json, read_text, write_json
 from minilm.lora import TARGETS, add_lora, extend_vocabulary, load_adapter, lora_layers, merge_lora, save_adapter
 from minilm.results import cli, progress
 from minilm.tokenizer import extend_tokenizer
@@ -111,8 +112,8 @@ def read_queries(cfg: Config) -> list[dict]:
     return rows[: cfg.limit]
 
 
-def read_conversations(path: str) -> list[tuple[list[str], str]]:
-    """(turns before the last answer, that answer) of every conversation."""
+def read_conversations(path: str) -> list[tuple[str, list[str], str]]:
+    """(id, turns before the last answer, that answer) of every conversation."""
     found = []
     for number, row in enumerate(read_rows(path), 1):
         turns = row.get("conversations") if isinstance(row, dict) else None
@@ -122,7 +123,7 @@ def read_conversations(path: str) -> list[tuple[list[str], str]]:
             if turn.get("from") != ("human", "gpt")[i % 2] or not str(turn.get("value") or "").strip():
                 raise InputError(f"{path}, conversation {number}, turn {i + 1}: {'human' if i % 2 == 0 else 'gpt'} with a value is needed, "
                                  f"got {turn.get('from')!r} with {str(turn.get('value'))[:20]!r}")
-        found.append(([turn["value"] for turn in turns[:-1]], turns[-1]["value"]))
+        found.append((str(row.get("id", number)), [turn["value"] for turn in turns[:-1]], turns[-1]["value"]))
     return found
 
 
@@ -200,13 +201,15 @@ def start(cfg: Config, tagged: bool = True):
     return model.to(device), form, note.get("first_new_token", 0)
 
 
-def fit(cfg: Config, model, examples: list, first: int) -> dict:
-    """Trains adapter, embedding and head on (read, learned) pairs, a twentieth of them held out; writes the adapter and what it cost."""
-    order = torch.randperm(len(examples), generator=generator(cfg.seed, "held out")).tolist()
-    few = max(1, min(200, len(order) // 20))
-    held, rest = ([examples[i] for i in part] for part in (order[:few], order[few:]))
-    if not rest:
-        raise InputError(f"{len(examples)} examples are too few: one is held out, at least one more is needed")
+def fit(cfg: Config, model, kinds: dict[str, list], shares: Sequence[float], first: int) -> dict:
+    """Trains adapter, embedding and head on (read, learned) pairs, a twentieth of each kind held out; writes the adapter."""
+    held, rest = {}, {}
+    for name, pairs in kinds.items():
+        few = max(1, min(200, len(pairs) // 20))
+        order = torch.randperm(len(pairs), generator=generator(cfg.seed, f"held out {name}")).tolist()
+        held[name], rest[name] = [pairs[i] for i in order[:few]], [pairs[i] for i in order[few:]]
+        if not rest[name]:
+            raise InputError(f"{name}: {len(pairs)} example(s) are too few: one is held out, one more is needed (--block {cfg.block})")
     if not lora_layers(model):
         rank = cfg.lora_rank or 64
         add_lora(model, rank, 2 * rank, TARGETS, cfg.lora_dropout, generator=generator(cfg.seed, "lora"))
@@ -214,33 +217,36 @@ def fit(cfg: Config, model, examples: list, first: int) -> dict:
     for module in (model.embed, model.lm_head):
         module.weight.requires_grad_(True)
         module.weight.register_hook(lambda grad: torch.cat((torch.zeros_like(grad[:rows]), grad[rows:])))
-    optimizers, before = make_optimizers(model, "adamw", cfg.lr, weight_decay=0.0), loss_of(cfg, model, held)
+    optimizers, before = make_optimizers(model, "adamw", cfg.lr, weight_decay=0.0), losses(cfg, model, held)
+    streams = {name: batches(len(pairs), 1, generator(cfg.seed, f"order {name}")) for name, pairs in rest.items()}
+    rng = random.Random(f"{cfg.seed}/kinds")
     model.train()
-    for step, chosen in enumerate(progress(batches(len(rest), cfg.batch, generator(cfg.seed, "order"), cfg.steps), cfg.stage, cfg.steps)):
+    for step in progress(range(cfg.steps), cfg.stage):
         set_lr(optimizers, schedule(step, cfg.steps, warmup=round(cfg.warmup * cfg.steps)))
-        parts = [[rest[i] for i in part.tolist()] for part in chosen.split(cfg.micro_batch)]
-        total = sum(len(learned) for part in parts for _, learned in part)
-        for n, part in enumerate(parts):
+        chosen = [rest[name][int(next(streams[name]))] for name in rng.choices(list(rest), shares, k=cfg.batch)]
+        total = sum(len(learned) for _, learned in chosen)
+        for at in range(0, cfg.batch, cfg.micro_batch):
+            part = chosen[at : at + cfg.micro_batch]
             with autocast(model.embed.weight.device, cfg.dtype):
                 loss = response_loss(model, part) * (sum(len(learned) for _, learned in part) / total)
-            if n + 1 < len(parts):
+            if at + cfg.micro_batch < cfg.batch:
                 loss.backward()
         take_step(loss, model, optimizers)
-    after = loss_of(cfg, model.eval(), held)
+    after = losses(cfg, model.eval(), held)
     save_adapter(model, cfg.out)
-    return {"examples": len(rest), "held out": len(held), "loss before": before, "loss after": after}
+    return {f"held-out loss, {name}": [before[name], after[name]] for name in kinds}
 
 
 @torch.no_grad()
-def loss_of(cfg: Config, model, examples: list) -> float:
-    """Mean loss per learned token."""
-    total = count = 0
-    for at in range(0, len(examples), cfg.micro_batch):
-        part = examples[at : at + cfg.micro_batch]
-        n = sum(len(learned) for _, learned in part)
+def losses(cfg: Config, model, kinds: dict[str, list]) -> dict[str, float]:
+    """Mean loss per learned token of each kind."""
+    found = {}
+    for name, pairs in kinds.items():
         with autocast(model.embed.weight.device, cfg.dtype):
-            total, count = total + n * response_loss(model, part).item(), count + n
-    return total / count
+            parts = [pairs[at : at + cfg.micro_batch] for at in range(0, len(pairs), cfg.micro_batch)]
+            sums = [response_loss(model, part).item() * sum(len(learned) for _, learned in part) for part in parts]
+        found[name] = sum(sums) / sum(len(learned) for _, learned in pairs)
+    return found
 
 
 # --- stages
@@ -271,7 +277,11 @@ def pretrain(cfg: Config) -> dict:
                   [*tok.encode(source), form.tags.target, *tok.encode(form.space + target)]]
     random.Random(f"{cfg.seed}/lines").shuffle(lines)
     blocks = pack([tok.encode("", bos=True) + line for line in lines], cfg.block, form.eos).tolist()
-    return fit(cfg, model, [(block[:1], block[1:]) for block in blocks], first)
+    return fit(cfg, model, {"text": [(block[:1], block[1:]) for block in blocks]}, [1], first)
+
+
+def in_batches(cfg: Config, items: list, answer) -> list:
+    return [x for at in progress(range(0, len(items), cfg.batch), cfg.stage) for x in answer(items[at : at + cfg.batch])]
 
 
 def rkd(cfg: Config) -> dict:
@@ -279,64 +289,61 @@ def rkd(cfg: Config) -> dict:
     model, form, _ = start(cfg, tagged=False)
     if form.tags or cfg.adapter:
         raise InputError(f"make-rkd: {cfg.checkpoint} has the tags already: RKD is made by the chat model as it was before --stage extend")
-    rows, found = read_queries(cfg), []
-    for at in progress(range(0, len(rows), cfg.batch), "make-rkd"):
-        part = rows[at : at + cfg.batch]
-        answers = make_rkd(model, [form.prompt(row["query"]) for row in part], form.eos, cfg.max_new_tokens)
-        found += [(str(part[i].get("id", at + i)), part[i], form.text(answer)) for i, answer in answers.items() if form.text(answer)]
-    write_conversations(Path(cfg.out) / "rkd.json", [(id, row["query"], f"{cfg.response_tag} {text}") for id, row, text in found])
-    known = [json.dumps({"id": id, "query": row["query_t"]}, ensure_ascii=False) for id, row, _ in found if row.get("query_t")]
-    write_lines(Path(cfg.out) / "translations.jsonl", known)
-    return {"queries": len(rows), "answers": len(found), "queries with a translation": len(known)}
+    queries = [(str(row.get("id", i)), row["query"]) for i, row in enumerate(read_queries(cfg), 1)]
+
+    def answer(part):
+        found = make_rkd(model, [form.prompt(query) for _, query in part], form.eos, cfg.max_new_tokens)
+        return [(*part[i], f"{cfg.response_tag} {form.text(ids)}") for i, ids in found.items() if form.text(ids)]
+
+    rows = in_batches(cfg, queries, answer)
+    write_conversations(Path(cfg.out) / "rkd.json", rows)
+    return {"queries": len(queries), "answers": len(rows)}
 
 
 def make_tcot(cfg: Config) -> dict:
     """Chains from RKD: both sides translated by the file of --translations or, where that has none, by the model of stage 2."""
-    rows = read_rows(cfg.data[0]) if cfg.data else []
-    turns = [(str(row.get("id")), query[0], answer.removeprefix(cfg.response_tag).strip())
-             for row, (query, answer) in zip(rows, read_conversations(cfg.data[0]) if rows else ())][: cfg.limit]
-    known = {str(row.get("id")): row for row in read_rows(cfg.translations, "query")} if cfg.translations else {}
-    texts = {(id, side): known.get(id, {}).get(side) for id, *_ in turns for side in ("query", "response")}
-    missing = [(id, side, text) for id, query, response in turns for side, text in (("query", query), ("response", response))
-               if not texts[id, side]]
+    rows = [row for path in cfg.data for row in read_conversations(path)][: cfg.limit]
+    turns = [(id, query[0], answer.removeprefix(cfg.response_tag).strip()) for id, query, answer in rows]
+    known = {str(row.get("id")): row for row in read_rows(cfg.translations)} if cfg.translations else {}
+    sides = [(id, side, text) for id, *texts in turns for side, text in zip(("query", "response"), texts)]
+    found = {(id, side): known[id][side] for id, side, _ in sides if known.get(id, {}).get(side)}
+    missing = [(id, side, text) for id, side, text in sides if (id, side) not in found]
     if missing:
         model, form, _ = start(cfg)
-        for at in progress(range(0, len(missing), cfg.batch), "make-tcot"):
-            part = missing[at : at + cfg.batch]
+
+        def translate(part):
             prompts = [[*form.tok.encode(text, bos=True), form.tags.target] for _, _, text in part]
-            for (id, side, _), answer in zip(part, respond(model, prompts, form.eos, limit=cfg.max_new_tokens)[0]):
-                texts[id, side] = form.text(answer)
-    chains = [(id, texts[id, "query"], f"{cfg.source_tag} {query} {cfg.response_tag} {response} {cfg.target_tag} {texts[id, 'response']}")
-              for id, query, response in turns if texts[id, "query"] and texts[id, "response"]]
+            answers, _ = respond(model, prompts, form.eos, limit=cfg.max_new_tokens)
+            return [((id, side), form.text(ids)) for (id, side, _), ids in zip(part, answers) if form.text(ids)]
+
+        found |= dict(in_batches(cfg, missing, translate))
+    chains = [(id, found[id, "query"], f"{cfg.source_tag} {query} {cfg.response_tag} {response} {cfg.target_tag} {found[id, 'response']}")
+              for id, query, response in turns if (id, "query") in found and (id, "response") in found]
     write_conversations(Path(cfg.out) / "tcot.json", chains)
     return {"chains": len(chains), "of": len(turns), "texts translated by the model": len(missing)}
 
 
 def transfer(cfg: Config) -> dict:
-    """Stage 3. The files are RKD and chains; --pairs become translation on request. `--mix` is reached by repeating the shorter kinds."""
+    """Stage 3: the files of --data, RKD and chains, and translation of --pairs on request, in the shares of --mix."""
+    if len(cfg.data) > 2:
+        raise InputError(f"transfer: --data has {len(cfg.data)} files; give rkd.json, tcot.json, whose shares are the first two of --mix")
     model, form, first = start(cfg)
-    kinds: list[list] = []
+    kinds: dict[str, list] = {}
     for path in cfg.data:
-        kinds.append([])
-        for number, (turns, answer) in enumerate(read_conversations(path), 1):
+        for number, (_, turns, answer) in enumerate(read_conversations(path), 1):
             learned = [*form.tagged(answer), form.eos]
             used = [i for i in learned if i in form.tags]
-            if used not in ([form.tags.response], list(form.tags), [form.tags.english], [form.tags.target]) or learned[0] not in form.tags:
+            if learned[0] not in form.tags or used != list(form.tags) and len(used) != 1:
                 raise InputError(f"{path}, conversation {number}: the answer must be {' .. '.join(form.names)} .., or one of these alone")
-            kinds[-1].append((form.prompt(*turns), learned))
-    kinds.append([pair for target, source in (pair_rows(cfg, form) if cfg.pairs else ()) for pair in (
-        (form.prompt(target), [form.tags.english, *form.tok.encode(form.space + source), form.eos]),
-        (form.prompt(source), [form.tags.target, *form.tok.encode(form.space + target), form.eos]))])
-    fitting = [[pair for pair in kind if len(pair[0]) + len(pair[1]) <= cfg.block] for kind in kinds]
-    dropped = sum(map(len, kinds)) - sum(map(len, fitting))
-    shares = [share for share, kind in zip((*cfg.mix[: len(cfg.data)], cfg.mix[2]), fitting) if kind]
-    fitting = [kind for kind in fitting if kind]
-    if not fitting:
-        raise InputError(f"transfer: no conversation is at most --block {cfg.block} tokens long ({dropped} are longer)")
-    rng, total = random.Random(f"{cfg.seed}/mix"), max(len(kind) / share for kind, share in zip(fitting, shares) if share)
-    examples = [pair for kind, share in zip(fitting, shares) for pair in rng.choices(kind, k=round(total * share))]
-    tokens = [sum(len(pair[1]) for pair in kind) for kind in fitting]
-    return fit(cfg, model, examples, first) | {"longer than a block, dropped": dropped, "learned tokens per kind": tokens}
+            kinds.setdefault(path, []).append((form.prompt(*turns), learned))
+    for pair in pair_rows(cfg, form) if cfg.pairs else ():
+        for read, tag, said in ((pair[0], form.tags.english, pair[1]), (pair[1], form.tags.target, pair[0])):
+            kinds.setdefault("translation", []).append((form.prompt(read), [tag, *form.tok.encode(form.space + said), form.eos]))
+    fitting = {name: [pair for pair in pairs if len(pair[0]) + len(pair[1]) <= cfg.block] for name, pairs in kinds.items()}
+    shares = [share for share, used in zip(cfg.mix, (len(cfg.data) > 0, len(cfg.data) > 1, bool(cfg.pairs))) if used]
+    numbers = fit(cfg, model, fitting, shares, first)
+    return numbers | {"longer than --block, dropped": sum(map(len, kinds.values())) - sum(map(len, fitting.values())),
+                      "learned tokens": {name: sum(len(learned) for _, learned in pairs) for name, pairs in fitting.items()}}
 
 
 def merge(cfg: Config) -> dict:
@@ -374,15 +381,12 @@ def evaluate(cfg: Config) -> dict:
             answers.append(dict(zip(("question", "english", "response", "answer"), (row[key], *parts))) | {
                 "turn": turn, "tokens": len(ids), "well_formed": chain is None or chain.well_formed, "empty": not judged,
                 "refusal": any(word in judged for word in words), "needs_reference": bool(row.get("needs_reference"))})
-    write_lines(Path(cfg.out) / "answers.jsonl", [json.dumps(a, ensure_ascii=False) for a in answers])
+    Path(cfg.out).mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers)
+    (Path(cfg.out) / "answers.jsonl").write_text(lines, encoding="utf-8")
     rate = lambda key: sum(a[key] for a in answers) / len(answers)
     return {"answers": len(answers), "well formed": rate("well_formed"), "forced": forced / len(answers), "empty": rate("empty"),
             "refusals (by keywords, a proxy)": rate("refusal"), "tokens per answer": rate("tokens")}
-
-
-def write_lines(path: Path, lines: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8"))
 
 
 STAGES = {"extend": extend, "mono": pretrain, "translate": pretrain, "make-rkd": rkd, "make-tcot": make_tcot, "transfer": transfer,
