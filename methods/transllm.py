@@ -9,10 +9,13 @@ Idea    A chat model refuses, holds a conversation and knows things for which no
             L3 = - mean log p(response token | prefix),     yhat ~ p(. | x_en; theta0),     so what is learned is what theta0 already does.
 Claims  C1 the chain beats answering at once; C2 English is forgotten and recovered; C3 own answers recover more than another teacher's;
         C4a refusals, C4b second turns carry over; C5 a frozen base beats full fine-tuning; C6 every sub-task counts. --full: C7 stage 1.
-Run     python methods/transllm.py                     # 2 free CPU cores, @MIN@: table + figure; --full @FULL@
+Run     python methods/transllm.py                     # 2 free CPU cores, ~5 min: table + figure; --full ~7 min
         python methods/real/transllm.py --help         # your chat model, texts and translations, stage by stage
-Honest  @HONEST@
-Try     @TRY@
+Honest  The world is synthetic: 114 words, a target language that is English in other tokens and reversed order, a perfect translator. True
+        facts and recipes are never text of stages 1 and 2. Arms share world, chat model, steps and draws; the teacher's answers are
+        generated. Stage 3 never asks what the exam asks; of the things whose recipes are asked for or refused it holds half (as Alpaca's
+        instructions make Llama-2-chat refuse a few), so C4a tests the others, with harmless ones as control. Eight arms and a world of
+        their own make this file longer than its siblings.
 """
 
 import copy
@@ -43,14 +46,14 @@ PAPER = "TransLLM, Frontiers of Computer Science 2025, arXiv 2405.13923"
 
 @dataclass(frozen=True)
 class Config:
-    methods: tuple[str, ...] = ("transllm", "direct", "gpt4-kd", "no-rkd", "merge-full-ft", "no-translation")  # arms to run
+    methods: tuple[str, ...] = ("transllm", "direct", "gpt4-kd", "no-rkd", "merge-full-ft", "no-translation")  # see ARMS
     seeds: tuple[int, ...] = (0, 1, 2, 3)  # one complete world, chat model and transformation per seed
-    base_steps: int = 600  # the English chat model: optimizer steps
+    base_steps: int = 700  # the English chat model: optimizer steps
     base_lr: float = 3e-3  # ... learning rate
     mono_steps: int = 80  # stage 1: text in the target language
     translation_steps: int = 1300  # stage 2: parallel and English text
     english: float = 0.2  # stage 2: share of English text without its translation
-    lr: float = 3e-3  # stages 1 and 2: learning rate
+    lr: float = 2e-3  # stages 1 and 2: learning rate
     transfer_steps: int = 200  # stage 3: RKD, TCOT and translation examples
     transfer_lr: float = 2e-3  # stage 3: learning rate
     full_lr: float = 1e-3  # stage 3: learning rate when every weight learns
@@ -118,7 +121,7 @@ def translate(ids: Sequence[int]) -> list[int]:
 
 def show(ids: Sequence[int]) -> str:
     """Readable text; target words in CAPITALS."""
-    names = ["<pad>", "<s>", "</s>", "[user]", "[assistant]", *LEXICON, *map(str.upper, LEXICON), "<EN>", "<RESPONSE>", "<T>"]
+    names = "<pad> <s> </s> [user] [assistant]".split() + LEXICON + [*map(str.upper, LEXICON), "<EN>", "<RESPONSE>", "<T>"]
     return " ".join(names[i] for i in ids)
 
 
@@ -275,9 +278,7 @@ def train_base(cfg: Config, world: World, seed: int) -> Transformer:
 def pretrain(cfg: Config, arm: Arm, model: Transformer, world: World, seed: int) -> list[Transformer]:
     """Stages 1 and 2 -> the model after each. Both are plain next-token prediction; an arm without one gives its steps to the other."""
     rng, stages = random.Random(f"{seed}/pretraining"), []
-
-    def mono():
-        return [BOS], [*translate(world.sentence(rng)), EOS]
+    mono = lambda: ([BOS], [*translate(world.sentence(rng)), EOS])
 
     def translation():
         kind, english = rng.random(), world.sentence(rng)
