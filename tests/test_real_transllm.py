@@ -54,7 +54,7 @@ def work(tmp_path_factory):
 
     def go(stage, out, checkpoint="x", **changes):
         cfg = Config(stage=stage, checkpoint=str(folder / checkpoint), out=str(folder / out), template="llama2", block=96, batch=8,
-                     micro_batch=4, steps=4, lr=3e-3, max_new_tokens=6, device="cpu")
+                     micro_batch=4, steps=4, lr=3e-3, max_new_tokens=6, device="cpu", log=str(folder / "log.json"))
         numbers[out] = main(replace(cfg, **changes))
 
     go("extend", "x", "chat", data=path("de.txt"), protect=path("en.txt"), new_tokens=30)
@@ -74,6 +74,7 @@ def test_every_stage_ran_and_wrote_its_files(work):
     for out, file in (("x", "model.safetensors"), ("m", "adapter_model.safetensors"), ("t", "adapter_config.json"), ("r", "rkd.json"),
                       ("c", "tcot.json"), ("f", "adapter_model.safetensors"), ("model", "tokenizer.json"), ("e", "answers.jsonl")):
         assert (folder / out / file).exists() and json.loads((folder / out / "numbers.json").read_text())["stage"]
+    assert [record["stage"] for record in json.loads((folder / "log.json").read_text())["stages"][:8]] == list(transllm.STAGES)
     assert numbers["x"]["protected lines that kept their ids"] == len(ENGLISH)
     assert numbers["x"]["after"] < 0.8 * numbers["x"]["tokens per character before"]
     falls = [value for out in ("m", "t", "f") for name, value in numbers[out].items() if name.startswith("held-out loss")]
@@ -140,7 +141,7 @@ def test_refusals_are_counted_by_keyword_in_the_english_part_and_scores_are_comp
     (tmp_path / "a").write_text('{"score": 7}\n{"score": 5}\n{"score": 3}')
     (tmp_path / "b").write_text('{"score": 6}\n{"score": 5}\n{"score": 9}')
     go("eval", tmp_path / "s", scores=(str(tmp_path / "a"), str(tmp_path / "b")))
-    numbers = json.loads((tmp_path / "s" / "numbers.json").read_text())
+    numbers = json.loads((tmp_path / "s" / "numbers.json").read_text())["numbers"]
     assert (numbers["win"], numbers["tie"], numbers["loss"], numbers[f"mean score {tmp_path / 'a'}"]) == (1, 1, 1, 5.0)
 
 

@@ -1,4 +1,4 @@
-"""TransLLM at mini scale: the chain and its parser by hand, what is learned from what, what no stage may show, the exam, the whole script."""
+"""TransLLM at mini scale: the chain and its parser by hand, what is learned from what, what no stage shows, the exam, the whole script."""
 
 import random
 from dataclasses import replace
@@ -161,12 +161,13 @@ def test_both_kinds_of_held_out_things_are_tested_and_the_pool_touches_the_other
 
 
 def test_every_arm_takes_the_same_number_of_steps_and_the_same_stage_3_draws(monkeypatch):
-    taken = {}
-    monkeypatch.setattr(transllm, "train", lambda cfg, model, draw, steps, lr, desc, first=0: taken.setdefault(name, []).append((steps, draw)))
+    taken, calls = {}, []
+    monkeypatch.setattr(transllm, "train", lambda cfg, model, draw, steps, lr, desc, first=0: calls.append((steps, draw)))
     world, base = World(0), tiny()
     for name, arm in ARMS.items():
         _, model = pretrain(Config(), arm, extend(QUICK, base, 0), world, 0)
         transfer(Config(), arm, model, world, dict(enumerate(a for _, a in world.pool)), 0)
+        taken[name], calls[:] = list(calls), []
     assert len({sum(steps for steps, _ in calls) for calls in taken.values()}) == 1
     stage_3 = {name: [calls[-1][1]() for _ in range(40)] for name, calls in taken.items()}
     assert stage_3["transllm"] == stage_3["merge-full-ft"] == stage_3["no-mono"] == stage_3["no-translation"]

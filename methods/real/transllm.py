@@ -22,6 +22,7 @@ Honest  Not published: the amounts of text, the steps, the mixture (--mix is our
 import json
 import random
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,12 @@ from typing import Literal
 
 import torch
 
-from methods.transllm import Tags, make_rkd, parse_chain, respond, response_loss
+from methods.transllm import PAPER, Tags, make_rkd, parse_chain, respond, response_loss
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
 from minilm.data import batches, generator, pack, read_json, read_text, write_json
 from minilm.lora import TARGETS, add_lora, extend_vocabulary, load_adapter, lora_layers, merge_lora, save_adapter
-from minilm.results import cli, progress
+from minilm.results import cli, commit, hardware, progress
 from minilm.tokenizer import extend_tokenizer
 from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr, take_step
 from minilm.weights import load_pretrained, save_pretrained
@@ -70,6 +71,7 @@ class Config:
     lr: float = 2e-4  # peak, cosine (the paper: 1e-4 for transfer)
     warmup: float = 0.01  # share of the steps
     max_new_tokens: int = 512  # when the model answers; in a chain, after each tag
+    log: str | None = None  # JSON file to which the stage adds its command and its numbers
     limit: int | None = None  # read only so many lines, queries or questions
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the matrix products; weights stay float32
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
@@ -395,9 +397,13 @@ STAGES = {"extend": extend, "mono": pretrain, "translate": pretrain, "make-rkd":
 
 def main(cfg: Config) -> dict:
     numbers = STAGES[cfg.stage](cfg)
-    write_json(Path(cfg.out) / "numbers.json", {"stage": cfg.stage, **numbers})
+    record = {"stage": cfg.stage, "command": " ".join(["python", *sys.argv]), "numbers": numbers, "commit": commit()}
+    write_json(Path(cfg.out) / "numbers.json", record)
+    if cfg.log:
+        log = read_json(Path(cfg.log)) if Path(cfg.log).exists() else {"script": "methods/real/transllm.py", "paper": PAPER, "stages": []}
+        write_json(Path(cfg.log), log | {"stages": [*log["stages"], record], "hardware": hardware()})
     for name, value in numbers.items():
-        print(f"{name:40} {value:.4f}" if isinstance(value, float) else f"{name:40} {value}")
+        print(f"{name:36} {value}")
     return numbers
 
 
