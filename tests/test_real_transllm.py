@@ -146,6 +146,7 @@ def test_refusals_are_counted_by_keyword_in_the_english_part_and_scores_are_comp
 
 
 @pytest.mark.parametrize("rows, words", [
+    ([], "holds no conversation"),
     ([{"id": "1"}], "\"conversations\" must list"),
     ([conversation("1", "a", "<RESPONSE> b")["conversations"]], "\"conversations\" must list"),
     ([{"conversations": [{"from": "gpt", "value": "b"}, {"from": "human", "value": "a"}]}], "turn 1: human with a value.*got 'gpt'"),

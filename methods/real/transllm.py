@@ -126,6 +126,8 @@ def read_conversations(path: str) -> list[tuple[str, list[str], str]]:
                 raise InputError(f"{path}, conversation {number}, turn {i + 1}: {'human' if i % 2 == 0 else 'gpt'} with a value is needed, "
                                  f"got {turn.get('from')!r} with {str(turn.get('value'))[:20]!r}")
         found.append((str(row.get("id", number)), [turn["value"] for turn in turns[:-1]], turns[-1]["value"]))
+    if not found:
+        raise InputError(f"{path} holds no conversation: did --stage make-rkd drop every answer, as cut off by --max-new-tokens?")
     return found
 
 
