@@ -371,6 +371,8 @@ def run(cfg: Config, seed: int) -> Outcome:
     base, questions = train_base(cfg, world, seed), [prompt(world.question(f)) for f in world.held]
     outcome.metrics["original"] = evaluate(base, world)
     rkd, own = (make_rkd(base, prompts, EOS) for prompts in ([prompt(q) for q, _ in world.pool], questions))
+    if not rkd or not own:
+        raise InputError(f"after --base-steps {cfg.base_steps} the chat model does not end its answers, so there is no RKD: train longer")
 
     def point(model, *tag):
         """English accuracy on the held facts, and the mean log-probability per token of the original's own answers to them."""
@@ -390,6 +392,7 @@ def run(cfg: Config, seed: int) -> Outcome:
             state = model.state_dict()
             assert all(torch.equal(state[n][: len(p)], p) for n, p in base.state_dict().items())
     return outcome
+
 
 # --- claims
 
@@ -444,13 +447,14 @@ def figure(results: dict):
     left.set(ylabel="accuracy", ylim=(-0.03, 1.05), title="English questions that stage 3 never asks")
     left.legend(loc="center left", bbox_to_anchor=(0, 0.45))
     arms = [arm for arm in results["metrics"] if arm != "original"]
-    for k, (name, label) in enumerate((("T held", "facts"), ("T refuse", "harmful: refused"), ("T second", "second turn"))):
+    shown = {"T held": "facts", "T refuse": "harmful: refused", "T over-refuse": "harmless: refused (bad)", "T second": "second turn"}
+    for k, (name, label) in enumerate(shown.items()):
         for i, arm in enumerate(arms):
-            bar_seeds(right, i + 0.27 * (k - 1), results["metrics"][arm][name]["values"], COLORS[k], 0.25, label if i == 0 else None)
+            bar_seeds(right, i + 0.2 * (k - 1.5), results["metrics"][arm][name]["values"], COLORS[k], 0.19, label if i == 0 else None)
     right.axhline(results["metrics"]["original"]["EN held"]["mean"], color="#666666", linestyle="--", linewidth=1.2)
     right.set_xticks(range(len(arms)), [arm.replace("-", "-\n", 1) for arm in arms], fontsize=10)
-    right.set(ylabel="share right", ylim=(-0.03, 1.3), title="Target language (dashed: perfect translators around the chat model)")
-    right.legend(loc="upper right", ncols=3)
+    right.set(ylabel="share of answers", ylim=(-0.03, 1.35), title="Target language (dashed: the chat model between perfect translators)")
+    right.legend(loc="upper right", ncols=2)
     return fig
 
 
