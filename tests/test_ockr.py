@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from methods import ockr
-from methods.ockr import (FIRST, FULL, GATE, LEVELS, MINI, SECOND, SETTINGS, YEARS, Config, Fact, Words, World, build, by_length,
-                          candidate_accuracy, chance, claims, clone, everything, in_context, label, make_task, parse, retrieved)
+from methods.ockr import (FULL, GATE, LEVELS, Config, Words, by_length, candidate_accuracy, chance, claims, everything, in_context, parse,
+                          retrieved)
+from methods.ockr_tasks import FIRST, MINI, SECOND, SETTINGS, YEARS, Fact, World, build, clone, label, make_task
 from minilm import InputError
 from minilm.data import IGNORE, generator, prompt_masked
 from minilm.results import ROOT
