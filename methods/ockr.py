@@ -20,8 +20,13 @@ Honest  A tiny model (0.11M parameters, all of them trained; no LoRA) and three-
         It holds no bare yes/no questions: with them the base learns to compare years silently, new persons join in, and R+R->R is
         combined after all (R3 measures it; pilots: 67-76%). That was seen on seed 100, and the rows were left out because of it: C1 is a
         statement about models that have not learned this. The pilot's crd moved R+R->R as well (67%); that is left as it is. All other
-        settings were chosen for premise recall, the context control and A+A's chain of thought. Cells of a seed share base model, replay
-        and number of steps; only their rows differ.
+        settings were chosen for premise recall, the context control and A+A's chain of thought. Cells of a seed share base model and
+        replay; only their rows differ (and crd, which has more of them, gets more steps). Run 2 (seeds 10-13) is not reproduced in C3: with
+        complete reasoning data R+R->R is combined in two seeds of four (.77, .83). C4 and C6 fail by one seed, whose base never learned
+        to compare two years in the prompt (.47; the others 1.00), so that its chains, right as they are, conclude nothing (.51; others
+        .83 to .93). Run 1 (seeds 0-3): C1, C2, C4 and C6 held, C3, C5 and G failed at the gate: R+R crd knew 92% of its premises after
+        800 steps, and cross-lingual adjacent, whose rows show a name only with its translation beside it, was asked about bare names, as
+        in the published test (years 22%, translations 89%; still reported).
 """
 
 import copy
@@ -55,11 +60,12 @@ FULL = (*DEFAULT, *(f"{task}-hard {setting}" for task in PATTERNS for setting in
 @dataclass(frozen=True)
 class Config:
     cells: tuple[str, ...] = DEFAULT  # what to train: TASK SETTING; --full adds hard levels, controls (oracle) and long runs (x3)
-    seeds: tuple[int, ...] = (0, 1, 2, 3)  # one world, base model and set of cells per seed
+    seeds: tuple[int, ...] = (10, 11, 12, 13)  # one world, base model and set of cells per seed
     entities: int = 4  # X and Y entities per birth year in the new world (the paper has 10)
     old_entities: int = 3  # the same, in the old world, which stands for what a model knows from pretraining
     base_steps: int = 1500  # steps on the old world
     steps: int = 800  # steps on the rows of one cell
+    crd_steps: int = 1200  # the same for complete reasoning data, which have up to twice as many rows
     batch: int = 32  # rows per step
     replay: float = 0.4  # share of a cell's rows that are drawn from the old world again: a tiny model forgets
     lr: float = 3e-3  # peak learning rate
@@ -189,12 +195,16 @@ def retrieved(world: World, row: Row, text: str) -> bool:
     return f"{first} , {rest}" == row.answer.partition(" . ")[0]
 
 
+def is_premise(row: Row) -> bool:
+    return not re.search("target|bare", row.kind)
+
+
 def evaluate(model: Transformer, words: Words, world: World, test: Sequence[Row], hinted: bool) -> dict[str, float]:
-    metrics, new = {}, 20 if hinted else 6
+    metrics = {}
     kinds = list(dict.fromkeys(row.kind for row in test))
     for kind in kinds:
         rows = [row for row in test if row.kind == kind]
-        texts = ask_model(model, words, rows, new if kind == "target" else 6)
+        texts = ask_model(model, words, rows, 20 if hinted and kind == "target" or "(" in rows[0].answer else 6)
         right = [parse(text, row.label) == row.label for row, text in zip(rows, texts)]
         metrics[kind] = share(right)
         if kind == "target":
@@ -205,7 +215,7 @@ def evaluate(model: Transformer, words: Words, world: World, test: Sequence[Row]
                 metrics["retrieved"] = share([retrieved(world, row, text) for row, text in zip(rows, texts)])
             else:
                 metrics["candidates"] = candidate_accuracy(model, words, rows)
-    premises = [row for row in test if "target" not in row.kind]
+    premises = [row for row in test if is_premise(row)]
     metrics["premises"] = sum(metrics[row.kind] for row in premises) / len(premises)
     metrics["weakest premise"] = min(metrics[row.kind] for row in premises)
     return metrics | {f"n {kind}": sum(row.kind == kind for row in test) for kind in kinds}
@@ -227,14 +237,17 @@ def run(cfg: Config, seed: int) -> Outcome:
         if kind not in bases:
             bases[kind] = make_base(cfg, seed, *kind, words, old, names)
         base, replayed = bases[kind]
-        model, steps = copy.deepcopy(base), cfg.steps * (3 if more == ["x3"] else 1)
+        model, steps = copy.deepcopy(base), cfg.crd_steps if setting == "crd" else cfg.steps * (3 if more == ["x3"] else 1)
         rows, test = build(new, task, setting)
+        if cell == "xling adjacent":  # the published test asks about bare names, its rows never do: what is recalled is what was trained
+            test = [row if row.kind == "target" else row._replace(kind=f"bare {row.kind}") for row in test]
+            test += [row._replace(kind="year of X") for row in rows[: YEARS * cfg.entities]]
         groups = by_length(words, rows, 1 - cfg.replay) + [(group, cfg.replay * weight) for group, weight in replayed]
-        target, premises = ([row for row in test if (row.kind == "target") == is_target] for is_target in (True, False))
+        target, premises = [row for row in test if row.kind == "target"], [row for row in test if is_premise(row)]
         points = []
         for step in train(cfg, model, groups, steps, generator(seed, f"order {cell}")):
             if step % max(1, steps // cfg.points) == 0:
-                points.append((step, accuracy(model, words, target, 20 if setting == "cot" else 6), accuracy(model, words, premises)))
+                points.append((step, *(accuracy(model, words, asked, 20) for asked in (target, premises))))
         metrics = evaluate(model, words, new, test, setting == "cot")
         if setting == "separate" and task != "xling":
             metrics["context"] = accuracy(model, words, [new.in_context(f, via) for f, via in make_task(new, task).targets])
@@ -380,7 +393,7 @@ def main(cfg: Config) -> dict:
         raise InputError(f"--replay {cfg.replay} must be at least 0 and below 1, --entities {cfg.entities} between 2 and 8, --old-entities "
                          f"{cfg.old_entities} between 1 and 3: there are {len(FIRST) * len(SECOND)} names")
     if cfg.quick:
-        cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=4, steps=4, points=1)
+        cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=4, steps=4, crd_steps=4, points=1)
     show_example(cfg)
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
     results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
