@@ -275,12 +275,20 @@ def time_to_loss(cfg: Config) -> list[dict]:
         for name, arm in arms.items():
             seconds, logits = next(arm)
             curves[name].append((seconds, evaluate(logits)))
-    reached = {name: first_below(curve, LOSS) for name, curve in curves.items()}
-    told = "; ".join(f"{name} {'never' if reached[name] is None else f'{reached[name]:.1f} s'} "
-                     f"(in all {curve[-1][0]:.1f} s to {curve[-1][1]:.3f})" for name, curve in curves.items())
-    share = math.nan if None in reached.values() else reached["minilm"] / reached["classical"]
-    return [row(f"characters to validation loss {LOSS}: share of the classical recipe's time", share, "of 1", "<= 0.125",
-                f"{told}; {modern_steps} steps of Muon on 2 layers, {classical_steps} of AdamW on 4; d 128, 12 x 64 characters")]
+    best = min(value for _, value in curves["classical"])
+    told = "; ".join(f"{name} {curve[-1][0]:.1f} s in all, to {curve[-1][1]:.3f}" for name, curve in curves.items())
+    told += f"; {modern_steps} steps of Muon on 2 layers, {classical_steps} of AdamW on 4; d 128, 12 x 64 characters"
+    return [time_row(curves, LOSS, "<= 0.125", told), time_row(curves, best, None, "the best loss of the classical recipe")]
+
+
+def time_row(curves: dict[str, list[tuple[float, float]]], loss: float, target: str | None, told: str) -> dict:
+    """The share of the classical recipe's time that ours needs to reach a loss. If the classical one never does, it would need more than
+    all of its time: then the share is at most what is reported, and the row says so."""
+    ours, theirs = (first_below(curves[name], loss) for name in ("minilm", "classical"))
+    whole, short = curves["classical"][-1][0], theirs is None
+    needed = " and ".join((f"minilm {ours:.1f} s" if ours else "minilm never", f"classical {'more than ' * short}{theirs or whole:.1f} s"))
+    return row(f"characters to validation loss {loss:.2f}: share of the classical recipe's time{', at most' * short}",
+               ours / (theirs or whole) if ours else math.nan, "of 1", target, f"{needed}; {told}")
 
 
 def first_below(curve: list[tuple[float, float]], loss: float) -> float | None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import bench
-from bench import BENCHMARKS, Classical, Config, alternate, first_below, main, medians, merge, products, ratio, row
+from bench import BENCHMARKS, Classical, Config, alternate, first_below, main, medians, merge, products, ratio, row, time_row
 from minilm import InputError
 from minilm.data import generator
 from minilm.transformer import Config as ModelConfig
@@ -45,6 +45,15 @@ def test_functions_take_turns_and_the_first_turn_does_not_count():
 def test_the_time_to_a_loss_is_the_first_point_at_or_below_it():
     curve = [(1.0, 3.0), (2.0, 1.88), (3.0, 1.9), (4.0, 1.7)]
     assert first_below(curve, 1.88) == 2.0 and first_below(curve, 1.8) == 4.0 and first_below(curve, 1.0) is None
+
+
+def test_a_peer_that_never_arrives_gives_a_bound_and_a_run_of_ours_that_does_not_gives_none():
+    curves = {"minilm": [(1.0, 3.0), (2.0, 1.8)], "classical": [(10.0, 2.5), (20.0, 1.9)]}
+    both, bound = (time_row(curves, loss, "<= 0.125", "") for loss in (1.9, 1.88))
+    assert both["value"] == bound["value"] == 0.1 and bound["ok"] and "at most" in bound["what"] and "at most" not in both["what"]
+    assert "more than 20.0 s" in bound["conditions"]
+    never = time_row(curves, 1.0, "<= 0.125", "")
+    assert never["value"] is None and never["ok"] is False
 
 
 def test_merging_replaces_one_benchmark_and_keeps_the_others(tmp_path):

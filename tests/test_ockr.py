@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from methods import ockr
-from methods.ockr import (FIRST, FULL, GATE, LEVELS, MINI, SECOND, SETTINGS, YEARS, Config, Fact, Words, World, build, by_length,
-                          candidate_accuracy, chance, claims, clone, everything, in_context, label, make_task, parse, retrieved)
+from methods.ockr import (FULL, GATE, LEVELS, Config, Words, by_length, candidate_accuracy, chance, claims, everything, in_context, parse,
+                          retrieved)
+from methods.ockr_tasks import FIRST, MINI, SECOND, SETTINGS, YEARS, Fact, World, build, clone, label, make_task
 from minilm import InputError
 from minilm.data import IGNORE, generator, prompt_masked
 from minilm.results import ROOT
@@ -255,6 +256,13 @@ def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path,
     assert (tmp_path / "ockr.json").exists() and (tmp_path / "ockr.png").stat().st_size > 10_000
     assert all(f"\n{c['id']:4} " in printed for c in results["claims"])
     assert results["quick"] and set(results["metrics"]) == set(Config().cells)
+
+
+def test_recall_counts_what_the_rows_teach_not_the_bare_names_of_the_cross_lingual_test():
+    cell = "xling adjacent"
+    metrics = ockr.run(Config(quick=True, cells=(cell,), base_steps=2, steps=2, points=1), 100).metrics[cell]
+    assert metrics["premises"] == metrics["weakest premise"] == metrics["year of X"]
+    assert {"bare year of X", "bare translation", "target"} <= metrics.keys() and metrics["n year of X"] == metrics["n target"]
 
 
 def test_a_cell_gives_the_same_numbers_alone_and_beside_others_and_every_kind_of_cell_runs():

@@ -13,7 +13,7 @@ Shown   results/moe_lpr_real_text.json (with its command): grade-school maths qu
         en, es; new sw, ru, zh. Its base (1.1M weights, 5 min): mkdir base; put() { split -l 1 -a 4 --additional-suffix .txt - base/$1; }
           for l in ru sw zh; do head -300 gsm_questions/$l-en/train.$l | put 1-$l-; done
           for l in en es; do head -7000 gsm_questions/es-en/train.$l | put 2-$l-; done
-          python train.py --data base --out out/base --layers 4 --width 128 --block 128 --steps 1200
+          python train.py --data base --out out/base --layers 4 --width 128 --heads 4 --block 128 --steps 1200
 Honest  The base has read 300 questions in each new language. Settings were chosen on seed 100. A million weights and a few hundred
         thousand tokens show a direction, not the paper's numbers.
 """

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from methods.ockr import FIRST, PATTERNS, SECOND, SETTINGS, Row, Style, World, answer_loss, build, parse, share
+from methods.ockr import answer_loss, parse, share
+from methods.ockr_tasks import FIRST, PATTERNS, SECOND, SETTINGS, Row, Style, World, build
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
 from minilm.data import IGNORE, batches, generator, prompt_masked, read_json, write_atomically, write_json
