@@ -163,16 +163,22 @@ def test_both_kinds_of_held_out_things_are_tested_and_the_pool_touches_the_other
 def test_every_arm_takes_the_same_number_of_steps_and_the_same_stage_3_draws(monkeypatch):
     taken, calls = {}, []
     monkeypatch.setattr(transllm, "train", lambda cfg, model, draw, steps, lr, desc, first=0: calls.append((steps, draw)))
-    world, base = World(0), tiny()
+    world, base, said = World(0), tiny(), encode("rice and rice and rice .")  # what the chat model answers to everything
     for name, arm in ARMS.items():
         _, model = pretrain(Config(), arm, extend(QUICK, base, 0), world, 0)
-        transfer(Config(), arm, model, world, dict(enumerate(a for _, a in world.pool)), 0)
+        transfer(Config(), arm, model, world, dict.fromkeys(range(len(world.pool)), said), 0)
         taken[name], calls[:] = list(calls), []
     assert len({sum(steps for steps, _ in calls) for calls in taken.values()}) == 1
     stage_3 = {name: [calls[-1][1]() for _ in range(40)] for name, calls in taken.items()}
     assert stage_3["transllm"] == stage_3["merge-full-ft"] == stage_3["no-mono"] == stage_3["no-translation"]
     same_questions = [(a[0] == b[0], a[1] == b[1]) for a, b in zip(stage_3["transllm"], stage_3["direct"])]
     assert all(question for question, _ in same_questions) and not all(answer for _, answer in same_questions)
+    taught = {name: {tuple(learned) for _, learned in pairs} for name, pairs in stage_3.items()}
+    own = (TAGS.response, *said, EOS)
+    back = (TAGS.target, *translate(said), EOS)
+    assert own in taught["transllm"] and any(learned[-len(back) :] == back for learned in taught["transllm"])
+    assert own not in taught["gpt4-kd"] and own not in taught["no-rkd"]
+    assert not any({*said[:2]} <= {*learned} for learned in taught["gpt4-kd"])
 
 
 def test_arms_differ_from_transllm_in_one_thing():
