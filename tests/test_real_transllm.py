@@ -146,8 +146,9 @@ def test_refusals_are_counted_by_keyword_in_the_english_part_and_scores_are_comp
 
 @pytest.mark.parametrize("rows, words", [
     ([], "holds no conversation"),
-    ([{"id": "1"}], "\"conversations\" must list"),
-    ([conversation("1", "a", "<RESPONSE> b")["conversations"]], "\"conversations\" must list"),
+    ([{"id": "1"}], "row 1: an object with conversations is needed"),
+    ([conversation("1", "a", "<RESPONSE> b")["conversations"]], "row 1: an object with conversations is needed"),
+    ([{"conversations": [{"from": "human", "value": "a"}]}], "\"conversations\" must list"),
     ([{"conversations": [{"from": "gpt", "value": "b"}, {"from": "human", "value": "a"}]}], "turn 1: human with a value.*got 'gpt'"),
     ([{"conversations": [{"from": "system", "value": "b"}, {"from": "gpt", "value": "a"}]}], "got 'system'"),
     ([conversation("1", "a", " ")], "turn 2: gpt with a value"),

@@ -90,16 +90,14 @@ def read_lines(cfg: Config, paths: tuple[str, ...], what: str) -> list[str]:
 
 
 def read_rows(path: str | Path, *fields: str) -> list[dict]:
-    """JSON Lines, or one JSON list, of objects that have these fields, each a text that is not empty."""
-    text, rows = read_text(path), []
+    """JSON Lines, or one JSON list, of objects that have these fields."""
+    text = read_text(path)
     try:
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is neither JSON Lines nor a JSON list ({error})") from None
-    for number, row in enumerate(rows, 1):
-        bad = [f for f in fields if not isinstance(row, dict) or not isinstance(row.get(f), str) or not row[f].strip()]
-        if bad:
-            raise InputError(f"{path}, row {number}: the field {bad[0]!r} is missing or empty")
+    if bad := [i for i, row in enumerate(rows, 1) if not isinstance(row, dict) or any(row.get(f) is None for f in fields)]:
+        raise InputError(f"{path}, row {bad[0]}: an object with {', '.join(fields) or 'named fields'} is needed")
     return rows
 
 
@@ -117,8 +115,8 @@ def read_queries(cfg: Config) -> list[dict]:
 def read_conversations(path: str) -> list[tuple[str, list[str], str]]:
     """(id, turns before the last answer, that answer) of every conversation."""
     found = []
-    for number, row in enumerate(read_rows(path), 1):
-        turns = row.get("conversations") if isinstance(row, dict) else None
+    for number, row in enumerate(read_rows(path, "conversations"), 1):
+        turns = row["conversations"]
         if not isinstance(turns, list) or len(turns) < 2 or len(turns) % 2:
             raise InputError(f"{path}, conversation {number}: \"conversations\" must list human and gpt turns, in pairs")
         for i, turn in enumerate(turns):
@@ -363,7 +361,7 @@ def merge(cfg: Config) -> dict:
 def evaluate(cfg: Config) -> dict:
     """answers.jsonl for a judge, one line a turn; rates over all turns. The second turn follows the first one's English."""
     if cfg.scores:
-        systems = [[float(row["score"]) for row in read_rows(path)] for path in cfg.scores]
+        systems = [[float(row["score"]) for row in read_rows(path, "score")] for path in cfg.scores]
         means = {f"mean score {path}": sum(s) / len(s) for path, s in zip(cfg.scores, systems)}
         wins = [(a > b, a == b, a < b) for a, b in zip(*systems)] if len(systems) == 2 else []
         return means | dict(zip(("win", "tie", "loss"), map(sum, zip(*wins))))
