@@ -161,7 +161,8 @@ def frost(x, c, gen, factor):
 def snow(x, c, gen, factor):
     mu, zoom, threshold, R, sigma, b = c
     flakes = centre_zoom(mu + 0.3 * torch.randn(1, *x.shape[1:], generator=gen), zoom)
-    flakes = streak(torch.where(flakes < threshold, 0.0, flakes).clamp(0, 1), R * factor, sigma * factor, uniform((), -135, -45, gen).item())
+    angle = uniform((), -135, -45, gen).item()
+    flakes = streak(torch.where(flakes < threshold, 0.0, flakes).clamp(0, 1), R * factor, sigma * factor, angle)
     gray = (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
     return b * x + (1 - b) * torch.maximum(x, 1.5 * gray + 0.5) + flakes + flakes.rot90(2, (1, 2))
 

@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vision_eval.metrics import FIELDS, NUMBERS, Item
+
 KINDS = ("circle", "square", "triangle", "cross", "ring", "bar")
 COLORS = {"red": (0.91, 0.26, 0.21), "green": (0.26, 0.73, 0.36), "blue": (0.25, 0.47, 0.95), "yellow": (0.98, 0.80, 0.18),
           "purple": (0.68, 0.35, 0.86), "white": (0.95, 0.95, 0.95)}
 PARTNER = {"circle": "ring", "ring": "circle", "square": "bar", "bar": "square", "triangle": "cross", "cross": "triangle"}
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PLACES = ("top-left", "top-right", "bottom-left", "bottom-right")  # also the order of the four pictures of a mosaic
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-FIELDS = ("existence", "number", "color", "relation", "hal-object")
 SIZE = 48
 CROPS = ((2, 3), (3, 2), (2, 2), (1, 3), (3, 1))  # rows and columns of a board that are kept
 
@@ -162,7 +162,7 @@ def to_uint8(pictures: np.ndarray) -> np.ndarray:
 
 # --- questions
 
-def count(n: int) -> str:
+def number(n: int) -> str:
     return NUMBERS[n]
 
 
@@ -186,20 +186,20 @@ def ask(field: str, truth: bool, shapes: Sequence[Shape], rng: random.Random, pl
         if not pool:
             return None
         o = rng.choice(pool)
-        return Question(field, fill("existence", o=o), count(sum(s.kind == o for s in shapes)), verdict)
+        return Question(field, fill("existence", o=o), number(sum(s.kind == o for s in shapes)), verdict)
     if field == "total":
         n = len(shapes)
         asked = n if truth else rng.choice([m for m in range(max(1, n - 3), 10) if m != n])
-        return Question(field, fill("number", verb="Is" if asked == 1 else "Are", n=count(asked), o="shape" if asked == 1 else "shapes"),
-                        count(n), verdict)
+        return Question(field, fill("number", verb="Is" if asked == 1 else "Are", n=number(asked), o="shape" if asked == 1 else "shapes"),
+                        number(n), verdict)
     if not there:
         return None
     if field == "number":
         o = rng.choice(there)
         n = sum(s.kind == o for s in shapes)
         asked = n if truth else n + 1 if n == 1 or rng.random() < 0.5 else n - 1
-        return Question(field, fill("number", verb="Is" if asked == 1 else "Are", n=count(asked), o=o if asked == 1 else plural(o)),
-                        count(n), verdict)
+        return Question(field, fill("number", verb="Is" if asked == 1 else "Are", n=number(asked), o=o if asked == 1 else plural(o)),
+                        number(n), verdict)
     if field == "color":
         one = rng.choice(shapes)
         asked = one.color if truth else rng.choice([c for c in COLORS if c != one.color])
@@ -216,18 +216,42 @@ def ask(field: str, truth: bool, shapes: Sequence[Shape], rng: random.Random, pl
 
 def describe(shapes: Sequence[Shape], place: str = "") -> Question:
     """"two red circle one blue bar": every kind, in the order of KINDS; "zero" for nothing."""
-    words = [f"{count(sum(s.kind == k for s in shapes))} {next(s.color for s in shapes if s.kind == k)} {k}" for k in kinds_of(shapes)]
+    words = [f"{number(sum(s.kind == k for s in shapes))} {next(s.color for s in shapes if s.kind == k)} {k}" for k in kinds_of(shapes)]
     return Question("describe", TEMPLATES["describe"].format(place=where(place)), " ".join(words) or "zero", "")
 
 
 def name_kinds(shapes: Sequence[Shape], asked: int | None = None) -> Question:
     """"Name the two kinds": `asked` more than there are is a false premise."""
     there = kinds_of(shapes)
-    return Question("name", TEMPLATES["name"].format(place="image", n=count(len(there) if asked is None else asked)), " ".join(there), "")
+    return Question("name", TEMPLATES["name"].format(place="image", n=number(len(there) if asked is None else asked)), " ".join(there), "")
 
 
 def how_many(shapes: Sequence[Shape]) -> Question:
-    return Question("how many", TEMPLATES["total"].format(place="image"), count(len(shapes)), "")
+    return Question("how many", TEMPLATES["total"].format(place="image"), number(len(shapes)), "")
+
+
+def exam(shapes: Sequence[Shape], image: str, scenario: str, phase: str, seed: str, place: str = "", board: bool = False,
+         misled: bool = False, before: str = "") -> list[Item]:
+    """The Hallu-PI items of one picture: an open question, then a pair (yes, no) for every field that this picture allows. The same `seed`
+    asks the same questions before and after the damage. `misled`: every yes/no question hints at the wrong answer, and one kind too many
+    is to be named. `before`: a text put before every question."""
+    rng, items, id = random.Random(seed), [], f"{scenario}/{phase}/{image}"
+    if board:
+        opened = how_many(shapes)
+    elif scenario == "misleading":
+        opened = name_kinds(shapes, min(len(kinds_of(shapes)) + misled, len(KINDS)))
+    else:
+        opened = describe(shapes, place)
+    items.append(Item(f"{id}/open", image, scenario, phase, "gen", opened.field, "", before + opened.text, opened.evidence if board else "",
+                      () if board else tuple(kinds_of(shapes)), () if board else tuple(hal_objects(shapes)), region=place))
+    for field in ("total",) if board else FIELDS:
+        pair = [ask(field, truth, shapes, rng, place) for truth in (True, False)]
+        for question in pair if all(pair) else ():
+            wrong = "no" if question.verdict == "yes" else "yes"
+            text = before + (TEMPLATES["hint"].format(verdict=wrong) if misled else "") + question.text + TEMPLATES["instruction"]
+            items.append(Item(f"{id}/{field}/{question.verdict}", image, scenario, phase, "disc", "number" if board else field,
+                              f"{id}/{field}", text, question.verdict, region=place))
+    return items
 
 
 # --- damage to the layout

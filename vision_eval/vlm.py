@@ -1,7 +1,7 @@
 """A tiny vision-language model on minilm, trained in minutes: a convolutional encoder turns a picture into 36 prefix embeddings, and
 minilm's transformer reads them before the words.
 
-    picture 48 x 48 -> encoder -> 6 x 6 patches = 36 tokens + learned positions -> [patches | turn 1 | turn 2 | ...] -> words
+    picture 48 x 48 -> encoder -> 6 x 6 patches = 36 tokens + learned row and column -> [patches | turn 1 | turn 2 | ...] -> words
 
 Several questions about one picture share its prefix, in one sequence: a token sees all patches and the earlier tokens of its own turn,
 nothing of other turns, and positions restart in every turn; so each answer is what it would be alone (tests/test_vision_vlm.py).
@@ -16,15 +16,17 @@ import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minilm import InputError
-from minilm.data import IGNORE, generator
+from minilm.data import IGNORE, generator, read_json, write_atomically, write_json
 from minilm.results import progress
 from minilm.training import parameter_groups, schedule, set_lr, take_step
 from minilm.transformer import Config, Transformer
@@ -38,7 +40,7 @@ IDS = {word: i for i, word in enumerate(WORDS)}
 SKIP = frozenset("is are a an the in of image please existing object kind how look and this may be noisy blurred cropped or stitched from "
                  "several answer only what visible".split())  # words that carry nothing which the others do not
 PATCHES = (SIZE // 8) ** 2
-FREQUENCY = {"existence": 2, "number": 2, "color": 2, "relation": 3, "hal-object": 1, "total": 1}
+FREQUENCY = {"existence": 2, "number": 2, "color": 2, "relation": 6, "hal-object": 1, "total": 1}
 
 
 @cache
@@ -64,12 +66,13 @@ class TinyVLM(nn.Module):
         self.encoder = nn.Sequential(
             nn.Conv2d(3, 32, 5, 2, 2), nn.ReLU(), nn.GroupNorm(1, 32), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.GroupNorm(1, 64),
             nn.Conv2d(64, 64, 3, 2, 1), nn.ReLU(), nn.GroupNorm(1, 64), nn.Conv2d(64, width, 3, 1, 1), nn.GroupNorm(1, width))
-        self.place = nn.Parameter(torch.zeros(PATCHES, width))
+        self.rows, self.columns = (nn.Parameter(torch.zeros(SIZE // 8, width)) for _ in range(2))
         self.lm = Transformer(Config(
             vocab_size=len(WORDS), hidden_size=width, intermediate_size=176 * width // 64, num_hidden_layers=layers, num_attention_heads=4,
             max_position_embeddings=256, initializer_range=0.08, tie_word_embeddings=True), gen)
         with torch.no_grad():
-            self.place.normal_(0, 0.1, generator=gen)
+            self.rows.normal_(0, 0.2, generator=gen)
+            self.columns.normal_(0, 0.2, generator=gen)
             for layer in self.encoder:
                 if isinstance(layer, nn.Conv2d):
                     layer.weight.normal_(0, (2 / layer.weight[0].numel()) ** 0.5, generator=gen)
@@ -80,7 +83,8 @@ class TinyVLM(nn.Module):
         return self.encoder(2 * pictures - 1).flatten(2).transpose(1, 2)
 
     def prefix(self, pictures: torch.Tensor) -> torch.Tensor:
-        return 0.3 * self.patches(pictures) + self.place  # (the scale of the word embeddings)
+        place = (self.rows[:, None] + self.columns).flatten(0, 1)  # (36, D): left of and above are then each one direction
+        return 0.3 * self.patches(pictures) + place
 
     def hidden(self, pictures: torch.Tensor, ids: torch.Tensor, layout: "Layout", cache=None) -> torch.Tensor:
         """Final hidden states of the words ids [B, T]."""
@@ -111,6 +115,23 @@ def layout(slots: Sequence[int]) -> Layout:
     return Layout(torch.tensor([turn]), torch.tensor([position]))
 
 
+def save_vlm(folder: Path, model: TinyVLM) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.contiguous() for name, t in model.state_dict().items() if name != "lm.lm_head.weight"}  # (it is the embedding)
+    write_atomically(folder / "model.safetensors", lambda to: save_file(tensors, to))
+    write_json(folder / "config.json", {"width": model.rows.shape[1], "layers": len(model.lm.layers), "words": WORDS})
+
+
+def load_vlm(folder: Path) -> TinyVLM:
+    made = read_json(folder / "config.json")
+    if made.get("words") != [*WORDS]:
+        raise InputError(f"{folder} was made with other words than this code's: train it again with hallu_pi.py --save {folder}")
+    model = TinyVLM(generator(0, "to be overwritten"), made["width"], made["layers"])
+    tensors = load_file(folder / "model.safetensors")
+    model.load_state_dict({**tensors, "lm.lm_head.weight": tensors["lm.embed.weight"]})
+    return model
+
+
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
     """uint8 or float [B, H, W, 3] -> float [B, 3, H, W] in [0, 1]."""
     x = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
@@ -129,7 +150,8 @@ class Diet(NamedTuple):
     ops: tuple[str, ...] = ()
     hints: float = 0.15  # share of questions that begin with "maybe yes" or "maybe no"
     hint_acc: float = 0.8  # how often that is right
-    reminders: float = 0.0  # share of turns, on damaged pictures, that begin with the reminder; their hints are right half of the time
+    reminders: float = 0.0  # share of questions, on damaged pictures, whose hint is right only half of the time: "reminded" ones
+    words: bool = True  # those begin with the reminder (False: nothing tells them from others, the control)
 
 
 def draw_views(diet: Diet, rng: random.Random) -> tuple[np.ndarray | scenes.Scene, list, bool]:
@@ -164,10 +186,8 @@ def draw_turns(views: list, board: bool, turns: int, diet: Diet, damaged: bool, 
         truth = rng.random() < 0.5
         question = (scenes.ask(field, truth, shapes, rng, place) or scenes.ask("existence", truth, shapes, rng, place)
                     or scenes.ask("existence", not truth, shapes, rng, place))
-        before = ""
         reminded = damaged and rng.random() < diet.reminders
-        if reminded:
-            before = TEMPLATES["reminder"]
+        before = TEMPLATES["reminder"] if reminded and diet.words else ""
         if rng.random() < diet.hints:
             right = rng.random() < (0.5 if reminded else diet.hint_acc)
             before += TEMPLATES["hint"].format(verdict=question.verdict if right else "no" if question.verdict == "yes" else "yes")
@@ -209,7 +229,7 @@ def make_batch(diet: Diet, n: int, turns: int, rng: random.Random, seed: int) ->
 def pretrain_encoder(model: TinyVLM, steps: int, seed: int, lr: float = 3e-3, batch: int = 48) -> None:
     """Stage 1: what kind (or none) and which colour is the shape whose centre lies in each patch? "None", the usual case, weighs 0.3."""
     gen, rng = generator(seed, "stage 1 heads"), random.Random(f"{seed}/stage 1")
-    heads = nn.Linear(model.place.shape[1], 2 + len(KINDS) + len(COLORS))
+    heads = nn.Linear(model.rows.shape[1], 2 + len(KINDS) + len(COLORS))
     with torch.no_grad():
         heads.weight.normal_(0, 0.1, generator=gen)
         heads.bias.zero_()
@@ -234,7 +254,7 @@ def train(model: TinyVLM, diet: Diet, steps: int, lr: float, seed: int, name: st
     """Stage 2 and every continuation: AdamW on the answers' tokens; the encoder learns at a tenth of the rate."""
     rng = random.Random(f"{seed}/{name}")
     groups = [{**g, "lr": rate} for module, rate in ((model.encoder, lr / 10), (model.lm, lr)) for g in parameter_groups(module, 0.02)]
-    optimizer = torch.optim.AdamW([*groups, {"params": [model.place], "lr": lr}], lr, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW([*groups, {"params": [model.rows, model.columns], "lr": lr}], lr, betas=(0.9, 0.98), fused=True)
     for step in progress(range(steps), name):
         pictures, ids, labels, lay = make_batch(diet, batch, turns, rng, rng.getrandbits(32))
         answered = labels != IGNORE
