@@ -7,7 +7,7 @@ import pytest
 
 from vision_eval import scenes as S
 from vision_eval.metrics import FIELDS, parse_number
-from vision_eval.scenes import KINDS, PARTNER, PLACES, Scene, Shape, ask, draw_scene, exam, render
+from vision_eval.scenes import PARTNER, PLACES, Scene, Shape, ask, draw_scene, exam, render
 
 RED_CIRCLE, BLUE_BAR = Shape("circle", "red", 0, 8, 8, 6), Shape("bar", "blue", 8, 40, 40, 6)
 TWO = Scene((0.1, 0.1, 0.1), 3, (RED_CIRCLE, BLUE_BAR, Shape("bar", "blue", 2, 40, 8, 6)))

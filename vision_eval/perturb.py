@@ -63,15 +63,13 @@ def pixels(x):
 
 
 def centre_zoom(x, zoom):
-    places = [(at - (n - 1) / 2) / zoom + (n - 1) / 2 for at, n in zip(pixels(x), x.shape[1:])]
-    return sample(x, *places)
+    return sample(x, *((at - (n - 1) / 2) / zoom + (n - 1) / 2 for at, n in zip(pixels(x), x.shape[1:])))
 
 
 def box(m, n):
     """[n, m]: averages m pixels to n, each weighted by its overlap with the new one."""
     edge, low = torch.arange(n + 1, dtype=torch.float64) * m / n, torch.arange(m, dtype=torch.float64)
-    overlap = (torch.minimum(edge[1:, None], low + 1) - torch.maximum(edge[:-1, None], low)).clamp(min=0)
-    return (overlap * n / m).float()
+    return ((torch.minimum(edge[1:, None], low + 1) - torch.maximum(edge[:-1, None], low)).clamp(min=0) * n / m).float()
 
 
 def resize(x, H, W):
@@ -127,8 +125,8 @@ def defocus_blur(x, radius, gen, factor):
 
 
 def zoom_blur(x, zooms, gen, factor):
-    factors = np.arange(1, zooms[0] + zooms[1] / 2, zooms[1])
-    return (x + sum(centre_zoom(x, z) for z in factors)) / (len(factors) + 1)
+    zooms = np.arange(1, zooms[0] + zooms[1] / 2, zooms[1])
+    return (x + sum(centre_zoom(x, z) for z in zooms)) / (len(zooms) + 1)
 
 
 def glass_blur(x, c, gen, factor):
