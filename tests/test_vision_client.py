@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from minilm import InputError
+from vision_eval import benchmark, hallu_pi
 from vision_eval.client import ChatClient, NoAnswer, ask_all, encode_png, plain, retry_after, to_messages
 
 
@@ -35,10 +36,11 @@ class Stub:
                 elif isinstance(fault, tuple):
                     self.reply(*fault)
                 else:
-                    url = [p for p in body["messages"][-1]["content"] if p["type"] == "image_url"][0]["image_url"]["url"]
+                    image, text = body["messages"][-1]["content"]
+                    url = image["image_url"]["url"]
                     pixels = np.array(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))))
                     with stub.lock:
-                        stub.served[pixels.tobytes()] += 1
+                        stub.served[pixels.tobytes(), text["text"]] += 1
                     self.reply(200, json.dumps({"choices": [{"message": {"content": str(pixels[0, 0, 0])}}]}))
 
             def reply(self, status, text, headers=()):
@@ -91,7 +93,7 @@ def test_the_picture_travels_and_the_request_is_what_the_protocol_says(stub):
     assert client(stub, max_tokens=16)(turns(42)) == "42"
     path, _, body = stub.requests[0]
     assert path == "/v1/chat/completions" and (body["model"], body["temperature"], body["max_tokens"]) == ("stub", 0, 16)
-    assert stub.served == {picture(42).tobytes(): 1}
+    assert stub.served == {(picture(42).tobytes(), "How red?"): 1}
 
 
 def test_demonstrations_are_earlier_turns():
@@ -113,6 +115,21 @@ def test_no_answer_is_lost_or_asked_twice_under_every_fault_at_once(stub, tmp_pa
     assert ask_all(model, [lambda r=r: turns(r) for r in reds], workers=8) == [str(r) for r in reds]
     assert not stub.faults and len(stub.served) == 30 and set(stub.served.values()) == {1}
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 30
+
+
+def test_a_whole_benchmark_survives_the_faults_and_a_second_run_asks_nothing(stub, tmp_path, capsys):
+    hallu_pi.main(hallu_pi.Config(export=str(tmp_path / "exam"), scenes=8))
+    cfg = benchmark.Config(model="openai:stub", base_url=stub.url, data=str(tmp_path / "exam" / "data.jsonl"), retries=12, workers=8,
+                           images=str(tmp_path / "exam"), out=str(tmp_path / "out"), scenarios=("noise", "concat"))
+    stub.faults = [(429, "", [("Retry-After", "0")]), "drop", (200, "{"), (429, "", [("Retry-After", "0")])] * 2
+    scores = benchmark.main(cfg)
+    questions = [i for i in benchmark.read_items(cfg.data) if i.scenario in cfg.scenarios]
+    different = {(i.image, i.question) for i in questions}  # existence and hal-object may ask the same: one answer serves both
+    assert not stub.faults and sum(stub.served.values()) == len(stub.served) == len(different) < len(questions)
+    assert all(row["unanswered"] == 0 and row["invalid"] == 100 for row in scores["rows"])  # it answered with numbers: all invalid
+    count = len(stub.requests)
+    assert benchmark.main(cfg)["rows"] == scores["rows"] and len(stub.requests) == count
+    assert len(json.loads((tmp_path / "out" / "answers.json").read_text())) == len(questions)
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(stub, tmp_path):
