@@ -15,13 +15,14 @@ from minilm.data import generator
 from vision_eval import benchmark, hallu_pi, scenes, vlm
 from vision_eval.hallu_pi import BLOCKS, HINTS, OPS, SCENARIOS, Config, Exam, ask, claims, controls, evaluate, figure
 from vision_eval.metrics import FIELDS, score
+from vision_eval.perturb import FAMILIES
 
-TINY = Config(scenes=12, encoder_steps=1, steps=2, more_steps=1, batch=4, turns=2, seeds=(100,), workers=1)
+TINY = Config(scenes=12, encoder_steps=1, steps=2, twin_steps=1, more_steps=1, batch=4, turns=2, seeds=(100,), workers=1)
 
 
 @pytest.fixture(scope="module")
 def exam():
-    return Exam(TINY, 3)
+    return Exam(TINY.scenes, 3)
 
 
 def perfect(block):
@@ -65,8 +66,8 @@ def test_a_crop_shows_fewer_shapes_and_asks_for_the_number_that_is_left(exam):
 
 
 def test_a_test_scene_is_no_training_scene_and_two_seeds_have_different_exams(exam):
-    other = Exam(TINY, 4)
-    assert not set(exam.scenes) & set(other.scenes) and Exam(TINY, 3).scenes == exam.scenes
+    other = Exam(TINY.scenes, 4)
+    assert not set(exam.scenes) & set(other.scenes) and Exam(TINY.scenes, 3).scenes == exam.scenes
 
 
 def test_answers_without_looking_score_what_they_must(exam):
@@ -260,5 +261,5 @@ def test_the_arms_differ_in_their_diet_alone():
     assert set(Config().methods) <= set(hallu_pi.ARMS) and all(arm.asked in BLOCKS for arm in hallu_pi.ARMS.values())
     taught, control = hallu_pi.ARMS["reminded"].diet, hallu_pi.ARMS["unreminded"].diet
     assert taught._replace(words=False) == control
-    assert not set(hallu_pi.UNSEEN) & {hallu_pi.FAMILIES[op] for op in OPS} and len(SCENARIOS) == 7
+    assert not set(hallu_pi.UNSEEN) & {FAMILIES[op] for op in OPS} and len(SCENARIOS) == 7
     assert torch.tensor([hallu_pi.ARMS[f"hints {r}"].diet.hint_acc for r in HINTS]).tolist() == pytest.approx([0.5, 0.8, 0.95, 1.0])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from vision_eval import scenes as S
+from vision_eval.exam import make_items
 from vision_eval.metrics import FIELDS, parse_number
-from vision_eval.scenes import PARTNER, PLACES, Scene, Shape, ask, draw_scene, exam, render
+from vision_eval.scenes import PARTNER, PLACES, Scene, Shape, ask, draw_scene, render
 
 RED_CIRCLE, BLUE_BAR = Shape("circle", "red", 0, 8, 8, 6), Shape("bar", "blue", 8, 40, 40, 6)
 TWO = Scene((0.1, 0.1, 0.1), 3, (RED_CIRCLE, BLUE_BAR, Shape("bar", "blue", 2, 40, 8, 6)))
@@ -104,7 +105,8 @@ def test_open_questions_by_hand():
 
 def test_the_exam_asks_in_pairs_and_the_same_before_and_after():
     for i, scene in enumerate(many(40, prior=0.5)):
-        before, after = (exam(scene.shapes, str(i), s, "after", f"7/{i}", place) for s, place in (("none", ""), ("concat", "top-right")))
+        before, after = (make_items(scene.shapes, str(i), name, "after", f"7/{i}", place)
+                         for name, place in (("none", ""), ("concat", "top-right")))
         assert [(a.field, a.answer) for a in before] == [(b.field, b.answer) for b in after]
         assert [b.question.replace("top-right image", "image") for b in after] == [a.question for a in before]
         pairs = {}
@@ -116,15 +118,15 @@ def test_the_exam_asks_in_pairs_and_the_same_before_and_after():
 
 
 def test_a_misled_exam_hints_at_the_wrong_answer_and_asks_for_a_kind_too_many():
-    first, *rest = exam(TWO.shapes, "0", "misleading", "after", "0", misled=True)
+    first, *rest = make_items(TWO.shapes, "0", "misleading", "after", "0", misled=True)
     assert first.question == "Name the three kinds of objects in the image." and first.truth == ("circle", "bar")
     assert all(item.question.startswith("Maybe no. " if item.answer == "yes" else "Maybe yes. ") for item in rest)
-    assert not any(item.question.startswith("Maybe") for item in exam(TWO.shapes, "0", "misleading", "before", "0"))
+    assert not any(item.question.startswith("Maybe") for item in make_items(TWO.shapes, "0", "misleading", "before", "0"))
 
 
 def test_a_board_is_asked_for_its_number():
     (board,) = many(1, "board")
-    opened, yes, no = exam(board.shapes, "0", "crop", "before", "0", board=True)
+    opened, yes, no = make_items(board.shapes, "0", "crop", "before", "0", board=True)
     assert opened.question == "How many shapes are there in the image?" and opened.answer == "nine" and opened.truth == ()
     assert "nine" in yes.question and parse_number(no.question) != "nine" and {yes.field, no.field} == {"number"}
 

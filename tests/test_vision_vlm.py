@@ -9,6 +9,7 @@ import torch
 from minilm import InputError
 from minilm.data import IGNORE, generator
 from vision_eval import scenes, vlm
+from vision_eval.exam import make_items
 from vision_eval.vlm import IDS, PATCHES, Diet, TinyVLM, answer, decode, encode, example, layout, make_batch
 
 
@@ -36,7 +37,7 @@ def test_every_text_that_the_world_can_make_is_known():
         for _ in range(60):
             shapes = scenes.draw_scene(rng, 0.5, kind).shapes
             for misled in (False, True):
-                for item in scenes.exam(shapes, "0", "misleading", "after", str(rng.random()), "bottom-left", kind == "board", misled):
+                for item in make_items(shapes, "0", "misleading", "after", str(rng.random()), "bottom-left", kind == "board", misled):
                     encode(item.question)
             assert all(w in IDS for w in scenes.describe(shapes).answer.split())
 

@@ -18,7 +18,6 @@ Honest  The model has 0.25M parameters and sees 48 x 48 pixels of six kinds of s
 """
 
 import csv
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -28,22 +27,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from minilm import InputError
 from minilm.data import generator, write_atomically
 from minilm.results import (COLORS, Outcome, bar_seeds, check, claim, cli, destination, new_figure, plot_seeds, print_claims,
                             print_metrics, progress, run_seeds, save_results)
 from vision_eval import scenes, vlm
-from vision_eval.client import encode_png
+from vision_eval.exam import OPS, SCENARIOS, Block, Exam, export
 from vision_eval.metrics import FIELDS, Item, discriminative, mentions, pi_score, score
-from vision_eval.perturb import FAMILIES, perturb
-from vision_eval.scenes import KINDS, TEMPLATES
+from vision_eval.scenes import KINDS
 from vision_eval.vlm import Diet, TinyVLM
 
 PAPER = "Hallu-PI, ACM MM 2024, arXiv 2408.01355"
-OPS = (*FAMILIES,)  # noise, blur, weather, digital
-SCENARIOS = (*OPS, "concat", "crop", "misleading")
 UNSEEN = ("speckle_noise", "glass_blur", "gaussian_blur", "brightness", "jpeg")  # damage that no test picture has
 
 
@@ -54,10 +49,11 @@ class Config:
     seeds: tuple[int, ...] = (0, 1)  # one complete world, model and training per seed
     scenes: int = 200  # test scenes, all new
     encoder_steps: int = 240  # stage 1: training steps of the encoder alone
-    steps: int = 500  # stage 2: training steps of the base model, on clean pictures
+    steps: int = 450  # stage 2: training steps of the base model, on clean pictures
     lr: float = 3e-3  # stages 1 and 2: learning rate
-    more_steps: int = 150  # steps that every arm goes on for, on its own diet
-    more_lr: float = 1e-3  # their learning rate
+    twin_steps: int = 200  # steps that clean and the robust twins go on for, each on its own diet
+    more_steps: int = 100  # steps that the arms about prompts (hints, reminders) go on for
+    more_lr: float = 1e-3  # learning rate of both, also the encoder's
     batch: int = 48  # pictures per step
     turns: int = 7  # yes/no questions about each of them, beside one open question
     save: str | None = None  # write the first arm of the first seed to this folder, for benchmark.py --model tiny:FOLDER
@@ -78,8 +74,8 @@ HINTS = ("0.5", "0.8", "0.95", "1.0")  # how often a hint was right in training
 ARMS = {
     "clean": Arm(Diet()), "robust": Arm(Diet(corrupt=0.7, ops=OPS, mosaics=0.25, crops=0.15)),
     **{f"hints {right}": Arm(Diet(hints=0.5, hint_acc=float(right)), "hints") for right in HINTS},
-    "unreminded": Arm(Diet(corrupt=0.6, ops=UNSEEN, hints=0.3, reminders=0.6, words=False), "reminders"),
-    "reminded": Arm(Diet(corrupt=0.6, ops=UNSEEN, hints=0.3, reminders=0.6), "reminders"),
+    "unreminded": Arm(Diet(corrupt=0.6, ops=UNSEEN, hints=0.5, hint_acc=1.0, reminders=0.5, words=False), "reminders"),
+    "reminded": Arm(Diet(corrupt=0.6, ops=UNSEEN, hints=0.5, hint_acc=1.0, reminders=0.5), "reminders"),
     "robust elsewhere": Arm(Diet(corrupt=0.7, ops=UNSEEN)), "robust layout": Arm(Diet(mosaics=0.25, crops=0.25)),
     "early": Arm(Diet()),  # the base model at 60% of its steps, fed nothing more
 }
@@ -89,71 +85,6 @@ BLOCKS = {  # the parts of the exam that an arm answers
     "hints": ("before", "before misled", "weather", "weather misled"),
     "reminders": ("before", *(f"{op}{words}" for op in OPS for words in ("", " reminder", " misled", " misled reminder"))),
 }
-
-
-# --- data
-
-class Block(NamedTuple):
-    """Pictures uint8 [n, 48, 48, 3] and, for each, its items."""
-
-    pictures: np.ndarray
-    rows: list[list[Item]]
-
-
-class Exam:
-    """All questions of one seed, as blocks made when they are asked for. Every block asks the same about the same test scenes:
-
-    before; OP (severity drawn per picture); OP 1, 3, 5; concat; misleading; blank (no picture at all); ... reminder; ... misled
-    (every yes/no question begins with a wrong hint). Boards are other pictures: crop before, crop."""
-
-    def __init__(self, cfg: Config, seed: int):
-        rng = random.Random(f"{seed}/test")
-        self.seed, self.scenes = seed, [scenes.draw_scene(rng, 0.5) for _ in range(cfg.scenes)]
-        self.boards = [scenes.draw_scene(rng, 0.5, "board") for _ in range(cfg.scenes // 2)]
-        self.pictures = scenes.to_uint8(scenes.render(self.scenes))
-
-    def damaged(self, op: str, severity: str) -> tuple[np.ndarray, list[int]]:
-        drawn = torch.randint(1, 6, (len(self.scenes),), generator=generator(self.seed, f"severity {op}")).tolist()
-        drawn = [int(severity)] * len(drawn) if severity else drawn
-        return np.stack([perturb(x, op, s, self.seed, i) for i, (x, s) in enumerate(zip(self.pictures, drawn))]), drawn
-
-    def block(self, name: str) -> Block:
-        scenario, *words = name.split()
-        phase = "before" if "before" in name else "after"
-        if scenario == "crop":
-            whole, rng = scenes.render(self.boards), random.Random(f"{self.seed}/crops")
-            cropped = [scenes.crop_board(b, x, *rng.choice(scenes.CROPS), rng) for b, x in zip(self.boards, whole)]
-            shown = [(x, board.shapes) for x, board in zip(whole, self.boards)] if phase == "before" else cropped
-            rows = [scenes.exam(shapes, f"board{i}", "crop", phase, f"{self.seed}/{i}", board=True) for i, (_, shapes) in enumerate(shown)]
-            return Block(scenes.to_uint8(np.stack([x for x, _ in shown])), rows)
-        pictures, n, places, severities = self.pictures, len(self.scenes), [""] * len(self.scenes), [0] * len(self.scenes)
-        if scenario in OPS:
-            pictures, severities = self.damaged(scenario, next((w for w in words if w.isdigit()), ""))
-        elif scenario == "concat":  # scene i is at place i % 4, among the three that follow it
-            places = [scenes.PLACES[i % 4] for i in range(n)]
-            four = [[(i + (k - i) % 4) % n for k in range(4)] for i in range(n)]
-            pictures = scenes.to_uint8(np.stack([scenes.mosaic(self.pictures[rows] / np.float32(255)) for rows in four]))
-        elif scenario == "blank":
-            pictures = np.full_like(pictures, 45)  # the mean background
-        misled, before = "misled" in name or name == "misleading", TEMPLATES["reminder"] if "reminder" in words else ""
-        label = "none" if scenario == "before" else scenario
-        rows = [scenes.exam(scene.shapes, f"scene{i}", label, phase, f"{self.seed}/{i}", places[i], misled=misled, before=before)
-                for i, scene in enumerate(self.scenes)]
-        return Block(pictures, [[item._replace(severity=s, seed=self.seed) for item in row] for row, s in zip(rows, severities)])
-
-
-def export(cfg: Config, seed: int, folder: Path) -> None:
-    """The exam as a JSONL file of items and PNG pictures, for benchmark.py and for any other model."""
-    exam, lines = Exam(cfg, seed), []
-    for name in ("before", *SCENARIOS, "crop before", "misleading before"):
-        block = exam.block(name)
-        for picture, row in zip(block.pictures, block.rows):
-            file = folder / f"{name.replace(' ', '_')}_{row[0].image}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(encode_png(picture))
-            lines += [json.dumps(item._replace(image=file.name)._asdict()) for item in row]
-    write_atomically(folder / "data.jsonl", lambda to: to.write_text("\n".join(lines) + "\n", encoding="utf-8"))
-    print(f"wrote {len(lines)} questions (data.jsonl) and their pictures to {folder}")
 
 
 # --- evaluate
@@ -213,7 +144,7 @@ def controls(exam: Exam, seed: int) -> dict[str, dict[str, float]]:
 
 def run(cfg: Config, seed: int) -> Outcome:
     """A base model on clean pictures, from which every arm goes on for the same number of steps on its own diet."""
-    exam, outcome = Exam(cfg, seed), Outcome({}, {})
+    exam, outcome = Exam(cfg.scenes, seed), Outcome({}, {})
     base = TinyVLM(generator(seed, "init"))
     early = None
 
@@ -223,11 +154,12 @@ def run(cfg: Config, seed: int) -> Outcome:
             early = deepcopy(base)
 
     vlm.pretrain_encoder(base, cfg.encoder_steps, seed, cfg.lr, cfg.batch)
-    vlm.train(base, Diet(), cfg.steps, cfg.lr, seed, "stage 2", cfg.batch, cfg.turns, watch if "early" in cfg.methods else None)
+    vlm.train(base, Diet(), cfg.steps, cfg.lr, seed, "stage 2", cfg.batch, cfg.turns, watch=watch)
     for name in cfg.methods:
         arm, model = ARMS[name], early if name == "early" else deepcopy(base)
         if name != "early":  # the same pictures and questions, as far as diets agree: one name for all arms
-            vlm.train(model, arm.diet, cfg.more_steps, cfg.more_lr, seed, "going on", cfg.batch, cfg.turns)
+            steps = cfg.twin_steps if arm.asked == "all" else cfg.more_steps
+            vlm.train(model, arm.diet, steps, cfg.more_lr, seed, "going on", cfg.batch, cfg.turns, encoder=1.0)
         found = outcome.metrics[name] = evaluate(model, exam, BLOCKS[arm.asked])
         if arm.asked == "all":
             outcome.series[name] = {f"ACC+ {op}": ((0, 1, 3, 5), [found["ACC+ before"], *(found[f"ACC+ {op} {s}"] for s in (1, 3, 5))])
@@ -241,8 +173,9 @@ def run(cfg: Config, seed: int) -> Outcome:
 
 
 def shown_scene(exam: Exam, block: str) -> int:
-    """The picture of the figure: the first scene with all three kinds, or the first board."""
-    return 0 if block == "crop" else next((i for i, scene in enumerate(exam.scenes) if len(scenes.kinds_of(scene.shapes)) == 3), 0)
+    """The picture of the figure: the first scene with three kinds (misleading, where one is added: two), or the first board."""
+    wanted = 2 if block == "misleading" else 3
+    return 0 if block == "crop" else next((i for i, scene in enumerate(exam.scenes) if len(scenes.kinds_of(scene.shapes)) == wanted), 0)
 
 
 def say(model: TinyVLM, exam: Exam, block: str) -> list[int]:
@@ -265,7 +198,8 @@ def claims(metrics: dict) -> list[dict]:
     damages, mild = SCENARIOS[:-1], ("noise", "blur", "digital")
     before_after = ("before", *OPS, "concat", "crop before", "crop")
     field_drop = lambda m: [m("clean", f"ACC+ {field} before") - m("clean", f"ACC+ {field} concat") for field in FIELDS]
-    trust = lambda m, right: m(f"hints {right}", "ACC+ weather") - m(f"hints {right}", "ACC+ weather misled")
+    trust = lambda m, right: np.mean([m(f"hints {right}", f"ACC+ {b}") - m(f"hints {right}", f"ACC+ {b} misled")
+                                      for b in ("before", "weather")])
     helped = lambda m, arm: m(arm, "ACC+ four misled reminder") - m(arm, "ACC+ four misled")
     return [
         check(metrics, "C1", "Damage raises hallucination", "PI falls in all six picture scenarios, in at least four by 10 points",
@@ -285,8 +219,8 @@ def claims(metrics: dict) -> list[dict]:
               "scores on clean inputs do not predict those on perturbed ones", 1),
         check(metrics, "C5", "A cropped page still has the usual count", "cropped boards said to have nine shapes >= 3 x 1/9 of them",
               {"usual crop": ("clean", "robust")}, lambda m: m("clean", "usual crop") >= 100 / 3, "\"26 letters\" in any crop", 1),
-        check(metrics, "C6", "A false premise misleads, the more hints were trusted", "ACC+ lost to wrong hints on fogged pictures: 10 "
-              "points more where hints were always right than where half were, never falling by more than 3 in between",
+        check(metrics, "C6", "A false premise misleads, the more hints were trusted", "ACC+ lost to wrong hints (mean of clean and "
+              "fogged pictures): 10 points more where hints were always right than where half were, falling by at most 3 in between",
               {f"ACC+ {b}": [f"hints {right}" for right in HINTS] for b in ("before", "before misled", "weather", "weather misled")},
               lambda m: trust(m, "1.0") - trust(m, "0.5") >= 10
               and all(trust(m, b) >= trust(m, a) - 3 for a, b in zip(HINTS, HINTS[1:])), "PI falls for 12 of 12 models", 1),
@@ -335,7 +269,7 @@ def figure(results: dict):
     """Above: one scene (and a board) before and after, with what the model says. Below: PI before and after; what wrong hints cost; ACC+
     lost by field."""
     metrics, says = results["metrics"], results["series"].get("clean", {})
-    exam = Exam(Config(scenes=results["config"]["scenes"]), results["seeds"][0])
+    exam = Exam(results["config"]["scenes"], results["seeds"][0])
     fig, axes = new_figure(3, 8, width=13, height=8.4)
     grid = axes[0, 0].get_gridspec()
     grid.set_height_ratios([1, 0.2, 2])  # pictures, words, panels
@@ -412,14 +346,14 @@ def main(cfg: Config) -> dict:
     started, asked = time.time(), cfg
     if wrong := set(cfg.methods) - set(ARMS):
         raise InputError(f"--methods {' '.join(sorted(wrong))} is not known; give some of {', '.join(ARMS)}")
-    if min(cfg.scenes, cfg.batch, cfg.turns, cfg.steps, cfg.more_steps) < 1 or cfg.scenes < 8:
-        raise InputError(f"--scenes {cfg.scenes} must be at least 8; --steps, --more-steps, --batch, --turns at least 1")
+    if min(cfg.batch, cfg.turns, cfg.steps, cfg.twin_steps, cfg.more_steps) < 1 or cfg.scenes < 8:
+        raise InputError(f"--scenes {cfg.scenes} must be at least 8; --steps, --twin-steps, --more-steps, --batch, --turns at least 1")
     if cfg.full:
         cfg = replace(cfg, methods=tuple(ARMS), seeds=FULL_SEEDS if cfg.seeds == Config().seeds else cfg.seeds)
     if cfg.quick:
-        cfg = replace(cfg, seeds=cfg.seeds[:1], scenes=12, encoder_steps=2, steps=3, more_steps=1, batch=4, turns=2)
+        cfg = replace(cfg, seeds=cfg.seeds[:1], scenes=12, encoder_steps=2, steps=3, twin_steps=1, more_steps=1, batch=4, turns=2)
     if cfg.export:
-        export(cfg, cfg.seeds[0], Path(cfg.export))
+        export(cfg.scenes, cfg.seeds[0], Path(cfg.export))
         return {}
     show_example(cfg.seeds[0])
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)

@@ -6,7 +6,7 @@ more often than test scenes do. A partner that is absent is the scene's Hal-obje
 have all nine cells filled, like a page of letters: a model can learn that the answer to "how many" is nine without counting.
 
 Every question is a text from TEMPLATES; its answer is one word of evidence and the verdict, "two no", so that the verdict can follow from
-what was seen. `exam` writes the Hallu-PI items: pairs of questions (truth yes, truth no) for five fields, and a description.
+what was seen.
 """
 
 import random
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision_eval.metrics import FIELDS, NUMBERS, Item
+from vision_eval.metrics import NUMBERS
 
 KINDS = ("circle", "square", "triangle", "cross", "ring", "bar")
 COLORS = {"red": (0.91, 0.26, 0.21), "green": (0.26, 0.73, 0.36), "blue": (0.25, 0.47, 0.95), "yellow": (0.98, 0.80, 0.18),
@@ -77,9 +77,10 @@ class Question(NamedTuple):
 # --- scenes
 
 def draw_scene(rng: random.Random, prior: float, kind: str = "single") -> Scene:
-    """`kind`: single (3 x 3 cells), wide (4 x 4 smaller ones: every quarter has four) or board (nine cells, all filled).
+    """`kind`: single (3 x 3 cells), sparse (two or three kinds, one shape each), wide (4 x 4 smaller cells: every quarter has four) or
+    board (nine cells, all filled).
     `prior`: the probability that a kind's partner is there as well, if a further kind is."""
-    wanted, kinds = rng.randint(1, 3), []
+    wanted, kinds = rng.randint(2 if kind == "sparse" else 1, 3), []
     families = rng.sample(("circle", "square", "triangle"), 3)  # one of each pair of partners
     for family in families:
         if len(kinds) < wanted:
@@ -89,6 +90,8 @@ def draw_scene(rng: random.Random, prior: float, kind: str = "single") -> Scene:
     colors = rng.sample(tuple(COLORS), len(kinds))
     if kind == "board":
         names = [*range(len(kinds)), *(rng.randrange(len(kinds)) for _ in range(9 - len(kinds)))]
+    elif kind == "sparse":
+        names = [*range(len(kinds))]
     else:
         names = [i for i in range(len(kinds)) for _ in range(1 + (rng.random() < 0.45) + (rng.random() < 0.2))][:6]
     grid = 4 if kind == "wide" else 3
@@ -228,30 +231,6 @@ def name_kinds(shapes: Sequence[Shape], asked: int | None = None) -> Question:
 
 def how_many(shapes: Sequence[Shape]) -> Question:
     return Question("how many", TEMPLATES["total"].format(place="image"), number(len(shapes)), "")
-
-
-def exam(shapes: Sequence[Shape], image: str, scenario: str, phase: str, seed: str, place: str = "", board: bool = False,
-         misled: bool = False, before: str = "") -> list[Item]:
-    """The Hallu-PI items of one picture: an open question, then a pair (yes, no) for every field that this picture allows. The same `seed`
-    asks the same questions before and after the damage. `misled`: every yes/no question hints at the wrong answer, and one kind too many
-    is to be named. `before`: a text put before every question."""
-    rng, items, id = random.Random(seed), [], f"{scenario}/{phase}/{image}"
-    if board:
-        opened = how_many(shapes)
-    elif scenario == "misleading":
-        opened = name_kinds(shapes, min(len(kinds_of(shapes)) + misled, len(KINDS)))
-    else:
-        opened = describe(shapes, place)
-    items.append(Item(f"{id}/open", image, scenario, phase, "gen", opened.field, "", before + opened.text, opened.evidence if board else "",
-                      () if board else tuple(kinds_of(shapes)), () if board else tuple(hal_objects(shapes)), region=place))
-    for field in ("total",) if board else FIELDS:
-        pair = [ask(field, truth, shapes, rng, place) for truth in (True, False)]
-        for question in pair if all(pair) else ():
-            wrong = "no" if question.verdict == "yes" else "yes"
-            text = before + (TEMPLATES["hint"].format(verdict=wrong) if misled else "") + question.text + TEMPLATES["instruction"]
-            items.append(Item(f"{id}/{field}/{question.verdict}", image, scenario, phase, "disc", "number" if board else field,
-                              f"{id}/{field}", text, question.verdict, region=place))
-    return items
 
 
 # --- damage to the layout

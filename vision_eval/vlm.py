@@ -144,6 +144,7 @@ class Diet(NamedTuple):
     prior: float = 0.8  # how often partners come together
     wide: float = 0.2  # share of scenes with a 4 x 4 grid, where quarters are asked about
     boards: float = 0.12
+    sparse: float = 0.25  # share of scenes with one shape of a kind, which can be asked how they lie
     crops: float = 0.0  # share of partial boards
     mosaics: float = 0.0  # share of mosaics
     corrupt: float = 0.0  # share of the other pictures that are damaged, by one of `ops` at any severity
@@ -165,7 +166,8 @@ def draw_views(diet: Diet, rng: random.Random) -> tuple[np.ndarray | scenes.Scen
         picture, left = scenes.crop_board(board, scenes.render([board])[0], *rng.choice(scenes.CROPS), rng)
         return picture, [(left, "")], True
     u = rng.random()
-    kind = "board" if u < diet.boards else "wide" if u < diet.boards + diet.wide else "single"
+    kinds = (("board", diet.boards), ("wide", diet.boards + diet.wide), ("sparse", diet.boards + diet.wide + diet.sparse))
+    kind = next((kind for kind, below in kinds if u < below), "single")
     scene = scenes.draw_scene(rng, diet.prior, kind)
     quarters = [(scene.within(place), place) for place in PLACES] if kind == "wide" else []
     return scene, [(scene.shapes, ""), *quarters], kind == "board"
@@ -249,11 +251,11 @@ def pretrain_encoder(model: TinyVLM, steps: int, seed: int, lr: float = 3e-3, ba
         take_step(loss, both, [optimizer])
 
 
-def train(model: TinyVLM, diet: Diet, steps: int, lr: float, seed: int, name: str, batch: int = 48, turns: int = 6,
-          watch: Callable[[int, float], None] | None = None) -> None:
-    """Stage 2 and every continuation: AdamW on the answers' tokens; the encoder learns at a tenth of the rate."""
+def train(model: TinyVLM, diet: Diet, steps: int, lr: float, seed: int, name: str, batch: int = 48, turns: int = 7,
+          encoder: float = 0.1, watch: Callable[[int, float], None] | None = None) -> None:
+    """Stage 2 and every continuation: AdamW on the answers' tokens; the encoder learns at the share `encoder` of the rate."""
     rng = random.Random(f"{seed}/{name}")
-    groups = [{**g, "lr": rate} for module, rate in ((model.encoder, lr / 10), (model.lm, lr)) for g in parameter_groups(module, 0.02)]
+    groups = [{**g, "lr": rate} for module, rate in ((model.encoder, lr * encoder), (model.lm, lr)) for g in parameter_groups(module, 0.02)]
     optimizer = torch.optim.AdamW([*groups, {"params": [model.rows, model.columns], "lr": lr}], lr, betas=(0.9, 0.98), fused=True)
     for step in progress(range(steps), name):
         pictures, ids, labels, lay = make_batch(diet, batch, turns, rng, rng.getrandbits(32))
