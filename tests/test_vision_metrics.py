@@ -39,12 +39,12 @@ def test_negation_is_ignored_unless_asked_for():
 # --- paper
 
 def test_generative_metrics_by_hand():
-    # 1: R = circle, circle, ring (ring is the Hal-object): 1 of 3 wrong, 1 of 2 objects covered.  2: silent.  3: R = square: right.
+    # 1: R = circle, circle, ring (ring is the Hal-object): 1 of 3 wrong, 1 of 2 objects covered.  2: silent.  3: R = square: right, 1 of 2.
     rows = [("a circle, a circle and a ring", ["circle", "square"], ["ring"]), ("nothing to see", ["circle"], []),
-            ("a square", ["square"], [])]
+            ("a square", ["square", "box"], [])]
     micro, macro = (generative(rows, SHAPES, aggregate) for aggregate in ("micro", "macro"))
-    assert micro == {"CHAIR": 25, "Cover": 50, "Hal": pytest.approx(100 / 3), "Cog": 25, "silent": pytest.approx(100 / 3), "unanswered": 0}
-    assert macro["CHAIR"] == pytest.approx(100 / 9) and macro["Cover"] == 50 and macro["Hal"] == micro["Hal"]
+    assert micro == {"CHAIR": 25, "Cover": 40, "Hal": pytest.approx(100 / 3), "Cog": 25, "silent": pytest.approx(100 / 3), "unanswered": 0}
+    assert macro["CHAIR"] == pytest.approx(100 / 9) and macro["Cover"] == pytest.approx(100 / 3) and macro["Hal"] == micro["Hal"]
 
 
 def test_a_silent_model_never_hallucinates_and_covers_nothing():

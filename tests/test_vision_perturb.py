@@ -126,6 +126,8 @@ def test_plasma_fills_zero_to_one_and_wraps_around():
     assert p.min() == 0 and p.max() == 1 and p.shape == (64, 64)
     step = (p[1:] - p[:-1]).abs().mean()
     assert (p[0] - p[-1]).abs().mean() < 3 * step  # a torus: the first row continues the last
+    rough, smooth = (P.plasma(64, 64, decay, GEN()).diff(dim=0).abs().mean() for decay in (1.4, 3.0))
+    assert rough > 2 * smooth  # the faster the amplitude falls from level to level
     assert torch.equal(P.plasma(30, 50, 2.0, GEN()), p[:30, :50])
 
 

@@ -15,7 +15,12 @@ from vision_eval.vlm import IDS, PATCHES, Diet, TinyVLM, answer, decode, encode,
 
 @pytest.fixture(scope="module")
 def model():
-    return TinyVLM(generator(0, "init"), width=32, layers=2)
+    model = TinyVLM(generator(0, "init"), width=32, layers=2)
+    with torch.no_grad():
+        for name, p in model.lm.named_parameters():  # large weights: an untrained model then says different words at different places
+            if "proj" in name:
+                p.mul_(5)
+    return model
 
 
 def pictures(n=3):
