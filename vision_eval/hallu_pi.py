@@ -76,7 +76,7 @@ ARMS = {
     **{f"hints {right}": Arm(Diet(hints=0.5, hint_acc=float(right)), "hints") for right in HINTS},
     "unreminded": Arm(Diet(corrupt=0.6, ops=UNSEEN, hints=0.5, hint_acc=1.0, reminders=0.5, words=False), "reminders"),
     "reminded": Arm(Diet(corrupt=0.6, ops=UNSEEN, hints=0.5, hint_acc=1.0, reminders=0.5), "reminders"),
-    "robust elsewhere": Arm(Diet(corrupt=0.7, ops=UNSEEN)), "robust layout": Arm(Diet(mosaics=0.25, crops=0.25)),
+    "robust elsewhere": Arm(Diet(corrupt=0.7, ops=UNSEEN)),
     "early": Arm(Diet()),  # the base model at 60% of its steps, fed nothing more
 }
 BLOCKS = {  # the parts of the exam that an arm answers
@@ -99,7 +99,8 @@ def ask(model: TinyVLM, block: Block) -> dict[str, str]:
     return answers
 
 
-KEPT = ("PI", "ACC+", "ACC", "Hal", "CHAIR", "Cover", "Cog", "yes rate", "invalid")
+KEPT = ("PI", "ACC+", "Hal", "ACC", "CHAIR", "Cover", "Cog", "yes rate", "invalid")
+MAIN = ("before", *SCENARIOS, "crop before", "misleading before", "blank")  # blocks of which all of these are kept; of others, three
 
 
 def evaluate(model: TinyVLM, exam: Exam, blocks: Sequence[str]) -> dict[str, float]:
@@ -110,8 +111,8 @@ def evaluate(model: TinyVLM, exam: Exam, blocks: Sequence[str]) -> dict[str, flo
         block = exam.block(name)
         answers, items = ask(model, block), [item for row in block.rows for item in row]
         (row,) = score(items, answers).values()
-        found |= {f"{metric} {name}": row[metric] for metric in KEPT if metric in row}
-        if name in ("before", *SCENARIOS):
+        found |= {f"{metric} {name}": row[metric] for metric in (KEPT if name in MAIN else KEPT[:3]) if metric in row}
+        if name in MAIN:
             found |= {f"ACC+ {field} {name}": row[f"ACC+ {field}"] for field in FIELDS if f"ACC+ {field}" in row}
         opened = [item for item in items if item.task == "gen"]
         if name == "crop":
