@@ -105,7 +105,8 @@ def made_up(good: bool) -> dict:
     reminders = {arm: {"ACC+ four": 60, "ACC+ four reminder": 60, "ACC+ four misled": 50, "ACC+ four misled reminder": 50 + gain}
                  for arm, gain in (("unreminded", 0), ("reminded", 6 if good else 0))}
     elsewhere = {"PI before": 90, "PI four": 80 if good else 60}
-    arms = {"clean": row(good), "robust": robust, "robust elsewhere": elsewhere, **hints, **reminders}
+    mosaics = {"PI before": 90, "PI concat": 70 if good else 25}
+    arms = {"clean": row(good), "robust": robust, "robust elsewhere": elsewhere, "robust mosaics": mosaics, **hints, **reminders}
     return {arm: {name: m(v) for name, v in cells.items()} for arm, cells in arms.items()}
 
 

@@ -7,9 +7,9 @@ Several questions about one picture share its prefix, in one sequence: a token s
 nothing of other turns, and positions restart in every turn; so each answer is what it would be alone (tests/test_vision_vlm.py).
 
 Two stages. 1: the encoder alone learns to name kind and colour of the shape in each patch, the stand-in for a pretrained vision tower.
-2: the whole model learns to answer, loss on the answers only. An answer is one word of evidence and then the verdict ("two no"): models
-trained on the bare verdict were still guessing long after this one answered. What a model is fed is a `Diet`: clean pictures for the model
-under test, damaged ones for its robust twins.
+2: the whole model learns to answer, loss on the answers only. An answer is the evidence and then the verdict ("two no"), so that the
+verdict can follow from what was seen. What a model is fed is a `Diet`: clean pictures for the model under test, damaged ones for its
+robust twins.
 """
 
 import random
