@@ -62,11 +62,16 @@ class Exam:
         self.seed, self.scenes = seed, [scenes.draw_scene(rng, 0.5) for _ in range(count)]
         self.boards = [scenes.draw_scene(rng, 0.5, "board") for _ in range(count // 2)]
         self.pictures = scenes.to_uint8(scenes.render(self.scenes))
+        self.made = {}  # damaged pictures, the same for every arm
 
     def damaged(self, op: str, severity: str) -> tuple[np.ndarray, list[int]]:
+        if (op, severity) in self.made:
+            return self.made[op, severity]
         drawn = torch.randint(1, 6, (len(self.scenes),), generator=generator(self.seed, f"severity {op}")).tolist()
         drawn = [int(severity)] * len(drawn) if severity else drawn
-        return np.stack([perturb(x, op, s, self.seed, i) for i, (x, s) in enumerate(zip(self.pictures, drawn))]), drawn
+        pictures = np.stack([perturb(x, op, s, self.seed, i) for i, (x, s) in enumerate(zip(self.pictures, drawn))])
+        self.made[op, severity] = pictures, drawn
+        return pictures, drawn
 
     def block(self, name: str) -> Block:
         scenario, *words = name.split()

@@ -45,14 +45,14 @@ UNSEEN = ("speckle_noise", "glass_blur", "gaussian_blur", "brightness", "jpeg") 
 @dataclass(frozen=True)
 class Config:
     methods: tuple[str, ...] = (  # arms to run, see ARMS
-        "clean", "robust", "hints 0.5", "hints 0.8", "hints 0.95", "hints 1.0", "unreminded", "reminded")
+        "clean", "robust", "hints 0.5", "hints 0.8", "hints 1.0", "unreminded", "reminded")
     seeds: tuple[int, ...] = (0, 1)  # one complete world, model and training per seed
-    scenes: int = 200  # test scenes, all new
+    scenes: int = 150  # test scenes, all new
     encoder_steps: int = 240  # stage 1: training steps of the encoder alone
     steps: int = 450  # stage 2: training steps of the base model, on clean pictures
     lr: float = 3e-3  # stages 1 and 2: learning rate
-    twin_steps: int = 200  # steps that clean and the robust twins go on for, each on its own diet
-    more_steps: int = 100  # steps that the arms about prompts (hints, reminders) go on for
+    twin_steps: int = 160  # steps that clean and the robust twins go on for, each on its own diet
+    more_steps: int = 80  # steps that the arms about prompts (hints, reminders) go on for
     more_lr: float = 1e-3  # learning rate of both, also the encoder's
     batch: int = 48  # pictures per step
     turns: int = 7  # yes/no questions about each of them, beside one open question
@@ -201,6 +201,7 @@ def claims(metrics: dict) -> list[dict]:
     field_drop = lambda m: [m("clean", f"ACC+ {field} before") - m("clean", f"ACC+ {field} concat") for field in FIELDS]
     trust = lambda m, right: np.mean([m(f"hints {right}", f"ACC+ {b}") - m(f"hints {right}", f"ACC+ {b} misled")
                                       for b in ("before", "weather")])
+    doses = [right for right in HINTS if f"hints {right}" in metrics or right != "0.95"]  # (0.95 only with --full)
     helped = lambda m, arm: m(arm, "ACC+ four misled reminder") - m(arm, "ACC+ four misled")
     return [
         check(metrics, "C1", "Damage raises hallucination", "PI falls in all six picture scenarios, in at least four by 10 points",
@@ -222,9 +223,9 @@ def claims(metrics: dict) -> list[dict]:
               {"usual crop": ("clean", "robust")}, lambda m: m("clean", "usual crop") >= 100 / 3, "\"26 letters\" in any crop", 1),
         check(metrics, "C6", "A false premise misleads, the more hints were trusted", "ACC+ lost to wrong hints (mean of clean and "
               "fogged pictures): 10 points more where hints were always right than where half were, falling by at most 3 in between",
-              {f"ACC+ {b}": [f"hints {right}" for right in HINTS] for b in ("before", "before misled", "weather", "weather misled")},
+              {f"ACC+ {b}": [f"hints {right}" for right in doses] for b in ("before", "before misled", "weather", "weather misled")},
               lambda m: trust(m, "1.0") - trust(m, "0.5") >= 10
-              and all(trust(m, b) >= trust(m, a) - 3 for a, b in zip(HINTS, HINTS[1:])), "PI falls for 12 of 12 models", 1),
+              and all(trust(m, b) >= trust(m, a) - 3 for a, b in zip(doses, doses[1:])), "PI falls for 12 of 12 models", 1),
         check(metrics, "C7", "A reminder before the prompt helps, though these words were never trained", "ACC+, mean of the four "
               "operations, rises by 1 point or more", {f"ACC+ four{end}": ("clean",) for end in ("", " reminder")},
               lambda m: m("clean", "ACC+ four reminder") >= m("clean", "ACC+ four") + 1, "GPT-4V, one run: ACC+ rises in all scenarios", 1),
