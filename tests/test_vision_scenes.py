@@ -93,8 +93,7 @@ def test_questions_by_hand():
     assert one.text in ("Is the circle left of the bar in the top-left image?", "Is the circle above the bar in the top-left image?",
                         "Is the bar right of the circle in the top-left image?", "Is the bar below the circle in the top-left image?")
     false = ask("relation", False, TWO.shapes[:2], random.Random(1), "top-left")
-    assert false.text != one.text and false.evidence == one.evidence
-    assert one.evidence == ("one three" if one.text.startswith("Is the circle") else "three one")  # columns, or rows, of both
+    assert false.text != one.text and false.evidence == one.evidence and one.evidence in one.text
 
 
 def test_open_questions_by_hand():

@@ -15,6 +15,8 @@ Run     python vision_eval/hallu_pi.py                              # 2 CPU core
 Honest  The model has 0.25M parameters and sees 48 x 48 pixels of six kinds of shapes; nothing here is a statement about large models. All
         arms of a seed share the world, the base model and the questions, and go on from it for equally many steps on different diets. Our
         wordings. Lost resolution looks like hallucination: read the robust twin's row, trained on the same damage, beside every drop.
+        Settings were chosen on seeds 100 to 102. Relation is not learned in so few steps (ACC+ 20 to 40 of 100 before any damage; a double
+        share of questions, scenes made for it, and places as evidence did not change that), so it says nothing about damage.
 """
 
 import csv
@@ -47,19 +49,19 @@ class Config:
     methods: tuple[str, ...] = (  # arms to run, see ARMS
         "clean", "robust", "hints 0.5", "hints 0.8", "hints 1.0", "unreminded", "reminded")
     seeds: tuple[int, ...] = (0, 1)  # one complete world, model and training per seed
-    scenes: int = 150  # test scenes, all new
+    scenes: int = 100  # test scenes
     encoder_steps: int = 240  # stage 1: training steps of the encoder alone
     steps: int = 450  # stage 2: training steps of the base model, on clean pictures
     lr: float = 3e-3  # stages 1 and 2: learning rate
     twin_steps: int = 160  # steps that clean and the robust twins go on for, each on its own diet
-    more_steps: int = 80  # steps that the arms about prompts (hints, reminders) go on for
+    more_steps: int = 100  # steps that the arms about prompts (hints, reminders) go on for
     more_lr: float = 1e-3  # learning rate of both, also the encoder's
     batch: int = 48  # pictures per step
     turns: int = 7  # yes/no questions about each of them, beside one open question
     save: str | None = None  # write the first arm of the first seed to this folder, for benchmark.py --model tiny:FOLDER
     export: str | None = None  # write the first seed's questions and pictures to this folder (data.jsonl, *.png) and stop
     quick: bool = False  # smoke run: a few steps, one seed
-    full: bool = False  # four new seeds, more arms
+    full: bool = False  # two new seeds, every arm of ARMS
     workers: int | None = None  # seeds at a time (default: one per core)
     out: str | None = None  # folder for results in place of results/ or runs/
 
@@ -69,11 +71,11 @@ class Arm(NamedTuple):
     asked: str = "all"  # which blocks of the exam: all, hints or reminders
 
 
-FULL_SEEDS = (10, 11, 12, 13)
+FULL_SEEDS = (10, 11)
 HINTS = ("0.5", "0.8", "0.95", "1.0")  # how often a hint was right in training
 ARMS = {
     "clean": Arm(Diet()), "robust": Arm(Diet(corrupt=0.8, ops=OPS, crops=0.15)),
-    **{f"hints {right}": Arm(Diet(hints=0.5, hint_acc=float(right)), "hints") for right in HINTS},
+    **{f"hints {right}": Arm(Diet(hints=0.7, hint_acc=float(right)), "hints") for right in HINTS},
     "unreminded": Arm(Diet(corrupt=0.8, ops=UNSEEN, hints=0.7, hint_acc=1.0, reminders=0.5, words=False), "reminders"),
     "reminded": Arm(Diet(corrupt=0.8, ops=UNSEEN, hints=0.7, hint_acc=1.0, reminders=0.5), "reminders"),
     "robust elsewhere": Arm(Diet(corrupt=0.8, ops=UNSEEN)), "robust mosaics": Arm(Diet(mosaics=0.8)),
@@ -92,7 +94,7 @@ BLOCKS = {  # the parts of the exam that an arm answers
 def ask(model: TinyVLM, block: Block) -> dict[str, str]:
     """Answers {item id: text}; open and yes/no questions apart, since their answers differ in length."""
     answers = {}
-    for task, longest in (("gen", 10), ("disc", 3)):
+    for task, longest in (("gen", 10), ("disc", 2)):
         rows = [[item for item in row if item.task == task] for row in block.rows]
         said = vlm.answer(model, block.pictures, [[item.question for item in row] for row in rows], longest)
         answers |= {item.id: text for row, texts in zip(rows, said) for item, text in zip(row, texts)}
@@ -198,7 +200,8 @@ def claims(metrics: dict) -> list[dict]:
     """The paper's claims at this scale, on means over seeds. The thresholds were fixed before the default seeds ran."""
     damages, mild = SCENARIOS[:-1], ("noise", "blur", "digital")
     before_after = ("before", *OPS, "concat", "crop before", "crop")
-    field_drop = lambda m: [m("clean", f"ACC+ {field} before") - m("clean", f"ACC+ {field} concat") for field in FIELDS]
+    field_drop = lambda m: [m("clean", f"ACC+ {field} before") - m("clean", f"ACC+ {field} concat") for field in FIELDS
+                            if m("clean", f"ACC+ {field} before") >= 50]
     trust = lambda m, right: np.mean([m(f"hints {right}", f"ACC+ {b}") - m(f"hints {right}", f"ACC+ {b} misled")
                                       for b in ("before", "weather")])
     doses = [right for right in HINTS if f"hints {right}" in metrics or right != "0.95"]  # (0.95 only with --full)
@@ -212,9 +215,11 @@ def claims(metrics: dict) -> list[dict]:
               "and digital (weather is left out: fog is severe here)", {f"PI {b}": ("clean",) for b in before_after},
               lambda m: min(lost(m, "clean", "concat"), lost(m, "clean", "crop")) > np.mean([lost(m, "clean", s) for s in mild]),
               "concat, crop and misleading prompts hurt most", 1),
-        check(metrics, "C3", "Some fields suffer more than others", "concat: the largest and the smallest drop of ACC+ differ by 10 points",
+        check(metrics, "C3", "Some fields suffer more than others", "concat: the largest and the smallest drop of ACC+ differ by 10 points "
+              "(fields that were learned: 50 or more before)",
               {f"ACC+ {field} {b}": ("clean",) for field in FIELDS for b in ("before", "concat")},
-              lambda m: max(field_drop(m)) - min(field_drop(m)) >= 10, "number drops most, relation is lowest after", 1),
+              lambda m: max(field_drop(m), default=0) - min(field_drop(m), default=0) >= 10,
+              "number drops most, relation is lowest after", 1),
         check(metrics, "C4", "The best on clean pictures is not the best on damaged ones", "PI of the robust twin: below clean's before, "
               "above it on noise, blur, weather, digital (mean)", {f"PI {b}": ("clean", "robust") for b in ("before", "four")},
               lambda m: m("robust", "PI before") < m("clean", "PI before") and m("robust", "PI four") > m("clean", "PI four"),

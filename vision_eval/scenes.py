@@ -5,8 +5,8 @@ kinds of shapes, one colour per kind, at most six shapes. *Planted prior*: a kin
 more often than test scenes do. A partner that is absent is the scene's Hal-object: the thing that one would expect to be there. *Boards*
 have all nine cells filled, like a page of letters: a model can learn that the answer to "how many" is nine without counting.
 
-Every question is a text from TEMPLATES; its answer is the evidence, one word (two for a relation: the columns or rows of both shapes), and
-then the verdict: "two no". So the verdict can follow from what was seen.
+Every question is a text from TEMPLATES; its answer is one word of evidence and the verdict, "two no", so that the verdict can follow from
+what was seen.
 """
 
 import random
@@ -49,11 +49,6 @@ class Shape(NamedTuple):
     x: float  # centre and radius in pixels of the 48 x 48 picture
     y: float
     r: float
-    grid: int = 3
-
-    def line(self, axis: str) -> int:
-        """Its column (for left and right) or row (above, below), from 1."""
-        return 1 + (self.cell % self.grid if axis in ("left", "right") else self.cell // self.grid)
 
 
 class Scene(NamedTuple):
@@ -71,7 +66,7 @@ class Scene(NamedTuple):
 class Question(NamedTuple):
     field: str
     text: str
-    evidence: str  # what there is to see: a count, a colour, the columns (or rows) of two shapes
+    evidence: str  # what there is to see: a count, a colour, a relation
     verdict: str  # yes or no; empty for an open question, whose answer is the evidence alone
 
     @property
@@ -105,7 +100,7 @@ def draw_scene(rng: random.Random, prior: float, kind: str = "single") -> Scene:
         r = rng.uniform(5, 6.8) * width / 16
         jitter = width / 2 - r - 0.6
         shapes.append(Shape(kinds[i], colors[i], cell, (cell % grid + 0.5) * width + rng.uniform(-jitter, jitter),
-                            (cell // grid + 0.5) * width + rng.uniform(-jitter, jitter), r, grid))
+                            (cell // grid + 0.5) * width + rng.uniform(-jitter, jitter), r))
     return Scene(tuple(rng.uniform(0.05, 0.3) for _ in range(3)), grid, tuple(shapes))
 
 
@@ -219,8 +214,7 @@ def ask(field: str, truth: bool, shapes: Sequence[Shape], rng: random.Random, pl
         return None
     a, b, relation = rng.choice(pairs)
     asked = relation if truth else OPPOSITE[relation]
-    return Question(field, fill("relation", a=a.kind, relation=PHRASE[asked], b=b.kind),
-                    f"{number(a.line(relation))} {number(b.line(relation))}", verdict)
+    return Question(field, fill("relation", a=a.kind, relation=PHRASE[asked], b=b.kind), relation, verdict)
 
 
 def describe(shapes: Sequence[Shape], place: str = "") -> Question:
