@@ -18,7 +18,7 @@ from minilm.data import generator
 from minilm.generate import generate
 from minilm.transformer import Output
 from minilm.weights import save_pretrained
-from minilm.world import ANSWER, BOS, CODE, EOS, SOLVE, TRANSLATE, Choice, Event, Problem, World, new_model
+from minilm.world import ANSWER, BOS, EOS, SOLVE, TRANSLATE, Choice, Event, Problem, World, new_model
 
 WORLD = World()
 EVE = Problem("Eve", "coins", 7, (Event(1, "finds", 4, 7, 11), Event(-1, "sells", 2, 11, 9)))
@@ -71,13 +71,15 @@ def test_stage_1_controls_read_the_same_clone_questions_in_the_same_order_and_di
 
 
 def test_a_share_of_the_pairs_is_the_first_part_of_all_pairs():
-    asked = lambda share: {tuple(ask) for batch in islice(stage_1_rows(TINY, WORLD, Arm("translate", pairs=share), 5), 60) for ask, _ in batch}
+    rows = lambda share: islice(stage_1_rows(TINY, WORLD, Arm("translate", pairs=share), 5), 60)
+    asked = lambda share: {tuple(ask) for batch in rows(share) for ask, _ in batch}
     assert len(asked(0.02)) == 4 and asked(0.02) < asked(1.0) and len(asked(1.0)) > 100
 
 
 def test_stage_2_gives_every_arm_the_same_problems_and_teaches_the_languages_it_should():
     rows = {name: [row for batch in islice(stage_2_rows(TINY, WORLD, arm, 5), 10) for row in batch]
-            for name, arm in (("en", RALIGN), ("own", Arm(None, "own")), ("english", Arm(None, "english")), ("en-x", QALIGN._replace(en_x=True)))}
+            for name, arm in {"en": RALIGN, "own": Arm(None, "own"), "english": Arm(None, "english"),
+                              "en-x": QALIGN._replace(en_x=True)}.items()}
     languages = lambda name, side: {WORLD.language_of[i] for row in rows[name] for i in row[side]} - {None}
     assert languages("en", 0) == languages("en", 1) == {"en"}
     assert languages("own", 0) == languages("own", 1) == languages("english", 0) == {"en", "a", "b"} and languages("english", 1) == {"en"}
@@ -146,7 +148,8 @@ def test_ids_that_one_of_the_models_lacks_are_never_chosen():
 # --- measures, by hand
 
 @pytest.mark.parametrize("source, shown", [
-    ("x = 7\nfinds = 4\nx = x + finds\nprint(x)", 11), ("print(2 * 3 - 1 / 2)", 5.5), ("print(1)\nprint(2)", 2), ("x = 3", None), ("", None),
+    ("x = 7\nfinds = 4\nx = x + finds\nprint(x)", 11), ("print(2 * 3 - 1 / 2)", 5.5), ("print(1)\nprint(2)", 2), ("x = 3", None),
+    ("", None),
     ("print(y)", None), ("print(1 / 0)", None), ("x = = 3\nprint(x)", None), ("import os\nprint(1)", None), ("print(9 ** 9)", None),
     ("x = 9999999999\nx = x * x\nprint(x)", None), ("print(open('f'))", None), ("print(x := 3)", None), ("print('3')", None),
     ("for i in (1,):\n    print(i)", None), ("print(1, 2)", None), ("x.y = 3\nprint(3)", None), ("(" * 300 + "1" + ")" * 300, None)])
@@ -279,8 +282,10 @@ def made_up(**rows):
             "agreement aligned": 0.7, "verb aligned": 0.8, "verb-blind": 0.3}
     poor = good | {"a": 0.2, "b": 0.2, "aligned": 0.2, "alignment aligned": 0.3, "agreement aligned": 0.2, "verb aligned": 0.1}
     table = dict.fromkeys(ARMS, poor) | {name: good for name in ("qalign->ralign", "pot qalign->ralign", "mcq qalign->ralign", "joint")}
-    table |= {"base": poor | {"en": 0.1}, "qalign only": poor | {"en": 0.0, "aligned": 0.0, "alignment aligned": 0.9}, "ralign->qalign": poor | {
-        "en": 0.1, "aligned": 0.0}, "+en-x": good | {"consistency aligned": 0.5, "aligned": 0.5}, "small qalign->ralign": good | {"aligned": 0.5},
+    table |= {
+        "base": poor | {"en": 0.1}, "qalign only": poor | {"en": 0.0, "aligned": 0.0, "alignment aligned": 0.9},
+        "ralign->qalign": poor | {"en": 0.1, "aligned": 0.0}, "+en-x": good | {"consistency aligned": 0.5, "aligned": 0.5},
+        "small qalign->ralign": good | {"aligned": 0.5},
         "proxy 1": good | {"aligned": 0.6}, "pairs 1%": good | {"aligned": 0.4}, "pairs 5%": good | {"aligned": 0.6},
         "pairs 25%": good | {"aligned": 0.69}}
     table = {arm: row | rows.get(arm.replace("->", "_").replace(" ", "_"), {}) for arm, row in table.items()}
@@ -336,8 +341,8 @@ def test_every_arm_of_the_full_run_can_be_made_and_measured():
     assert "verb aligned" in outcome.metrics["proxy 1"] and "verb aligned" not in outcome.metrics["mcq ralign"]
 
 
-@pytest.mark.parametrize("change, words", [({"arms": ("qalign",)}, "qalign is not known"), ({"arms": ()}, "--arms"), ({"problems": 0}, "--problems"),
-                                           ({"steps": 0}, "--steps")])
+@pytest.mark.parametrize("change, words", [
+    ({"arms": ("qalign",)}, "qalign is not known"), ({"arms": ()}, "--arms"), ({"problems": 0}, "--problems"), ({"steps": 0}, "--steps")])
 def test_wrong_settings_are_refused_in_one_line(change, words, tmp_path):
     with pytest.raises(InputError, match=words):
         qa.main(replace(Config(quick=True, workers=1, out=str(tmp_path)), **change))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from methods.real import question_alignment as real
-from methods.real.question_alignment import Config, claims, encode, last_number, own_script, parse, read_pairs, read_responses, read_test, right
+from methods.real.question_alignment import (Config, claims, encode, last_number, own_script, parse, read_pairs, read_responses, read_test,
+                                             right)
 from minilm import InputError
 from minilm.data import generator
 from minilm.results import ROOT
@@ -51,16 +52,17 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def cfg(files, tmp_path):
-    return Config(checkpoint=str(files / "base"), stage1=str(files / "pairs"), stage2=str(files / "responses.jsonl"), eval=str(files / "mgsm"),
-                  langs=("de", "ru"), epochs=1, batch=8, micro_batch=4, lr=1e-3, max_new_tokens=6, save=str(tmp_path / "models"), workers=1,
+    return Config(checkpoint=str(files / "base"), stage1=str(files / "pairs"), stage2=str(files / "responses.jsonl"),
+                  eval=str(files / "mgsm"), langs=("de", "ru"), epochs=1, batch=8, micro_batch=4, lr=1e-3, max_new_tokens=6,
+                  save=str(tmp_path / "models"), workers=1,
                   out=str(tmp_path))
 
 
 # --- the exact scorer
 
 @pytest.mark.parametrize("text, number", [
-    ("so 1,200 + 34 = 1,234 dollars", 1234.0), ("The answer is: -5", 5.0), ("#### 3.50", 3.5), ("no idea", None), ("", None), ("7. Then 8.", 8.0),
-    ("in 2, 3 ways", 3.0), ("উত্তর ৪২", 42.0), ("คำตอบ ๑๒", 12.0), ("1,2,3", 123.0)])
+    ("so 1,200 + 34 = 1,234 dollars", 1234.0), ("The answer is: -5", 5.0), ("#### 3.50", 3.5), ("no idea", None), ("", None),
+    ("7. Then 8.", 8.0), ("in 2, 3 ways", 3.0), ("উত্তর ৪২", 42.0), ("คำตอบ ๑๒", 12.0), ("1,2,3", 123.0)])
 def test_the_last_number_counts_without_its_sign_and_with_commas_between_digits_removed(text, number):
     assert last_number(text) == number
 
@@ -115,8 +117,8 @@ def test_each_published_test_format_is_read(cfg, tmp_path):
 
 
 def test_the_real_files_are_read_as_they_lie(shared, cfg):
-    there = replace(cfg, stage1=str(shared / "data/gsm_questions"), stage2=str(shared / "data/gsm8k/train.jsonl"), eval=str(shared / "data/mgsm"),
-                    langs=("de", "sw", "th", "zh"))
+    there = replace(cfg, stage1=str(shared / "data/gsm_questions"), stage2=str(shared / "data/gsm8k/train.jsonl"),
+                    eval=str(shared / "data/mgsm"), langs=("de", "sw", "th", "zh"))
     pairs, responses = read_pairs(there), read_responses(there)
     assert len(pairs) == 7464 + 7469 + 7363 and pairs[0][0].startswith("Translate the following sentences from German to English. Natalia")
     assert len(responses) == 7473 and responses[0][1].endswith("#### 72") and last_number(responses[0][1]) == 72
@@ -144,7 +146,8 @@ def test_the_whole_run_trains_both_stages_saves_them_and_measures_every_language
     assert {"en", "de", "ru", "non-en", "average", "agreement de", "alignment ru", "consistency ru"} <= set(results["metrics"]["ralign"])
     assert "en" not in results["metrics"]["qalign"] and "alignment de" in results["metrics"]["qalign"]
     assert (Path(cfg.out) / "question_alignment_real.png").stat().st_size > 10_000
-    base, one, both = (load_pretrained(folder)[0] for folder in (files / "base", Path(cfg.save) / "qalign", Path(cfg.save) / "qalign-ralign"))
+    folders = files / "base", Path(cfg.save) / "qalign", Path(cfg.save) / "qalign-ralign"
+    base, one, both = (load_pretrained(folder)[0] for folder in folders)
     assert not torch.equal(base.embed.weight, one.embed.weight) and not torch.equal(one.embed.weight, both.embed.weight)
 
 
@@ -188,8 +191,9 @@ def test_rows_whose_response_is_cut_away_are_dropped_and_counted(cfg, capsys):
 # --- mistakes
 
 @pytest.mark.parametrize("change, words", [
-    ({"langs": ("xx",)}, "--langs xx"), ({"langs": ("en",)}, "--langs en"), ({"stage1": None}, "needs --stage1"), ({"stage": "proxy"}, "needs --expert and"),
-    ({"eval": None, "save": None}, "nothing would be kept"), ({"langs": ("sw",)}, "holds no pairs|needs one file for sw")])
+    ({"langs": ("xx",)}, "--langs xx"), ({"langs": ("en",)}, "--langs en"), ({"stage1": None}, "needs --stage1"),
+    ({"stage": "proxy"}, "needs --expert and"), ({"eval": None, "save": None}, "nothing would be kept"),
+    ({"langs": ("sw",)}, "holds no pairs|needs one file for sw")])
 def test_wrong_settings_are_refused_in_one_line(cfg, change, words):
     with pytest.raises((InputError, FileNotFoundError), match=words):
         real.main(replace(cfg, **change))
@@ -232,7 +236,7 @@ def test_a_question_longer_than_the_context_is_refused_and_so_is_another_vocabul
     (tmp_path / "test").mkdir()
     for language in QUESTIONS:
         (tmp_path / "test" / f"mgsm_{language}.tsv").write_text("how many? " * 100 + "\t3")
-    with pytest.raises(InputError, match="the model reads 320"):
+    with pytest.raises(InputError, match="more than the model reads .its max_position_embeddings is 320"):
         real.main(replace(cfg, eval=str(tmp_path / "test")))
     other = train_bpe([*ask("ru", 60)], 420, special=("<|endoftext|>",), eos="<|endoftext|>")
     save_pretrained(load_pretrained(files / "small")[0], tmp_path / "other", other)
