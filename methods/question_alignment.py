@@ -2,7 +2,18 @@
 (Wenhao Zhu, Shujian Huang, Fei Yuan, Cheng Chen, Jiajun Chen, Alexandra Birch, 2024), https://arxiv.org/abs/2405.01345
 Proxy-tuning: Tuning Language Models by Proxy (Alisa Liu and others, COLM 2024), https://arxiv.org/abs/2401.08565
 
-TODO
+Idea    A model that reasons well in English reasons badly in languages it has read little of. Translating worked answers is costly; so
+        translate questions only. Stage I tunes on X -> English question translation, stage II on English questions and answers, both by
+            L = - sum_t log p(y_t | T(instruction), y_<t)        y: the English question (I), the English answer (II); all weights
+        A question in X is then answered in English, by way of what stage I taught. Proxy-tuning adds, at every decoding step, what tuning
+        changed in a small model to the logits of a large one that is never trained:   z = z_M + alpha (z_S+ - z_S-).
+Claims  C1 aligned languages gain; C2 English stays; C3 better than translated answers; C6 response language; C7 alignment inside; C8 same
+        answers as in English; R1-R3 controls. With --full: C4 two sizes; C5 proxy-tuning; C9 number of pairs; C10 programs, multiple
+        choice; C11 the order of stages.
+Run     python methods/question_alignment.py                       # 2 CPU cores, ~5 min: table + figure; --full ~12 min
+        python methods/real/question_alignment.py --help           # your own checkpoint, pairs and answers; mGSM and others
+Honest  TODO
+Try     TODO
 """
 
 import ast
@@ -42,7 +53,7 @@ class Config:
     arms: tuple[str, ...] = ("base", "ralign", "qalign->ralign", "copy->ralign", "shuffled->ralign", "translate-train", "+en-x",
                              "qalign only")  # arms to run, see ARMS
     seeds: tuple[int, ...] = (0, 1, 2, 3)  # one complete world, base model and tuning per seed
-    steps: int = 2000  # pretraining steps of the base model
+    steps: int = 1500  # pretraining steps of the base model
     batch: int = 32  # documents, or examples, per step
     lr: float = 3e-3  # pretraining learning rate
     width: int = 64  # model width
@@ -50,17 +61,18 @@ class Config:
     events: tuple[int, ...] = (2, 3)  # events per problem, drawn uniformly
     clones: float = 0.1  # share of the pretraining text in each of four clones, after an English-only start
     english_first: float = 0.25  # share of the steps that are this start
-    parallel: float = 0.2  # share of a clone's retellings that are translations
+    parallel: float = 0.3  # share of a clone's retellings that are translations
     switched: float = 0.05  # share of a clone's stories that are code-switched
     exercises: float = 0.25  # share of English texts that are worked exercises
-    programs: float = 0.15  # share of these that are answered by a program
+    clone_exercises: float = 0.0  # share of a clone's texts that are exercises, answered in the clone
+    programs: float = 0.15  # share of English exercises that are answered by a program
     knowledge: float = 0.1  # share of English texts that state facts or ask multiple-choice questions about them
     align_steps: int = 300  # stage I: question translation
     align_lr: float = 2e-3  # stage I: learning rate
     pairs: int = 4000  # stage I: translation pairs
-    tune_steps: int = 80  # stage II: responses
-    tune_lr: float = 1e-3  # stage II: learning rate
-    en_x: float = 0.3  # stage II of +en-x: share of examples that translate English questions into clones
+    tune_steps: int = 160  # stage II: responses
+    tune_lr: float = 2e-3  # stage II: learning rate
+    en_x: float = 0.5  # stage II of +en-x: share of examples that translate English questions into clones
     small_width: int = 48  # the small model of proxy-tuning
     small_layers: int = 3
     problems: int = 200  # test problems, asked in every language
@@ -128,7 +140,7 @@ def problems(world: World, task: str, rng: random.Random, n: int, split: str = "
 def pretraining_rows(cfg: Config, world: World, seed: int) -> Iterator[list[Example]]:
     """Batches of the base model's texts. Four at a time are drawn and sorted by length: a fifth less padding to compute."""
     mix = Mix((cfg.clones,) * 4, english_first=cfg.english_first, parallel=cfg.parallel, switched=cfg.switched, exercises=cfg.exercises,
-              programs=cfg.programs, knowledge=cfg.knowledge)
+              clone_exercises=cfg.clone_exercises, programs=cfg.programs, knowledge=cfg.knowledge)
     rng = random.Random(f"{seed}/pretraining")
     for step in range(0, cfg.steps, 4):
         texts = sorted((document(world, mix, rng, step / cfg.steps) for _ in range(4 * cfg.batch)), key=len)
@@ -149,14 +161,16 @@ def stage_1_rows(cfg: Config, world: World, arm: Arm, seed: int) -> Iterator[lis
 
 def stage_2_rows(cfg: Config, world: World, arm: Arm, seed: int) -> Iterator[list[Example]]:
     """Endless batches of (question, response): English alone, or every taught language."""
-    rng, mixing = random.Random(f"{seed}/stage II/{arm.task}"), random.Random(f"{seed}/en-x")
+    rng, other = random.Random(f"{seed}/stage II/{arm.task}"), random.Random(f"{seed}/languages")
+
+    def row(p) -> Example:
+        if arm.en_x and other.random() < cfg.en_x:
+            return translation(world, arm.task, p, "en", other.choice(ALIGNED))
+        asked = "en" if arm.stage_2 == "en" else other.choice(("en", *ALIGNED))
+        return prompt(world, arm.task, p, asked), response(world, arm.task, p, asked if arm.stage_2 == "own" else "en")
+
     while True:
-        rows = []
-        for p in problems(world, arm.task, rng, cfg.batch):
-            asked = "en" if arm.stage_2 == "en" else rng.choice(("en", *ALIGNED))
-            row = prompt(world, arm.task, p, asked), response(world, arm.task, p, asked if arm.stage_2 == "own" else "en")
-            rows.append(translation(world, arm.task, p, "en", mixing.choice(ALIGNED)) if arm.en_x and mixing.random() < cfg.en_x else row)
-        yield rows
+        yield [row(p) for p in problems(world, arm.task, rng, cfg.batch)]
 
 
 # --- the method
@@ -323,20 +337,18 @@ def alignment_score(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def evaluate(cfg: Config, model, world: World, test: Sequence, task: str) -> tuple[dict, dict]:
     """Greedy answers to the same test problems in every language; then, for worked answers, what each step gets right and how well the
     questions of two languages agree inside the model."""
-    metrics, series, answers, spoken = {}, {}, {}, {}
+    metrics, series, answers = {}, {}, {}
     gold = [parse(world, task, response(world, task, p)) for p in test]
     for language in world.languages:
         prompts = [prompt(world, task, p, language) for p in test]
-        outs = generate(model, prompts, max_new_tokens=40, eos_id=EOS)
-        outs = [out[len(ask) :] for ask, out in zip(prompts, outs)]
+        outs = [out[len(ask) :] for ask, out in zip(prompts, generate(model, prompts, max_new_tokens=40, eos_id=EOS))]
         answers[language] = [parse(world, task, out) for out in outs]
-        spoken[language] = [response_language(world, out) == language for out in outs]
         metrics[language] = mean(a == g for a, g in zip(answers[language], gold))
         if language != "en":
             pairs = list(zip(answers[language], answers["en"], gold))
             metrics[f"agreement {language}"] = mean(a is not None and a == en for a, en, _ in pairs)
             metrics[f"kept {language}"] = sum(a == en == g for a, en, g in pairs) / max(1, sum(en == g for _, en, g in pairs))
-            metrics[f"consistency {language}"] = mean(spoken[language])
+            metrics[f"consistency {language}"] = mean(response_language(world, out) == language for out in outs)
     if task == "cot":
         for language in world.languages:
             metrics |= {f"{name} {language}": value for name, value in step_accuracy(model, world, test, language).items()}
@@ -360,8 +372,7 @@ def evaluate(cfg: Config, model, world: World, test: Sequence, task: str) -> tup
 def run(cfg: Config, seed: int) -> Outcome:
     """All arms of one seed: the same world, base model, test problems, and the same rows in the same order for arms that share a stage."""
     world, outcome, models = World(seed, events=cfg.events), Outcome({}, {}), {}
-    tests = {task: problems(world, "mcq" if task == "mcq" else "cot", random.Random(f"{seed}/test"), cfg.problems, "test")
-             for task in ("cot", "pot", "mcq")}
+    tests = {task: problems(world, task, random.Random(f"{seed}/test"), cfg.problems, "test") for task in ("cot", "pot", "mcq")}
     for name in cfg.arms:
         arm = ARMS[name]
         outcome.metrics[name], outcome.series[name] = evaluate(cfg, tune(cfg, world, seed, arm, models), world, tests[arm.task], arm.task)
@@ -461,7 +472,7 @@ def figure(results: dict):
                 ax.plot(x[j * n : (j + 1) * n], y[j * n : (j + 1) * n], marker, color=COLORS[j], markersize=6, label=language)
         ax.set(title=f"Middle layer {title}", xlabel="first principal component", ylabel="second" if ax is views[0] else None)
     fig.legend(*bars.get_legend_handles_labels(), loc="outside lower left", ncols=3)
-    views[1].legend(loc="best")
+    fig.legend(*views[1].get_legend_handles_labels(), loc="outside lower right", ncols=3)
     return fig
 
 

@@ -83,9 +83,10 @@ def test_stage_2_gives_every_arm_the_same_problems_and_teaches_the_languages_it_
     languages = lambda name, side: {WORLD.language_of[i] for row in rows[name] for i in row[side]} - {None}
     assert languages("en", 0) == languages("en", 1) == {"en"}
     assert languages("own", 0) == languages("own", 1) == languages("english", 0) == {"en", "a", "b"} and languages("english", 1) == {"en"}
-    assert all(WORLD.gloss(a[1])[-2] == WORLD.gloss(b[1])[-2] for a, b in zip(rows["own"], rows["english"]))  # the same answers
+    answers = lambda name: [WORLD.final_number(answer) for _, answer in rows[name]]
+    assert answers("own") == answers("english") == answers("en")
     mixed = [a == b for a, b in zip(rows["en"], rows["en-x"])]
-    assert 0.5 < sum(mixed) / len(mixed) < 0.9 and all(b[0][1] == (SOLVE if same else TRANSLATE) for same, (b) in zip(mixed, rows["en-x"]))
+    assert 0.2 < sum(mixed) / len(mixed) < 0.8 and all(b[0][1] == (SOLVE if same else TRANSLATE) for same, (b) in zip(mixed, rows["en-x"]))
 
 
 def test_no_stage_ever_asks_a_test_problem():
