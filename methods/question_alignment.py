@@ -50,8 +50,7 @@ ALIGNED, UNSEEN = ("a", "b"), ("c", "d")  # clones that stage I translates; clon
 
 @dataclass(frozen=True)
 class Config:
-    arms: tuple[str, ...] = ("base", "ralign", "qalign->ralign", "copy->ralign", "shuffled->ralign", "translate-train", "+en-x",
-                             "qalign only")  # arms to run, see ARMS
+    arms: tuple[str, ...] = ("base", "ralign", "qalign only", "qalign->ralign", "copy->ralign", "translate-train")  # to run, see ARMS
     seeds: tuple[int, ...] = (0, 1, 2, 3)  # one complete world, base model and tuning per seed
     steps: int = 1500  # pretraining steps of the base model
     batch: int = 32  # documents, or examples, per step
@@ -61,10 +60,10 @@ class Config:
     events: tuple[int, ...] = (2, 3)  # events per problem, drawn uniformly
     clones: float = 0.1  # share of the pretraining text in each of four clones, after an English-only start
     english_first: float = 0.25  # share of the steps that are this start
+    drills: float = 0.15  # share of the pretraining text that is sums
     parallel: float = 0.3  # share of a clone's retellings that are translations
     switched: float = 0.05  # share of a clone's stories that are code-switched
     exercises: float = 0.25  # share of English texts that are worked exercises
-    clone_exercises: float = 0.0  # share of a clone's texts that are exercises, answered in the clone
     programs: float = 0.15  # share of English exercises that are answered by a program
     knowledge: float = 0.1  # share of English texts that state facts or ask multiple-choice questions about them
     align_steps: int = 300  # stage I: question translation
@@ -90,7 +89,6 @@ class Arm(NamedTuple):
     order: str = "I, II"  # II, I: reversed; joint: both sets at once
     en_x: bool = False  # mix translation from English into stage II
     pairs: float = 1.0  # share of the translation pairs
-    long: bool = False  # stage II takes stage I's steps as well
     size: str = "large"  # or small
     alpha: float | None = None  # proxy-tuning: the large model of stage_2 (None: untuned), steered by small models
     anti: str | None = None  # proxy-tuning: stage_2 of the anti-expert
@@ -101,8 +99,7 @@ ARMS = {
     "base": Arm(), "ralign": RALIGN, "qalign->ralign": QALIGN, "copy->ralign": Arm("copy", "en"), "shuffled->ralign": Arm("shuffled", "en"),
     "translate-train": Arm(None, "own"), "+en-x": QALIGN._replace(en_x=True),
     "qalign only": Arm("translate"), "ralign->qalign": QALIGN._replace(order="II, I"), "joint": QALIGN._replace(order="joint"),
-    "translate-train long": Arm(None, "own", long=True), "english responses": Arm(None, "english"),
-    "pairs 1%": QALIGN._replace(pairs=0.01), "pairs 5%": QALIGN._replace(pairs=0.05), "pairs 25%": QALIGN._replace(pairs=0.25),
+    "english responses": Arm(None, "english"), "pairs 1%": QALIGN._replace(pairs=0.01), "pairs 10%": QALIGN._replace(pairs=0.1),
     "pot ralign": RALIGN._replace(task="pot"), "pot qalign->ralign": QALIGN._replace(task="pot"),
     "mcq ralign": RALIGN._replace(task="mcq"), "mcq qalign->ralign": QALIGN._replace(task="mcq"),
     "small base": Arm(size="small"), "small ralign": RALIGN._replace(size="small"), "small qalign->ralign": QALIGN._replace(size="small"),
@@ -139,8 +136,8 @@ def problems(world: World, task: str, rng: random.Random, n: int, split: str = "
 
 def pretraining_rows(cfg: Config, world: World, seed: int) -> Iterator[list[Example]]:
     """Batches of the base model's texts. Four at a time are drawn and sorted by length: a fifth less padding to compute."""
-    mix = Mix((cfg.clones,) * 4, english_first=cfg.english_first, parallel=cfg.parallel, switched=cfg.switched, exercises=cfg.exercises,
-              clone_exercises=cfg.clone_exercises, programs=cfg.programs, knowledge=cfg.knowledge)
+    mix = Mix((cfg.clones,) * 4, english_first=cfg.english_first, drills=cfg.drills, parallel=cfg.parallel, switched=cfg.switched,
+              exercises=cfg.exercises, programs=cfg.programs, knowledge=cfg.knowledge)
     rng = random.Random(f"{seed}/pretraining")
     for step in range(0, cfg.steps, 4):
         texts = sorted((document(world, mix, rng, step / cfg.steps) for _ in range(4 * cfg.batch)), key=len)
@@ -251,8 +248,8 @@ def tune(cfg: Config, world: World, seed: int, arm: Arm, models: dict[Arm, nn.Mo
         start = get(untuned if arm.stage_2 is None else arm._replace(stage_1=None, order="I, II"))
         model = train(copy.deepcopy(start), stage_1_rows(cfg, world, arm, seed), cfg.align_steps, cfg.align_lr, "stage I")
     else:
-        start, steps = get(first if arm.stage_1 else untuned), cfg.tune_steps + cfg.align_steps * arm.long
-        model = train(copy.deepcopy(start), stage_2_rows(cfg, world, arm, seed), steps, cfg.tune_lr, "stage II")
+        start = get(first if arm.stage_1 else untuned)
+        model = train(copy.deepcopy(start), stage_2_rows(cfg, world, arm, seed), cfg.tune_steps, cfg.tune_lr, "stage II")
     models[arm] = model
     return model
 
@@ -388,7 +385,7 @@ GATE = 0.85  # below this accuracy in English an arm cannot reason, and its othe
 def claims(metrics: dict) -> list[dict]:
     """The paper's claims and our controls, on means over seeds unless a rule says "in every seed". Fixed before the default seeds ran."""
     r, q, copied, wrong, first, proxy = "ralign", "qalign->ralign", "copy->ralign", "shuffled->ralign", "qalign only", "proxy 1"
-    small, sizes, order = ("small ralign", "small qalign->ralign"), ("pairs 1%", "pairs 5%", "pairs 25%", q), (first, "ralign->qalign")
+    small, sizes, order = ("small ralign", "small qalign->ralign"), ("pairs 1%", "pairs 10%", q), (first, "ralign->qalign")
     tasks = ("pot ralign", "pot qalign->ralign"), ("mcq ralign", "mcq qalign->ralign")
     values = lambda arm, name: metrics[arm][name]["values"]
     above = lambda a, b, name: all(x > y for x, y in zip(values(a, name), values(b, name)))  # in every seed
@@ -402,9 +399,9 @@ def claims(metrics: dict) -> list[dict]:
         return made
 
     return [
-        row("C1", "Translated questions, then English answers: aligned languages reason better", f"a and b: each >= ralign + 0.10; their "
-            f"mean above ralign in every seed, and above a guess that reads no verb ({guess:.2f})", {"a": (r, q), "b": (r, q)},
-            lambda m, al: all(m(q, x) >= m(r, x) + 0.10 for x in ALIGNED) and above(q, r, "aligned") and al(q) > guess,
+        row("C1", "Translated questions, then English answers: aligned languages reason better", f"a and b: each above ralign; their mean "
+            f">= ralign + 0.10, above it in every seed, and above a guess that reads no verb ({guess:.2f})", {"a": (r, q), "b": (r, q)},
+            lambda m, al: all(m(q, x) > m(r, x) for x in ALIGNED) and al(q) >= al(r) + 0.10 and above(q, r, "aligned") and al(q) > guess,
             "mGSM, ten languages, 7B: 49.6 against 38.4"),
         row("C2", "English stays what it is", "en differs by at most 0.03", {"en": (r, q)},
             lambda m, _: abs(m(q, "en") - m(r, "en")) <= 0.03),
@@ -426,9 +423,9 @@ def claims(metrics: dict) -> list[dict]:
             lambda *_: all(above(x, r, "alignment aligned") for x in (first, q)), gate=()),
         row("C8", "Aligned languages give the answer that English gives", "agreement >= ralign + 0.10", {"agreement aligned": (r, q)},
             lambda m, _: m(q, "agreement aligned") >= m(r, "agreement aligned") + 0.10),
-        row("C9", "More translation pairs help, less and less", "aligned rises, up to 0.03 of noise; more from 1% to 25% than from 25% "
+        row("C9", "More translation pairs help, less and less", "aligned rises, up to 0.03 of noise; more from 1% to 10% than from 10% "
             "to all", {"aligned": sizes}, lambda _, al: all(al(b) >= al(a) - 0.03 for a, b in zip(sizes, sizes[1:]))
-            and al(sizes[2]) - al(sizes[0]) > al(q) - al(sizes[2]), gate=sizes),
+            and al(sizes[1]) - al(sizes[0]) > al(q) - al(sizes[1]), gate=sizes),
         row("C10", "Programs and multiple choice gain as well", "aligned: each >= its ralign + 0.05", {"aligned": (*tasks[0], *tasks[1])},
             lambda _, al: all(al(b) >= al(a) + 0.05 for a, b in tasks), gate=(*tasks[0], *tasks[1])),
         row("C11", "The order matters: stage I alone, or last, does not reason", f"en below {GATE}, aligned below half of qalign->ralign",

@@ -287,8 +287,7 @@ def made_up(**rows):
         "base": poor | {"en": 0.1}, "qalign only": poor | {"en": 0.0, "aligned": 0.0, "alignment aligned": 0.9},
         "ralign->qalign": poor | {"en": 0.1, "aligned": 0.0}, "+en-x": good | {"consistency aligned": 0.5, "aligned": 0.5},
         "small qalign->ralign": good | {"aligned": 0.5},
-        "proxy 1": good | {"aligned": 0.6}, "pairs 1%": good | {"aligned": 0.4}, "pairs 5%": good | {"aligned": 0.6},
-        "pairs 25%": good | {"aligned": 0.69}}
+        "proxy 1": good | {"aligned": 0.6}, "pairs 1%": good | {"aligned": 0.4}, "pairs 10%": good | {"aligned": 0.6}}
     table = {arm: row | rows.get(arm.replace("->", "_").replace(" ", "_"), {}) for arm, row in table.items()}
     return {arm: {name: {"mean": value, "sd": 0.0, "values": [value] * 4} for name, value in row.items()} for arm, row in table.items()}
 
@@ -304,7 +303,7 @@ def test_the_claims_hold_on_numbers_that_agree_with_the_paper():
 def test_the_claims_fail_on_numbers_that_contradict_it():
     flat = {"a": 0.3, "b": 0.3, "aligned": 0.3, "alignment aligned": 0.3, "agreement aligned": 0.3, "verb aligned": 0.3}
     even = dict.fromkeys(("ralign", "qalign_ralign", "copy_ralign", "qalign_only", "ralign_qalign", "small_ralign", "small_qalign_ralign",
-                          "proxy_1", "pairs_1%", "pairs_5%", "pairs_25%", "pot_ralign", "pot_qalign_ralign", "mcq_ralign",
+                          "proxy_1", "pairs_1%", "pairs_10%", "pot_ralign", "pot_qalign_ralign", "mcq_ralign",
                           "mcq_qalign_ralign"), flat)
     even |= {"shuffled_ralign": flat | {"aligned": 0.4}, "translate-train": {"aligned": 0.5}, "ralign": flat | {"en": 0.87},
              "+en-x": {"aligned": 0.4, "consistency aligned": 0.1}}
