@@ -199,7 +199,7 @@ class Mix:
     parallel: float = 0.2  # share of a clone's retellings that translate between it and en
     to_english: bool = False  # translations from clones to en only
     labelled: float = 0.0  # share of the remaining en documents: statement <a> more, or less
-    knowledge: float = 0.0  # share of the remaining en documents: facts, or a choice <a> letter
+    knowledge: float = 0.0  # share of the remaining en documents: facts, or a choice <a> letter; and of retellings: choices
     exercises: float = 0.25  # share of what then remains in en: question <a> solution (else: stories)
     clone_exercises: float = 0.0  # the same in clones, answered in the clone
     programs: float = 0.0  # share of en exercises that are question <code> program
@@ -222,8 +222,9 @@ def document(world: World, mix: Mix, rng: random.Random, progress: float = 1.0) 
     if kind < mix.drills:
         texts = [world.drill(rng)]
     elif kind < mix.drills + mix.retellings:
-        pair, p = (language, "en" if rng.random() < mix.parallel else language), problem()
-        texts = [world.question(p, told) for told in (pair if mix.to_english or rng.random() < 0.5 else pair[::-1])]
+        pair, chosen = (language, "en" if rng.random() < mix.parallel else language), rng.random() < mix.knowledge
+        tell, p = (world.choices, world.sample_choice(rng)) if chosen else (world.question, problem())
+        texts = [tell(p, told) for told in (pair if mix.to_english or rng.random() < 0.5 else pair[::-1])]
     elif english and which < mix.labelled:
         texts = [[*world.statement(p, "en"), ANSWER, world.id[p.label]] for p in (problem(labelled=True) for _ in shots)]
     elif english and which < mix.labelled + mix.knowledge:
