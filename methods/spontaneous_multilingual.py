@@ -230,3 +230,47 @@ def correlations(pooled: dict[str, torch.Tensor], lengths: dict[str, torch.Tenso
 
     return {other: (pearson(rows[english], rows[other]), pearson(*(without_length(rows[l], other) for l in (english, other))))
             for other in others}
+
+
+GROUPS = {"en": ("en",), "seen": SEEN, "dev": DEV, "test": TEST}
+
+
+def examine(cfg: Config, model: Transformer, exam: Exam) -> tuple[dict, dict]:
+    """Few-shot label accuracy in every language, and the two analyses -> metrics (means over a group's languages), series."""
+    labels = [[exam.world.id[label]] for label in LABELS]
+    states = {language: read_states(model, exam.prompts(language)) for language in LANGUAGES}
+    layer, by_language, lens = round(0.75 * cfg.layers), {}, {}
+    r = correlations({l: s.mean[layer] for l, s in states.items()}, {l: s.lengths for l, s in states.items()})
+    for language, state in states.items():
+        readings = [label_masses(model, h, labels) for h in state.last]  # per layer: masses [n, 2], entropy [n]
+        masses, more = readings[-1][0], exam.gold == 0
+        score = masses[:, 0].log() - masses[:, 1].log()
+        right = masses.argmax(1) == exam.gold
+        own = {"acc": right.float().mean().item(), "auc": auc(score, more), "mass": masses.sum(1).mean().item(),
+               "calibrated": ((score > score.median()) == more).float().mean().item(), "recall more": right[more].float().mean().item()}
+        own |= {f"auc {kind}": auc(score[k], more[k]) for kind, k in (("cognate", exam.cognate), ("own words", ~exam.cognate)) if k.any()}
+        lens[language] = [m.gather(1, exam.gold[:, None]).mean().item() for m, _ in readings]  # the right English label, by layer
+        own["lens"] = max(lens[language][1:-1], default=0.0)
+        by_language[language] = own | dict(zip(("r", "partial r"), r.get(language, (1.0, 1.0))))
+    mean = lambda name, languages: sum(by_language[l][name] for l in languages) / len(languages)
+    metrics = {f"{name} {group}": mean(name, languages) for group, languages in GROUPS.items() for name in by_language["en"]
+               if group != "en" or name not in ("r", "partial r")}
+    series = {name: (LANGUAGES, [by_language[l][name] for l in LANGUAGES]) for name in ("acc", "auc")}
+    return metrics, series | {f"lens {group}": (range(cfg.layers + 1), [sum(x) / len(x) for x in zip(*(lens[l] for l in languages))])
+                              for group, languages in GROUPS.items()}
+
+
+# --- one seed
+
+def run(cfg: Config, seed: int) -> Outcome:
+    """One base model; every arm tunes a copy of it on as many rows, in the same order."""
+    outcome, world = Outcome({}, {}), World(seed, LANGUAGES, cognates=cfg.cognates)
+    exam, base = Exam(cfg, world, seed), pretrain(cfg, world, seed)
+    for name in cfg.arms:
+        arm, model, losses = ARMS[name], copy.deepcopy(base), []
+        if arm.pairs:
+            losses = tune(replace(cfg, **arm.changes), model, translation_rows(cfg, world, arm, seed), seed)
+        outcome.metrics[name], outcome.series[name] = examine(cfg, model, exam)
+        if losses:
+            outcome.metrics[name]["loss"] = sum(losses[-20:]) / len(losses[-20:])
+    return outcome

@@ -2,28 +2,30 @@
 
 Idea    As in methods/spontaneous_multilingual.py, whose loss, adapter, label masses, lens and correlation are used unchanged: tune on the
         translation of task questions from a few languages, without any answer, and test in all of them. Here a label is a word of several
-        tokens, and S(w) in m(w) = sum over v in S(w) of p_v are all tokens that can begin it (`token_set`).
-Claims  C1 seen languages gain; C2 unseen languages gain; C7 English is kept. They need a pretrained model of about 1B parameters or more.
-Run     python methods/real/spontaneous_multilingual.py --checkpoint DIR --data DATA --task snli --train-langs zh      # DATA: the repository's
-        ... --arms base                                      # score the checkpoint, tune nothing
-        ... --arms base qt shuffled mono --target zh         # the controls; translate into Chinese in place of English
+        tokens, and S(w) in m(w) = sum over v in S(w) of p_v are all the tokens that can begin it (`token_set`).
+Claims  C1 seen languages gain; C2 unseen languages gain; C7 English is kept. They need a pretrained model of about 1B parameters.
+Run     python methods/real/spontaneous_multilingual.py --checkpoint DIR --data DATA --task snli --train-langs zh      # tune, then test
+        ... --arms base                                      # score the checkpoint as it is
+        ... --arms base qt shuffled mono --target zh         # with controls; translate into Chinese in place of English
         ... --labels local | irrelevant    --analysis lens | pca    --gold local    --shots FILE.json    --dtype bfloat16
-Files   github Shimao-Zhang/LLM-Multilingual-Learner: ap_emotion/emotion_LL500_test.json, snli/snli_LL600_test.json, paws/paws_LL500_test.json,
-        TASK/TASK_LL10k_train_question.json (or without _train), each one JSON array. Rows of all languages are aligned: labels are taken
-        from the English file, because the released Japanese, Bengali and Norwegian SNLI labels do not fit the released scorer, which gives
-        a perfect reader 66.7%, 66.7% and 33.3% (--gold local keeps that). Shots are the first fitting rows of the test, which then does
-        not ask them, or come from --shots (language -> rows in the test's form, aligned, English among them).
-Honest  The authors evaluate in 4 bits and choose among tied labels by a coin; here weights are as loaded, ties go to the first label and
-        are counted. A 7B model needs one GPU of 24 GB (--dtype bfloat16 --micro-batch 1); hours for emotion, less for SNLI. Not run by us.
+Files   DATA: the data of github Shimao-Zhang/LLM-Multilingual-Learner, one JSON array a file: ap_emotion/emotion_LL500_test.json,
+        snli/snli_LL600_test.json, paws/paws_LL500_test.json, and TASK_LL10k_train_question.json (or without _train). Rows of all languages
+        are aligned. Right labels come from the English file: the released Japanese, Bengali and Norwegian SNLI labels do not fit the
+        released scorer, which gives a perfect reader 66.7%, 66.7% and 33.3% (--gold local keeps that). Examples are the first fitting
+        rows of the test, which then does not ask them, or --shots (language -> rows as in the test, aligned, with English).
+Honest  The authors evaluate in 4 bits and choose among tied labels by a coin; here weights are as loaded, and ties go to the first label
+        and are counted. A 7B model needs a GPU of 24 GB (--dtype bfloat16 --micro-batch 1 --activation-checkpointing): not run by us.
 Shown   TODO
 """
 
 import json
 import math
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from os.path import commonprefix
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -33,8 +35,9 @@ import torch
 from methods.spontaneous_multilingual import PAPER, add_adapter, correlations, label_masses, read_states, translation_loss
 from minilm import InputError
 from minilm.data import batches, generator, read_text
-from minilm.lora import merge_lora, save_adapter
-from minilm.results import COLORS, ROOT, Outcome, check, cli, new_figure, print_claims, print_metrics, progress, save_results, wilson
+from minilm.lora import save_adapter
+from minilm.results import (COLORS, ROOT, Outcome, check, cli, new_figure, plot_seeds, print_claims, print_metrics, progress, save_results,
+                            wilson)
 from minilm.tokenizer import ByteLevelBPE, Tokenizer
 from minilm.training import autocast, pick_device, schedule, set_lr
 from minilm.weights import load_pretrained
@@ -54,9 +57,8 @@ class Config:
     train_langs: tuple[str, ...] = ("zh", "it")  # seen languages
     train_task: str | None = None  # task whose questions are translated (default: the tested one)
     target: Literal["en", "zh"] = "en"  # language that questions are translated into
-    train_files: tuple[str, ...] = ()  # published translation files to use as they are, in place of the last three
     eval_langs: tuple[str, ...] = ("all",)  # tested languages; all: those whose file is there
-    labels: Literal["english", "local", "irrelevant"] = "english"  # words that compete: more of section "Output" in the paper
+    labels: Literal["english", "local", "irrelevant"] = "english"  # that compete: English ones, the language's, ox and horse
     gold: Literal["english", "local"] = "english"  # where the right labels come from; local: as the released scorer reads them
     shots: str | None = None  # JSON file with the examples (default: rows of the test)
     num_shots: int | None = None  # examples per prompt (default: the paper's 2, 6 or 4)
@@ -96,8 +98,8 @@ def read_rows(path: Path, keys: Sequence[str]) -> list[dict]:
     return rows
 
 
-class Tests(NamedTuple):
-    """What is asked, aligned over the languages; class numbers are places in WORDS[language][task]["labels"]."""
+class Questions(NamedTuple):
+    """What is asked, aligned over the languages; a class is a place in WORDS[language][task]["labels"]."""
 
     rows: dict[str, list[dict]]  # language -> questions
     shots: dict[str, list[dict]]  # language -> examples
@@ -106,53 +108,47 @@ class Tests(NamedTuple):
 
 
 def scorer_labels(task: str, language: str) -> list[str]:
-    """The label words of the released scorer, which are the file's but for ja, bn and no."""
-    words = WORDS[language][task]
-    return words.get("scorer", words["labels"])
+    """The label words of the released scorer, which are the file's but for SNLI in ja, bn and no."""
+    return WORDS[language][task].get("scorer", WORDS[language][task]["labels"])
 
 
-def read_tests(cfg: Config) -> Tests:
+def read_tests(cfg: Config) -> Questions:
     """Every language's test beside the English one, whose labels are the right ones; warns where the local labels contradict them."""
-    stem, count = FOLDER[cfg.task]
-    path = lambda language: Path(cfg.data) / f"{stem}_{language}{count}_test.json"
+    path = lambda language: Path(cfg.data) / "{0}_{2}{1}_test.json".format(*FOLDER[cfg.task], language)
     languages = [l for l in WORDS if path(l).exists()] if cfg.eval_langs == ("all",) else list(dict.fromkeys(cfg.eval_langs))
     if wrong := [l for l in languages if l not in WORDS]:
         raise InputError(f"--eval-langs {wrong[0]}: the paper's languages are {', '.join(WORDS)}")
-    keys, labels = (*FIELDS[cfg.task], "answer"), WORDS["en"][cfg.task]["labels"]
-    rows = {language: read_rows(path(language), keys) for language in dict.fromkeys(["en", *languages])}
-    classes = [classify(path("en"), i, row, labels) for i, row in enumerate(rows["en"])]
-    gold = {}
+    labels, wanted, gold = WORDS["en"][cfg.task]["labels"], list(SHOTS[cfg.task][: cfg.num_shots]), {}
+
+    def classify(file, rows: Sequence[dict]) -> list[int]:
+        if odd := [(number, row.get("answer")) for number, row in enumerate(rows) if row.get("answer") not in labels]:
+            raise InputError(f"{file}, row {odd[0][0]}: label {odd[0][1]!r} is none of {', '.join(labels)}")
+        return [labels.index(row["answer"]) for row in rows]
+
+    rows = {language: read_rows(path(language), (*FIELDS[cfg.task], "answer")) for language in dict.fromkeys(["en", *languages])}
+    classes = classify(path("en"), rows["en"])
     for language, local in rows.items():
         if len(local) != len(classes):
             raise InputError(f"{path(language)} has {len(local)} rows, the English file {len(classes)}: they must be aligned")
         known = scorer_labels(cfg.task, language)
         official = [known.index(row["answer"]) if row["answer"] in known else None for row in local]
-        if agree := sum(a != b for a, b in zip(official, classes)):
-            print(f"warning: {path(language).name}: {agree} of {len(classes)} labels contradict the English file by the released scorer's "
-                  f"words ({', '.join(known)}); --gold {cfg.gold} is used")
+        if odd := sum(a != b for a, b in zip(official, classes)):
+            print(f"warning: {path(language).name}: read by the released scorer's words ({', '.join(known)}), {odd} of {len(classes)} "
+                  f"labels contradict the English file; --gold {cfg.gold} is used")
         gold[language] = official if cfg.gold == "local" else classes
-    wanted = SHOTS[cfg.task][: cfg.num_shots]
+    taken = []  # the first rows with the labels in the paper's order
     if cfg.shots:
         given = json.loads(read_text(cfg.shots))
         if lacking := [l for l in rows if len(given.get(l, ())) < len(wanted)]:
-            raise InputError(f"{cfg.shots} has fewer than {len(wanted)} examples for {lacking[0]}: every tested language and en need them")
-        shots = {language: given[language][: len(wanted)] for language in rows}
-        shot_classes, asked = [classify(cfg.shots, i, row, labels) for i, row in enumerate(shots["en"])], range(len(classes))
+            raise InputError(f"{cfg.shots} has fewer than {len(wanted)} examples for {lacking[0]}: each tested language and en need them")
+        shots, wanted = {language: given[language][: len(wanted)] for language in rows}, classify(cfg.shots, given["en"][: len(wanted)])
     else:
-        taken = []  # the first rows with the labels in the paper's order
         for label in wanted:
             taken.append(next(i for i, c in enumerate(classes) if c == label and i not in taken))
-        shots, shot_classes = {language: [local[i] for i in taken] for language, local in rows.items()}, list(wanted)
-        asked = [i for i in range(len(classes)) if i not in taken]
-    asked = list(asked)[: cfg.limit or None]
-    pick = lambda values: [values[i] for i in asked]
-    return Tests({l: pick(rows[l]) for l in languages}, shots, shot_classes, {l: pick(gold[l]) for l in languages})
-
-
-def classify(path, number: int, row: dict, labels: Sequence[str]) -> int:
-    if row.get("answer") not in labels:
-        raise InputError(f"{path}, row {number}: label {row.get('answer')!r} is none of {', '.join(labels)}")
-    return labels.index(row["answer"])
+        shots = {language: [local[i] for i in taken] for language, local in rows.items()}
+    asked = [i for i in range(len(classes)) if i not in taken][: cfg.limit or None]
+    pick = lambda table: {language: [table[language][i] for i in asked] for language in languages}
+    return Questions(pick(rows), shots, wanted, pick(gold))
 
 
 def question(task: str, language: str, texts: Sequence[str]) -> str:
@@ -162,7 +158,7 @@ def question(task: str, language: str, texts: Sequence[str]) -> str:
     return "\n".join([*lines, f'{words["slot"]}: "'])
 
 
-def prompt_ids(cfg: Config, tok: Tokenizer, tests: Tests, language: str, words: Sequence[str], room: int) -> tuple[list[list[int]], int]:
+def prompt_ids(cfg: Config, tok: Tokenizer, tests: Questions, language: str, words: Sequence[str], room: int) -> tuple[list[list[int]], int]:
     """Few-shot prompts in one language, labels from `words` -> their ids and how many questions were cut short to fit: in the
     question's own texts, never at the end. A common beginning of all the words is put behind the quote, for it decides nothing."""
     common, fields = commonprefix(list(words)), FIELDS[cfg.task]
@@ -172,15 +168,12 @@ def prompt_ids(cfg: Config, tok: Tokenizer, tests: Tests, language: str, words: 
                                                 bos=tok.add_bos)
     rows, cut = [], 0
     for row in tests.rows[language]:
-        ids = encode(row, None)
-        if len(ids) > room:
-            cut, low, high = cut + 1, 0, max(len(row[f]) for f in fields)  # `low` characters of each text fit, `high` do not
-            if len(encode(row, 0)) > room:
+        rows.append(encode(row, None))
+        if len(rows[-1]) > room:
+            fitting = bisect_right(range(max(len(row[f]) for f in fields)), room, key=lambda characters: len(encode(row, characters)))
+            if not fitting:
                 raise InputError(f"{language}: the examples alone leave no room for a question in {room} tokens: lower --num-shots")
-            while high - low > 1:
-                low, high = (low, (low + high) // 2) if len(encode(row, (low + high) // 2)) > room else ((low + high) // 2, high)
-            ids = encode(row, low)
-        rows.append(ids)
+            rows[-1], cut = encode(row, fitting - 1), cut + 1
     start, text = tok.encode('x: "' + common), 'x: "'
     for word in words:
         if tok.encode(text + word + '"')[: len(start)] != start:
@@ -190,39 +183,34 @@ def prompt_ids(cfg: Config, tok: Tokenizer, tests: Tests, language: str, words: 
 
 def translation_texts(cfg: Config, arm: str) -> list[tuple[str, str]]:
     """(input, answer) of every row. The published files translate into English; into Chinese the aligned files are combined, as in the
-    released en2zh, ja2zh ones. shuffled: each answer is the next row's. mono: English (the target) to itself."""
-    task, folder = cfg.train_task or cfg.task, {}
+    released en2zh, ja2zh ones. shuffled: each answer is the next row's. mono: the target language to itself."""
+    task, pairs = cfg.train_task or cfg.task, []
     if task not in FOLDER:
         raise InputError(f"--train-task {task}: give one of {', '.join(FOLDER)}")
 
-    def file(language: str) -> list[dict]:
-        if language not in folder:
-            stem = f"{Path(cfg.data) / FOLDER[task][0]}_{language}10k"
-            found = next((p for p in (Path(f"{stem}_train_question.json"), Path(f"{stem}_question.json")) if p.exists()), None)
-            if found is None:
-                raise FileNotFoundError(f"{stem}_train_question.json (or {Path(stem).name}_question.json) is missing: --train-langs "
-                                        f"{language} needs it")
-            folder[language] = read_translations(found, task)[: cfg.rows]
-        return folder[language]
-
-    def asked(language: str) -> list[str]:  # the questions alone
+    @cache
+    def questions(language: str) -> list[str]:  # English ones are the answers of any file
         if language == "en":
-            return [row["answer"] for row in file(next((l for l in cfg.train_langs if l != "en"), cfg.target))]
-        return [row["input"].rstrip("\n").rpartition("\n")[0] for row in file(language)]
+            return [row["answer"] for row in rows(next((l for l in cfg.train_langs if l != "en"), cfg.target))]
+        return [row["input"].rstrip("\n").rpartition("\n")[0] for row in rows(language)]
 
-    groups = [[(row["input"], row["answer"]) for row in read_translations(Path(path), task)[: cfg.rows]] for path in cfg.train_files]
-    for language in cfg.train_langs if not cfg.train_files else ():
-        if language not in WORDS or language == cfg.target and arm != "mono":
+    @cache
+    def rows(language: str) -> list[dict]:
+        stem = f"{Path(cfg.data) / FOLDER[task][0]}_{language}10k"
+        if not (found := [p for p in (Path(f"{stem}_train_question.json"), Path(f"{stem}_question.json")) if p.exists()]):
+            raise FileNotFoundError(f"{stem}_train_question.json is missing (or without _train): --train-langs {language} needs it")
+        return read_translations(found[0], task)[: cfg.rows]
+
+    for language in cfg.train_langs:
+        if language not in WORDS or language == cfg.target:
             raise InputError(f"--train-langs {language}: give languages of the paper other than --target {cfg.target}")
         source = cfg.target if arm == "mono" else language
         ask = f"\nTranslate the input from {WORDS[source]['name']} to {WORDS[cfg.target]['name']}:\n"
-        questions, answers = asked(source), asked(cfg.target)
-        if len(questions) != len(answers):
-            raise InputError(f"the translation files of {source} and {cfg.target} have {len(questions)} and {len(answers)} rows: not aligned")
-        groups.append([(q + ask, a) for q, a in zip(questions, answers)])
-    if arm == "shuffled":
-        groups = [[(q, a) for (q, _), (_, a) in zip(g, g[1:] + g[:1])] for g in groups]
-    return [row for group in groups for row in group]
+        asked, answers = questions(source), questions(cfg.target)
+        if len(asked) != len(answers):
+            raise InputError(f"the translation files of {source} and {cfg.target} have {len(asked)} and {len(answers)} rows: not aligned")
+        pairs += [(q + ask, a) for q, a in zip(asked, answers[1:] + answers[:1] if arm == "shuffled" else answers)]
+    return pairs
 
 
 def read_translations(path: Path, task: str) -> list[dict]:
@@ -249,8 +237,8 @@ def token_set(tok: Tokenizer, word: str) -> set[int]:
 
 
 def token_sets(tok: Tokenizer, words: Sequence[str]) -> list[set[int]]:
-    """S(w) of every label, behind what all of them share. A piece of a character that begins several labels tells nothing: it counts for
-    none. A whole character or more that does, or a label without tokens, is an error."""
+    """S(w) of every label, behind what all of them share. A piece of a character that begins several labels tells nothing and counts
+    for none. A whole character that does, or a label without tokens, is an error."""
     sets = [token_set(tok, word.removeprefix(commonprefix(list(words)))) for word in words]
     several = {i for i, n in Counter(i for s in sets for i in s).items() if n > 1}
     whole = [i for i in several if "\ufffd" not in tok.token_bytes(i).decode("utf-8", errors="replace")]
@@ -276,8 +264,8 @@ def train(cfg: Config, model, tok: Tokenizer, texts: Sequence[tuple[str, str]], 
         raise InputError(f"only {len(short)} of {len(rows)} rows fit into {room} tokens, at least 20 are needed: raise --cutoff or --rows")
     shuffled = [short[i] for i in torch.randperm(len(short), generator=generator(seed, "held out")).tolist()]
     held, rest = shuffled[: len(short) // 20], shuffled[len(short) // 20 :]
-    print(f"{len(rest)} rows to train on, {len(held)} held out, {len(rows) - len(short)} too long for {room} tokens. The first (what stands "
-          f"in brackets is learned):\n{texts[0][0]}[{texts[0][1]}]")
+    print(f"{len(rest)} rows to train on, {len(held)} held out, {len(rows) - len(short)} longer than {room} tokens. The first (what "
+          f"is in brackets is learned):\n{texts[0][0]}[{texts[0][1]}]")
     add_adapter(cfg, model, generator(seed, "lora"))
     learned, device = [p for p in model.parameters() if p.requires_grad], model.embed.weight.device
     optimizer, steps = torch.optim.AdamW(learned, cfg.lr, weight_decay=0.0), cfg.epochs * -(-len(rest) // cfg.batch)
@@ -314,33 +302,32 @@ def competing(cfg: Config, language: str) -> list[str]:
     return {"english": labels, "local": scorer_labels(cfg.task, language), "irrelevant": ["ox", "horse"]}[cfg.labels]
 
 
-def measure(cfg: Config, model, tok: Tokenizer, tests: Tests) -> tuple[dict, dict]:
+def measure(cfg: Config, model, tok: Tokenizer, tests: Questions) -> tuple[dict, dict]:
     """Per language: accuracy, share of the probability that any label gets, recall of every label, ties; means over groups."""
     room, metrics, series, pooled, lengths = min(cfg.cutoff, model.config.max_position_embeddings), {}, {}, {}, {}
-    seen = set(cfg.train_langs) | ({cfg.target} if cfg.target != "en" else set())
+    layer, english = round(0.75 * len(model.layers)) if cfg.layer is None else cfg.layer, WORDS["en"][cfg.task]["labels"]
     for language in progress(tests.rows, "languages"):
         words, gold = competing(cfg, language), tests.gold[language]
         prompts, cut = prompt_ids(cfg, tok, tests, language, words, room)
         masses, _ = label_masses(model, read_states(model, prompts, cfg.micro_batch).last[-1], token_sets(tok, words))
-        guesses, best = masses.argmax(1).tolist(), masses.max(1, keepdim=True).values  # argmax: ties go to the first label
-        hits = [a == b for a, b in zip(guesses, gold)]
+        hits = [a == b for a, b in zip(masses.argmax(1).tolist(), gold)]  # argmax: ties go to the first label
+        ties = (masses == masses.max(1, keepdim=True).values).sum(1) > 1
         metrics |= {f"acc {language}": sum(hits) / len(hits), f"mass {language}": masses.sum(1).mean().item(), f"cut {language}": cut,
-                    f"ties {language}": ((masses == best).sum(1) > 1).sum().item()}
+                    f"ties {language}": ties.sum().item()}
         metrics |= {f"recall {language} {label}": sum(h for h, g in zip(hits, gold) if g == c) / max(1, gold.count(c))
-                    for c, label in enumerate(WORDS["en"][cfg.task]["labels"])}
+                    for c, label in enumerate(english)}
         if cfg.analysis != "none":
             states = read_states(model, prompt_ids(cfg, tok, tests, language, scorer_labels(cfg.task, language), room)[0], cfg.micro_batch)
-        if cfg.analysis == "pca":
-            layer = cfg.layer if cfg.layer is not None else round(0.75 * len(model.layers))
             pooled[language], lengths[language] = states.mean[layer], states.lengths
         if cfg.analysis == "lens" and language != "en":
             metrics[f"lens kept {language}"], series[f"lens {language}"] = lens(model, tok, states.last, gold, cfg.task, language)
-    groups = {"seen": [l for l in tests.rows if l in seen], "unseen": [l for l in tests.rows if l not in seen | {"en"}],
-              **{f"{level}-resource": [l for l in tests.rows if WORDS[l]["resource"] == level] for level in ("high", "low")},
-              "all": list(tests.rows)}
-    metrics |= {f"acc {group}": sum(metrics[f"acc {l}"] for l in ls) / len(ls) for group, ls in groups.items() if ls}
-    if "en" in pooled:
-        pooled, lengths = ({"en": x["en"], **x} for x in (pooled, lengths))
+    seen, level = {*cfg.train_langs, cfg.target} - {"en"}, lambda l: WORDS[l]["resource"]
+    for group, within in (("seen", lambda l: l in seen), ("unseen", lambda l: l not in seen | {"en"}), ("all", lambda l: True),
+                          ("high-resource", lambda l: level(l) == "high"), ("low-resource", lambda l: level(l) == "low")):
+        if values := [metrics[f"acc {l}"] for l in tests.rows if within(l)]:
+            metrics[f"acc {group}"] = sum(values) / len(values)
+    if cfg.analysis == "pca" and "en" in pooled:
+        pooled = {"en": pooled["en"], **pooled}
         metrics |= {f"{name} {l}": r for l, rs in correlations(pooled, lengths).items() for name, r in zip(("r", "partial r"), rs)}
     return metrics, series
 
@@ -372,7 +359,7 @@ def run(cfg: Config, seed: int) -> Outcome:
             history = train(cfg, model.train(), tok, texts[arm], seed)
             if cfg.save:
                 save_adapter(model, Path(cfg.save) / f"{arm}-seed-{seed}")
-            merge_lora(model.eval())
+            model.eval()
         else:
             first = next(iter(tests.rows))
             print(f"{len(tests.gold[first])} questions in {', '.join(tests.rows)}. The first prompt:\n"
@@ -389,12 +376,12 @@ def run(cfg: Config, seed: int) -> Outcome:
 def claims(metrics: dict) -> list[dict]:
     """Decided where the model is large enough to have been pretrained on these languages."""
     size = next(iter(metrics.values()))["million parameters"]["mean"]
-    others = [arm for arm in metrics if arm != "qt"]
+    arms, others = tuple(dict.fromkeys(("base", "qt", *metrics))), [arm for arm in metrics if arm != "qt"]
     gain = lambda m, group, by: all(m("qt", f"acc {group}") > m(arm, f"acc {group}") + by for arm in others)
     rows = [check(metrics, "C1", "Languages whose questions were translated gain", "mean accuracy of qt above every other arm by 0.02",
-                  {"acc seen": ("base", "qt", *others)}, lambda m: gain(m, "seen", 0.02), "clear gains"),
+                  {"acc seen": arms}, lambda m: gain(m, "seen", 0.02), "clear gains"),
             check(metrics, "C2", "Languages never seen in tuning gain as well", "mean accuracy of qt above every other arm by 0.02",
-                  {"acc unseen": ("base", "qt", *others)}, lambda m: gain(m, "unseen", 0.02), "gains in a wide range of languages"),
+                  {"acc unseen": arms}, lambda m: gain(m, "unseen", 0.02), "gains in a wide range of languages"),
             check(metrics, "C7", "English is kept", "English accuracy of qt at least base - 0.03", {"acc en": ("base", "qt")},
                   lambda m: m("qt", "acc en") >= m("base", "acc en") - 0.03)]
     small = f"needs a pretrained model of about 1B parameters, this one has {size:.2f} million; "
@@ -417,18 +404,16 @@ def figure(results: dict):
             low, high = wilson(round(p * n), n)
             left.errorbar(x + 0.16 * (k - (len(arms) - 1) / 2), p, [[max(0.0, p - low)], [max(0.0, high - p)]], fmt="o", color=color,
                           label=arm if x == 0 else None)
-        for language, style in zip(lenses, ("-", "--", ":", "-.") * 5):
-            line = results["series"][arm].get(f"lens {language}")
-            if line and line["x"]:
-                right.plot(line["x"], line["values"][0], style, color=color, label=f"{arm}, {language}")
+        lines = [line for l in lenses if (line := results["series"][arm][f"lens {l}"])["x"]]
+        if lines:
+            plot_seeds(right, lines[0]["x"], [line["values"][0] for line in lines], arm, color)
     chance = 1 / len([name for name in next(iter(arms.values())) if name.startswith(f"recall {languages[0]} ")])
     left.axhline(chance, color="#666666", linewidth=1, linestyle=":")
     left.set_xticks(range(len(languages)), languages)
     left.set(ylabel="accuracy (bars: 95%, dotted: chance)", title="Label by prefix tokens", ylim=(0, 1))
     left.legend()
     if right is not None:
-        right.set(xlabel="layer", ylabel="probability", title="Right label in English, read by layer")
-        right.legend(fontsize=8)
+        right.set(xlabel="layer", ylabel="probability (thin: each language)", title="Right label in English, read by layer")
     return fig
 
 
@@ -441,7 +426,7 @@ def main(cfg: Config) -> dict:
     results = save_results(__file__, PAPER, cfg, outcomes, claims, figure, started, cfg.seeds, path)
     columns = [name for name in next(iter(results["metrics"].values())) if name.startswith(("acc", "mass", "partial"))]
     for at in range(0, len(columns), 8):
-        print_metrics(results["metrics"], columns[at : at + 8])
+        print_metrics(results["metrics"], columns[at : at + 8], digits=3)
     print_claims(results["claims"])
     return results
 
