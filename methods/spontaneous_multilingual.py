@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-from torch import nn
 
 from minilm import InputError
 from minilm.data import batches, collate, generator, pad, prompt_masked
 from minilm.evaluate import masked_mean, pca
 from minilm.lora import add_lora, merge_lora
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, Outcome, claim, cli, new_figure, paired_diff, plot_seeds, print_claims, print_metrics, progress, run_seeds,
-                            save_results)
+from minilm.results import (COLORS, Outcome, bar_seeds, claim, cli, new_figure, plot_seeds, print_claims, print_metrics, progress,
+                            run_seeds, save_results)
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Transformer
 from minilm.world import ANSWER, BOS, SEP, TRANSLATE, Mix, Problem, World, document, new_model
@@ -100,7 +99,8 @@ def translation_rows(cfg: Config, world: World, arm: Arm, seed: int) -> list[Row
         asked = [world.sample(rng, labelled=True) for _ in range(cfg.rows)]
         for p, q in zip(asked, asked[1:] + asked[:1] if arm.shuffled else asked):
             question = [BOS, *world.statement(p, source), ANSWER]
-            rows.append((question, [world.id[p.label]]) if arm.labelled else ([*question, TRANSLATE], [*world.statement(q, target), ANSWER]))
+            translated = [*question, TRANSLATE], [*world.statement(q, target), ANSWER]
+            rows.append((question, [world.id[p.label]]) if arm.labelled else translated)
     return rows
 
 
@@ -109,12 +109,15 @@ class Exam:
 
     def __init__(self, cfg: Config, world: World, seed: int):
         rng, cognate = random.Random(f"{seed}/exam"), lambda p: {f"{e.verb}_" in world.id for e in p.events}
-        draw = lambda split, fits: next(p for p in iter(lambda: world.sample(rng, split, labelled=True), None) if fits(p))
+
+        def draw(split: str, kind, value) -> Problem:
+            return next(p for p in iter(lambda: world.sample(rng, split, labelled=True), None) if kind(p) == value)
+
         kinds = [{True}, {False}] if 0 < cfg.cognates < 1 else [{cfg.cognates == 1}]
-        self.world, self.questions = world, [draw("test", lambda p: cognate(p) == kinds[i % len(kinds)]) for i in range(cfg.items)]
+        self.world, self.questions = world, [draw("test", cognate, kinds[i % len(kinds)]) for i in range(cfg.items)]
         self.cognate = torch.tensor([cognate(p) == {True} for p in self.questions])
         self.gold = torch.tensor([LABELS.index(p.label) for p in self.questions])
-        self.shots = [[draw("train", lambda p: p.label == label) for label in rng.sample(LABELS, cfg.shots)] for _ in self.questions]
+        self.shots = [[draw("train", lambda p: p.label, label) for label in rng.sample(LABELS, cfg.shots)] for _ in self.questions]
 
     def prompts(self, language: str) -> list[list[int]]:
         """<s> question <a> label <sep> question <a> label <sep> question <a>     labels are English in every language ("English output")"""
@@ -193,7 +196,8 @@ def read_states(model: Transformer, prompts: Sequence[Sequence[int]], batch: int
 
 
 @torch.no_grad()
-def label_masses(model: Transformer, h: torch.Tensor, token_sets: Sequence[Sequence[int]], batch: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+def label_masses(model: Transformer, h: torch.Tensor, token_sets: Sequence[Sequence[int]],
+                 batch: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     """Logit lens: states h [n, D] of any layer, before the final norm, read as if they were the last ones,
 
         p = softmax(W_U norm(h)),   m(w) = sum of p_v over v in S(w)   for every label word w
@@ -274,3 +278,120 @@ def run(cfg: Config, seed: int) -> Outcome:
         if losses:
             outcome.metrics[name]["loss"] = sum(losses[-20:]) / len(losses[-20:])
     return outcome
+
+
+# --- claims
+
+CONTROLS = ("base", "shuffled", "mono")
+ENOUGH = 0.8  # share of the seeds in which a difference must show
+
+
+def claims(metrics: dict) -> list[dict]:
+    """Rules on AUC, which no label bias can move; accuracy, the paper's metric, is shown beside it. Fixed before the default seeds ran."""
+    values, mean = lambda arm, name: metrics[arm][name]["values"], lambda arm, name: metrics[arm][name]["mean"]
+    gate = all(mean("base", f"acc {g}") >= low for g, low in (("en", 0.9), ("test", 0.55))) and mean("base", "auc test") <= 0.92
+
+    def row(id, statement, rule, arms, names, test, paper=None, always=False):
+        missing = [arm for arm in arms if arm not in metrics]
+        shown = "; ".join(f"{name}: " + ", ".join(f"{arm} {mean(arm, name):.3f}" for arm in arms if arm in metrics) for name in names)
+        measured = f"not in this run: {', '.join(missing)}" if missing else shown if gate or always else f"gate failed; {shown}"
+        return claim(id, statement, rule, measured, None if missing or not (gate or always) else test(), paper)
+
+    def above(name, others, by=0.0, arm="qt"):  # in enough seeds, by that much
+        wins = [min(a - b for b in rest) > by for a, *rest in zip(*(values(x, name) for x in (arm, *others)))]
+        return sum(wins) >= ENOUGH * len(wins)
+
+    unseen = "mean gain over base, shuffled and mono each >= {}, and a gain over all three in 80% of the seeds"
+    gains = lambda name, by, arm="qt": (all(mean(arm, name) - mean(b, name) >= by for b in CONTROLS) and above(name, CONTROLS, arm=arm))
+    return [
+        row("G", "Gates: the base answers in English; unseen languages are neither at chance nor solved",
+            "base: acc en >= 0.90, acc test >= 0.55, auc test <= 0.92", ("base",), ("acc en", "acc test", "auc test"), lambda: gate,
+            always=True),
+        row("C1", "Languages whose questions were translated gain", "auc seen: " + unseen.format(0.08), ("qt", *CONTROLS),
+            ("auc seen", "acc seen"), lambda: gains("auc seen", 0.08), "rises clearly"),
+        row("C2", "Languages never seen in tuning gain as well", "auc test: " + unseen.format(0.04), ("qt", *CONTROLS),
+            ("auc test", "acc test", "calibrated test"), lambda: gains("auc test", 0.04), "rises in a wide range of languages"),
+        row("C2o", "... also where no word is shared with a seen language", "auc own words test: " + unseen.format(0.04), ("qt", *CONTROLS),
+            ("auc own words test", "auc cognate test"), lambda: gains("auc own words test", 0.04)),
+        row("C3", "Translating into another language than English does it, too", "auc test: to-clone, as C2", ("to-clone", *CONTROLS),
+            ("auc test",), lambda: gains("auc test", 0.04, "to-clone"), "the same with Chinese as the target"),
+        claim("C4", "Questions of one task help another task", "accuracy on another task", "this world has one classification task; "
+              "methods/real/spontaneous_multilingual.py --train-task", None, "emotion helps from SNLI questions and the reverse"),
+        row("C5", "Middle layers think of the English label more", "largest mass of the right English label below the last block, unseen "
+            "languages: qt above base in 80% of the seeds", ("base", "qt"), ("lens test",), lambda: above("lens test", ("base",)),
+            "latent English grows"),
+        row("C6", "Unseen languages are aligned better with English", "correlation of the first principal component with English's, as is "
+            "and without prompt length: qt above base in 80% of the seeds", ("base", "qt"), ("r test", "partial r test"),
+            lambda: above("r test", ("base",)) and above("partial r test", ("base",)), "rises in low-resource languages"),
+        row("C7", "English is kept", "acc en: qt at least base - 0.03", ("base", "qt"), ("acc en", "auc en"),
+            lambda: mean("qt", "acc en") >= mean("base", "acc en") - 0.03),
+        row("R1", "Refutation: shuffled pairs give unseen languages nothing", "auc test: shuffled <= base + 0.02", ("base", "shuffled"),
+            ("auc test",), lambda: mean("shuffled", "auc test") <= mean("base", "auc test") + 0.02),
+    ]
+
+
+# --- figure
+
+def figure(results: dict):
+    """Left: per language from base to qt. Middle: unseen languages, every arm against the base. Right: the English label by layer."""
+    fig, (left, middle, right) = new_figure(1, 3, width=14, height=4.8)
+    series, metrics, colors = results["series"], results["metrics"], dict(zip(GROUPS, (COLORS[7], COLORS[0], COLORS[4], COLORS[1])))
+    names = series["base"]["auc"]["x"]
+    for x, language in enumerate(names):
+        color = next(colors[group] for group, languages in GROUPS.items() if language in languages)
+        base, tuned = ([row[x] for row in series[arm]["auc"]["values"]] for arm in ("base", "qt"))
+        for k, (a, b) in enumerate(zip(base, tuned)):
+            left.plot([x - 0.18 + 0.02 * k] * 2, [a, b], color=color, alpha=0.3, linewidth=1)
+        a, b = (sum(values) / len(values) for values in (base, tuned))
+        left.plot(x + 0.12, a, "o", color=color, markerfacecolor="white")
+        left.annotate("", (x + 0.12, b), (x + 0.12, a), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2.2})
+    left.axhline(0.5, color="#666666", linewidth=1, linestyle=":")
+    left.set_xticks(range(len(names)), [f"{l}\n{next(g for g, ls in GROUPS.items() if l in ls).replace('en', '')}" for l in names])
+    left.set(ylabel="AUC of more against less (dotted: chance)", title="From base (o) to question translation")
+    arms = [arm for arm in metrics if arm != "base"]
+    kinds = [kind for kind in ("cognate", "own words") if f"auc {kind} test" in metrics["base"]]
+    for kind, offset, color in zip(kinds, (-0.2, 0.2), (COLORS[2], COLORS[3])):
+        for x, arm in enumerate(arms):
+            gains = [a - b for a, b in zip(*(metrics[m][f"auc {kind} test"]["values"] for m in (arm, "base")))]
+            bar_seeds(middle, x + offset, gains, color, 0.36, kind if x == 0 else None)
+    middle.axhline(0, color="#000000", linewidth=1)
+    middle.set_xticks(range(len(arms)), [arm.replace(" ", "\n").replace("-", "-\n") for arm in arms])
+    middle.set(ylabel="AUC minus the base's", title="Unseen languages (test), by words used")
+    middle.legend()
+    for arm, color in (("base", COLORS[7]), ("qt", COLORS[1]), ("mono", COLORS[5])):
+        if arm in series:
+            plot_seeds(right, series[arm]["lens test"]["x"], series[arm]["lens test"]["values"], arm, color)
+    last = len(series["base"]["lens test"]["x"]) - 1
+    right.set_xticks(range(last + 1), ["embed", *map(str, range(1, last)), "last"])
+    right.set(xlabel="after block", ylabel="probability of the right English label", title="Unseen languages, logit lens")
+    right.legend()
+    return fig
+
+
+def main(cfg: Config) -> dict:
+    started, asked = time.time(), cfg
+    if wrong := set(cfg.arms) - set(ARMS):
+        raise InputError(f"--arms {' '.join(sorted(wrong))} is not known; give some of {', '.join(ARMS)}")
+    if not {"base", "qt"} <= set(cfg.arms):
+        raise InputError("--arms must name base and qt, which everything is compared with")
+    if cfg.shots not in (0, 2) or not 0 <= cfg.share <= 1 / 6 or not 0 <= cfg.cognates <= 1:
+        raise InputError(f"--shots {cfg.shots} must be 0 or 2, --share {cfg.share} between 0 and 1/6, --cognates {cfg.cognates} between 0 "
+                         "and 1")
+    if cfg.full:
+        cfg = replace(cfg, arms=tuple(ARMS))
+    if cfg.quick:
+        cfg = replace(cfg, seeds=cfg.seeds[:1], steps=8, tune_steps=4, items=40, rows=20)
+    world = World(cfg.seeds[0], LANGUAGES, cognates=cfg.cognates)
+    question, answer = translation_rows(replace(cfg, rows=1), world, QT, cfg.seeds[0])[-1]
+    print(f"A row to tune on; the part behind -> is learned:\n  {world.text(question)} -> {world.text(answer)}\nA test prompt:\n  "
+          + world.text(Exam(replace(cfg, items=2), world, cfg.seeds[0]).prompts("e")[1]))
+    outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
+    results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
+    for name in ("acc", "auc"):
+        print_metrics(results["metrics"], [f"{name} {group}" for group in GROUPS] + [f"{name} own words test"] * (name == "auc"), digits=3)
+    print_claims(results["claims"])
+    return results
+
+
+if __name__ == "__main__":
+    cli(main, Config)

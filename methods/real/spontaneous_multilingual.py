@@ -158,7 +158,7 @@ def question(task: str, language: str, texts: Sequence[str]) -> str:
     return "\n".join([*lines, f'{words["slot"]}: "'])
 
 
-def prompt_ids(cfg: Config, tok: Tokenizer, tests: Questions, language: str, words: Sequence[str], room: int) -> tuple[list[list[int]], int]:
+def prompt_ids(cfg: Config, tok: Tokenizer, tests: Questions, language: str, words: Sequence[str], room: int) -> tuple[list, int]:
     """Few-shot prompts in one language, labels from `words` -> their ids and how many questions were cut short to fit: in the
     question's own texts, never at the end. A common beginning of all the words is put behind the quote, for it decides nothing."""
     common, fields = commonprefix(list(words)), FIELDS[cfg.task]
