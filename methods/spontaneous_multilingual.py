@@ -346,7 +346,7 @@ def figure(results: dict):
         left.plot(x + 0.12, a, "o", color=color, markerfacecolor="white")
         left.annotate("", (x + 0.12, b), (x + 0.12, a), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2.2})
     left.axhline(0.5, color="#666666", linewidth=1, linestyle=":")
-    left.set_xticks(range(len(names)), [f"{l}\n{next(g for g, ls in GROUPS.items() if l in ls).replace('en', '')}" for l in names])
+    left.set_xticks(range(len(names)), [l if l == "en" else f"{l}\n{next(g for g, ls in GROUPS.items() if l in ls)}" for l in names])
     left.set(ylabel="AUC of more against less (dotted: chance)", title="From base (o) to question translation")
     arms = [arm for arm in metrics if arm != "base"]
     kinds = [kind for kind in ("cognate", "own words") if f"auc {kind} test" in metrics["base"]]
