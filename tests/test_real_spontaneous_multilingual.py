@@ -162,7 +162,7 @@ def test_a_prompt_by_hand_and_shots_are_never_asked(files, cfg):
 def test_a_common_beginning_of_the_labels_stands_in_the_prompt(files, cfg):
     tok, tests = load_tokenizer(files / "base"), read_tests(cfg)
     words = WORDS["th"]["emotion"]["labels"]
-    text = tok.decode(prompt_ids(replace(cfg, num_shots=0), tok, tests._replace(shot_classes=[]), "en", words, 400)[0][0])
+    text = tok.decode(prompt_ids(replace(cfg, num_shots=0), tok, tests._replace(shot_classes=[]), "en", words, 400, "เชิง")[0][0])
     assert text == 'a lovely song 2\nEmotion: "เชิง'
     assert token_sets(sentencepiece("เ", "บ", "ล", "ก"), words) == [{1}, {2}]
 

@@ -158,10 +158,11 @@ def question(task: str, language: str, texts: Sequence[str]) -> str:
     return "\n".join([*lines, f'{words["slot"]}: "'])
 
 
-def prompt_ids(cfg: Config, tok: Tokenizer, tests: Questions, language: str, words: Sequence[str], room: int) -> tuple[list, int]:
+def prompt_ids(cfg: Config, tok: Tokenizer, tests: Questions, language: str, words: Sequence[str], room: int,
+               common: str = "") -> tuple[list[list[int]], int]:
     """Few-shot prompts in one language, labels from `words` -> their ids and how many questions were cut short to fit: in the
-    question's own texts, never at the end. A common beginning of all the words is put behind the quote, for it decides nothing."""
-    common, fields = commonprefix(list(words)), FIELDS[cfg.task]
+    question's own texts, never at the end. `common`: a beginning of all the words, which decides nothing, behind the quote."""
+    fields = FIELDS[cfg.task]
     shown = "".join(question(cfg.task, language, [shot[f] for f in fields]) + words[c] + '"\n'
                     for shot, c in zip(tests.shots[language], tests.shot_classes))
     encode = lambda row, characters: tok.encode(shown + question(cfg.task, language, [row[f][:characters] for f in fields]) + common,
@@ -236,10 +237,10 @@ def token_set(tok: Tokenizer, word: str) -> set[int]:
     return found | ({tok.encode(u)[0] for u in prefixes} if isinstance(tok, ByteLevelBPE) else set())
 
 
-def token_sets(tok: Tokenizer, words: Sequence[str]) -> list[set[int]]:
+def token_sets(tok: Tokenizer, words: list[str]) -> list[set[int]]:
     """S(w) of every label, behind what all of them share. A piece of a character that begins several labels tells nothing and counts
     for none. A whole character that does, or a label without tokens, is an error."""
-    sets = [token_set(tok, word.removeprefix(commonprefix(list(words)))) for word in words]
+    sets = [token_set(tok, word.removeprefix(commonprefix(words))) for word in words]
     several = {i for i, n in Counter(i for s in sets for i in s).items() if n > 1}
     whole = [i for i in several if "\ufffd" not in tok.token_bytes(i).decode("utf-8", errors="replace")]
     if whole:
@@ -308,7 +309,7 @@ def measure(cfg: Config, model, tok: Tokenizer, tests: Questions) -> tuple[dict,
     layer, english = round(0.75 * len(model.layers)) if cfg.layer is None else cfg.layer, WORDS["en"][cfg.task]["labels"]
     for language in progress(tests.rows, "languages"):
         words, gold = competing(cfg, language), tests.gold[language]
-        prompts, cut = prompt_ids(cfg, tok, tests, language, words, room)
+        prompts, cut = prompt_ids(cfg, tok, tests, language, words, room, commonprefix(words))
         masses, _ = label_masses(model, read_states(model, prompts, cfg.micro_batch).last[-1], token_sets(tok, words))
         hits = [a == b for a, b in zip(masses.argmax(1).tolist(), gold)]  # argmax: ties go to the first label
         ties = (masses == masses.max(1, keepdim=True).values).sum(1) > 1
