@@ -10,9 +10,13 @@ Idea    Few texts in other languages are labelled, but a model that reads mostly
 Claims  C1 seen languages gain; C2 unseen languages gain, C2o on words that they share with nobody; C5 middle layers think of the English
         label; C6 states of unseen languages move along with English ones; C7 English is kept; R1 shuffled pairs give nothing. C3 another
         target language than English. G are gates on the base model, without which there is no verdict.
-Run     python methods/spontaneous_multilingual.py             # 2 free CPU cores, ~MINUTES min: table + figure; --full FULL min
+Run     python methods/spontaneous_multilingual.py             # 2 free CPU cores, ~6 min: table + figure; --full 9 min
         python methods/real/spontaneous_multilingual.py --help # the published tests and translations, your checkpoint
-Honest  HONEST
+Honest  The world is synthetic (minilm/world.py): Eve has 7 coins, finds 4, sells 2 - more or less than before? Six clones of English, three
+        of them verb-final, 4% of the texts each; labels in English only. Half of the content words are cognates, one root for all clones,
+        so half of the test uses these only and half none, reported apart. Arms share the base, the questions and their order. No end of
+        text follows the opened slot, nor does the paper's prompt template occur in pretraining. Settings were chosen on seed 100 and the
+        languages c, d; e, f are the test. C4 (other tasks) and the paper's models need methods/real/.
 Try     TRY
 """
 
@@ -49,8 +53,8 @@ class Config:
     steps: int = 1200  # pretraining: optimizer steps
     batch: int = 32  # pretraining: documents per step
     lr: float = 3e-3  # pretraining: learning rate
-    share: float = 0.05  # pretraining: share of each of the six clones, after an English-only start
-    parallel: float = 0.5  # pretraining: share of a clone's retellings that translate between it and English
+    share: float = 0.04  # pretraining: share of each of the six clones, after an English-only start
+    parallel: float = 0.8  # pretraining: share of a clone's retellings that translate between it and English
     cognates: float = 0.5  # share of the content words that all clones, but not English, write with one common root
     rows: int = 1000  # tuning: translated questions per seen language
     tune_steps: int = 150  # tuning: optimizer steps
@@ -86,9 +90,11 @@ QT = Arm((("a", "en"), ("b", "en")))
 ARMS = {
     "base": Arm(), "qt": QT, "shuffled": QT._replace(shuffled=True), "mono": Arm((("en", "en"), ("en", "en"))),
     "to-clone": Arm((("en", "a"), ("b", "a"))),
-    "qt a": Arm((("a", "en"), ("a", "en"))), "qt b": Arm((("b", "en"), ("b", "en"))),
+    "qt a": Arm((("a", "en"), ("a", "en"))),  # one seen language
     "labelled": Arm((("en", "en"), ("en", "en")), labelled=True),
-    "qt full": QT._replace(changes={"tune": "full"}),
+    "qt long": QT._replace(changes={"tune_lr": 2e-3, "tune_steps": 600}),  # translation is learned well
+    "mono long": Arm((("en", "en"), ("en", "en")), changes={"tune_lr": 2e-3, "tune_steps": 600}),
+    "qt full": QT._replace(changes={"tune": "full", "tune_lr": 1e-4, "tune_steps": 300}),
 }
 
 
@@ -284,7 +290,8 @@ def run(cfg: Config, seed: int) -> Outcome:
     for name in cfg.arms:
         arm, model, losses = ARMS[name], copy.deepcopy(base), []
         if arm.pairs:
-            losses = tune(replace(cfg, **arm.changes), model, translation_rows(cfg, world, arm, seed), seed)
+            changed = replace(cfg, **arm.changes | ({"tune_steps": cfg.tune_steps} if cfg.quick else {}))
+            losses = tune(changed, model, translation_rows(cfg, world, arm, seed), seed)
         outcome.metrics[name], outcome.series[name] = examine(cfg, model, exam)
         if losses:
             outcome.metrics[name]["loss"] = sum(losses[-20:]) / len(losses[-20:])
