@@ -93,6 +93,11 @@ def contrast(expert: torch.Tensor, amateur: torch.Tensor, alpha: float = 0.1, be
     return scores.masked_fill(implausible, -torch.inf)  # last: what was -inf - -inf = NaN is masked too
 
 
+def scores_everywhere(self, ids, *, cache=None, attention_mask=None) -> Output:
+    """Every decoder's forward: `hidden` runs the blocks, `lm_head` contrasts. `generate` asks for them apart, to score one position only."""
+    return Output(self.lm_head(self.hidden(ids, cache=cache, attention_mask=attention_mask)))
+
+
 class SkipLayers(nn.Module):
     """The paper's decoder: the amateur is the same model without blocks m ... n-1, for every token, those of the prompt included.
 
@@ -113,10 +118,9 @@ class SkipLayers(nn.Module):
     def new_cache(self, B: int) -> list[list[LayerCache]]:
         return [self.model.new_cache(B), self.model.new_cache(B)]  # of the expert, of the amateur: where nothing is computed it stays empty
 
-    def hidden(self, ids, *, cache=(None, None), attention_mask=None):
-        """[B, T, 2D]: the expert's last state and beside it the amateur's, both after the final norm. Heads come later (`lm_head`),
-        because `generate` wants one position only."""
-        model, (m, n), L = self.model, self.span, len(self.model.layers)
+    def hidden(self, ids, *, cache=None, attention_mask=None):
+        """[B, T, 2D]: the expert's last state and beside it the amateur's, both after the final norm."""
+        model, (m, n), L, cache = self.model, self.span, len(self.model.layers), cache or (None, None)
         x = model.embed(ids)
         rotary, mask = model.prepare(x, cache[0], attention_mask)
 
@@ -134,8 +138,7 @@ class SkipLayers(nn.Module):
         expert, amateur = (self.model.lm_head(h) for h in states.chunk(2, -1))
         return contrast(expert, amateur, self.alpha, self.beta)
 
-    def forward(self, ids, *, cache=(None, None), attention_mask=None) -> Output:
-        return Output(self.lm_head(self.hidden(ids, cache=cache, attention_mask=attention_mask)))
+    forward = scores_everywhere
 
 
 class ContrastModels(nn.Module):
@@ -154,17 +157,16 @@ class ContrastModels(nn.Module):
     def new_cache(self, B):
         return [self.expert.new_cache(B), self.amateur.new_cache(B)]
 
-    def hidden(self, ids, *, cache=(None, None), attention_mask=None):
-        return torch.cat([model.hidden(ids, cache=c, attention_mask=attention_mask)
-                          for model, c in zip((self.expert, self.amateur), cache)], -1)
+    def hidden(self, ids, *, cache=None, attention_mask=None):
+        both = zip((self.expert, self.amateur), cache or (None, None))
+        return torch.cat([model.hidden(ids, cache=c, attention_mask=attention_mask) for model, c in both], -1)
 
     def lm_head(self, states):
         states = states.split([self.expert.config.hidden_size, self.amateur.config.hidden_size], -1)
         expert, amateur = (model.lm_head(h)[..., : self.vocab_size] for model, h in zip((self.expert, self.amateur), states))
         return contrast(expert, amateur, self.alpha, self.beta)
 
-    def forward(self, ids, *, cache=(None, None), attention_mask=None) -> Output:
-        return Output(self.lm_head(self.hidden(ids, cache=cache, attention_mask=attention_mask)))
+    forward = scores_everywhere
 
 
 class DoLa(nn.Module):
@@ -191,9 +193,14 @@ class DoLa(nn.Module):
 
     def hidden(self, ids, *, cache=None, attention_mask=None):
         """[B, T, (1 + exits) D]: the last layer's state, then the exits'."""
-        states = self.model(ids, cache=cache, attention_mask=attention_mask, output_hidden_states=True).hidden_states
-        exits = [self.model.norm(states[j]) if self.norm else states[j] for j in self.layers]
-        return torch.cat((self.model.norm(states[-1]), *exits), -1)
+        model, exits = self.model, []
+        h = model.embed(ids)
+        rotary, mask = model.prepare(h, cache, attention_mask)
+        for i, layer in enumerate(model.layers):
+            if i in self.layers:
+                exits.append(model.norm(h) if self.norm else h)
+            h, _ = layer(h, rotary, mask, cache[i] if cache else None)
+        return torch.cat((model.norm(h), *exits), -1)
 
     def lm_head(self, states):
         logits = [self.model.lm_head(h) for h in states.split(self.config.hidden_size, -1)]
@@ -202,8 +209,7 @@ class DoLa(nn.Module):
         chosen = divergence(final, exits, self.jsd).argmax(0)[None, ..., None]
         return contrast(final, exits.take_along_dim(chosen, 0)[0], self.alpha, self.beta)
 
-    def forward(self, ids, *, cache=None, attention_mask=None) -> Output:
-        return Output(self.lm_head(self.hidden(ids, cache=cache, attention_mask=attention_mask)))
+    forward = scores_everywhere
 
 
 def divergence(p: torch.Tensor, q: torch.Tensor, kind: str = "standard") -> torch.Tensor:
@@ -417,12 +423,12 @@ def cost(cfg: Config, model: Transformer, span: tuple[int, int], prompts: list[l
     cache = decoder.new_cache(1)
     with torch.no_grad():
         decoder(torch.tensor(prompts[:1]), cache=cache)
-    for _ in range(1 if cfg.quick else 9):
+    for _ in range(1 if cfg.quick else 15):
         for name, one in (("greedy", model), ("skip", decoder)):
             started = time.perf_counter()
             generate(one, prompts[:32], 32)
             times[name].append(time.perf_counter() - started)
-    return {"blocks": blocks_per_token(cache) / L, "formula": (2 * L - span[1]) / L, "time": median(times["skip"]) / median(times["greedy"])}
+    return {"blocks": blocks_per_token(cache) / L, "formula": (2 * L - span[1]) / L, "time": median(b / a for a, b in zip(*times.values()))}
 
 
 # --- one seed
@@ -523,7 +529,8 @@ def claims(metrics: dict) -> list[dict]:
               {f"same {lang}": ["beta 0"] for lang in LANGUAGES}, lambda m: all(m("beta 0", f"same {lang}") == 1 for lang in LANGUAGES)),
     ]
     if english < 0.85:  # a model that cannot solve English problems says nothing about decoding
-        table = [c | {"holds": None, "measured": f"gate failed: greedy English {english:.2f} < 0.85. {c['measured']}"} for c in table]
+        table = [c | {"holds": None, "measured": f"gate failed: greedy English {english:.2f} < 0.85. {c['measured']}"}
+                 if c["id"] <= "C6" else c for c in table]
     return table
 
 

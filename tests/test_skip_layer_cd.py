@@ -3,17 +3,21 @@
 import copy
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
-from methods.skip_layer_cd import (ContrastModels, DoLa, RepetitionPenalty, SkipLayers, blocks_per_token, contrast, divergence,
-                                   entropy_curve, entropy_span, heuristic_span, span_sizes)
+from methods import skip_layer_cd
+from methods.skip_layer_cd import (ARMS, LANGUAGES, OTHERS, PAIRS, TEXT, WORLD, Config, ContrastModels, DoLa, Models, RepetitionPenalty,
+                                   SkipLayers, answer, blocks_per_token, claims, contrast, difference, divergence, entropy_curve,
+                                   entropy_span, exercise, heuristic_span, lm_loss, look, span_sizes, views)
 from minilm import InputError
 from minilm.data import generator, pad
 from minilm.generate import generate
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Output, Transformer
+from minilm.world import ANSWER, EOS, document, new_model
 
 V = 40
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 9]]  # of different lengths: every decoder is tested with padding on the left
@@ -301,3 +305,167 @@ def test_the_entropy_curve_equals_one_position_at_a_time_without_the_last():
                 values += [-(q * q.log()).sum().item() for q in p[:-1]]
             expected.append(sum(values) / 4)
     assert entropy_curve(model, ids, mask) == pytest.approx(expected, abs=1e-5)
+
+
+# --- the experiment
+
+def test_an_exercise_is_told_in_one_language_and_its_answer_has_nine_tokens_per_event():
+    world = replace(WORLD, seed=5)
+    p = world.sample(random.Random(0), "test")
+    prompt, solution = exercise(world, p, "c")
+    assert {world.language_of[i] for i in prompt + solution} == {None, "c"}
+    assert prompt[-1] == ANSWER and solution[-1] == EOS and len(solution) == 3 * skip_layer_cd.EVENT + 3
+    assert world.final_number(solution) == p.final
+    words = world.gloss(solution)
+    for at, e in zip(range(0, 27, 9), p.events):  # what `look` counts as function words and as reasoning stands at fixed places
+        assert [words[at], words[at + 2], words[at + 4], words[at + 7]] == [e.verb, "so", "-+"[e.sign > 0], str(e.after)]
+    assert words[27] == "answer"
+
+
+def test_a_clone_is_not_read_before_the_english_start_is_over_and_never_a_test_problem():
+    world, rng = replace(WORLD, seed=5), random.Random(0)
+    languages = lambda progress: {world.language_of[i] for _ in range(80) for i in document(world, TEXT, rng, progress)}
+    assert languages(0.39) <= {None, "en"}
+    assert languages(0.4) == {None, *LANGUAGES}
+    assert all(world.split(world.sample(rng, "train", TEXT.gain, TEXT.zipf)) == "train" for _ in range(50))
+
+
+def test_the_loss_of_all_blocks_is_the_ordinary_loss_and_a_dropped_block_is_as_good_as_cut_out():
+    model = tiny()
+    ids, real = pad([[1, 2, 3, 4], [5, 6, 7]])
+    def plain(model):
+        losses = [-model(row[None]).logits[0, t].log_softmax(-1)[row[t + 1]] for row, n in zip(ids, (4, 3)) for t in range(n - 1)]
+        return torch.stack(losses).mean()
+    torch.testing.assert_close(lm_loss(model, ids, real, range(5)), plain(model))
+    torch.testing.assert_close(lm_loss(model, ids, real, [0, 1, 3, 4]), plain(without(model, 2, 3)))
+
+
+def test_the_views_are_the_lens_of_every_layer_and_every_cut_model():
+    model, ids = tiny(), torch.tensor([[1, 2, 3, 4]])
+    seen = dict(views(model, ids, [(1, 2), (2, 5)]))
+    assert list(seen) == ["h0", "h1", "h2", "h3", "h4", "expert", "[1,2)", "[2,5)"]
+    with torch.no_grad():
+        for name, m, n in (("h0", 0, 5), ("h3", 3, 5), ("expert", 5, 5), ("[1,2)", 1, 2), ("[2,5)", 2, 5)):  # an exit skips all later blocks
+            torch.testing.assert_close(seen[name], without(model, m, n)(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+class Parrot(torch.nn.Module):
+    """Knows the answers by heart, but says each word in English: every lens shows it."""
+
+    def __init__(self, world, rows, translate):
+        super().__init__()
+        self.table, self.world, self.translate = torch.tensor(rows), world, translate
+
+    def views(self, model, ids, spans):
+        target = self.table[:, 1:]
+        said = torch.tensor([[self.translate(int(i)) for i in row] for row in target])
+        yield "expert", torch.nn.functional.one_hot(said, len(self.world.tokens)).float() * 50
+
+
+def test_who_answers_everything_in_english_has_no_word_right_and_speaks_only_the_base_language(monkeypatch):
+    world = replace(WORLD, seed=3)
+    problems = [world.sample(random.Random(1), "test") for _ in range(6)]
+    rows = [q + a for q, a in (exercise(world, p, "a") for p in problems)]
+    to_english = lambda i: world.encode([world.tokens[i].partition("_")[0]])[0]
+    for translate, expected in ((to_english, (0, 1, 0, 2 / 3)), (int, (1, 0, 1, 1))):  # signs and results are the same in every language
+        monkeypatch.setattr(skip_layer_cd, "views", Parrot(world, rows, translate).views)
+        seen = look(world, None, problems, "a", [])["expert"]
+        assert [float(seen[k]) for k in ("own", "base", "function", "reasoning")] == pytest.approx(expected)
+        assert float(seen["entropy"]) == pytest.approx(0, abs=1e-5)
+
+
+def test_questions_with_the_same_span_are_one_batch_and_the_answers_keep_their_order():
+    world, cfg = replace(WORLD, seed=3), Config(layers=4, width=32)
+    model = new_model(world, 32, 4, generator(0, "init")).eval()
+    models, rng = Models(model, model), random.Random(0)
+    prompts = [exercise(world, world.sample(rng), "a")[0] for _ in range(6)]
+    spans = [(1, 2), (2, 3), (1, 2), (3, 4), (2, 3), (1, 2)]
+    answers = answer(cfg, ARMS["sl-h"], models, prompts, spans)
+    for prompt, span, given in zip(prompts, spans, answers):
+        assert prompt + given == generate(SkipLayers(model, span), [prompt], 30, eos_id=EOS)[0]
+
+
+def test_an_arm_gives_the_same_numbers_alone_and_beside_other_arms():
+    cfg = Config(steps=2, problems=3, exemplars=3, layers=4, width=32, quick=True)
+    together = skip_layer_cd.run(replace(cfg, methods=("greedy", "sl-h", "dola")), 100).metrics
+    alone = skip_layer_cd.run(replace(cfg, methods=("sl-h",)), 100).metrics
+    assert alone["sl-h"] == together["sl-h"] and alone["[1,2)"] == together["[1,2)"]
+    assert skip_layer_cd.run(replace(cfg, methods=("sl-h",)), 101).metrics["h1"] != alone["h1"]
+
+
+# --- the claims and the script
+
+def made_up(accuracy: dict, own: dict, seeds: int = 4, reasoning: float = 0.9, time: float = 1.5, same: float = 1.0) -> dict:
+    """Metrics in which every arm has one accuracy (a pair: per language), every view one share of own words."""
+    cell = lambda value: {"mean": value, "sd": 0.0, "values": [value] * seeds}
+    metrics = {"verb-blind": {"acc": cell(0.25), "problems": cell(200)}}
+    at = lambda arm, language: accuracy[arm][language != "en"] if isinstance(accuracy[arm], tuple) else accuracy[arm]
+    for arm in accuracy:
+        metrics[arm] = {f"acc {lang}": cell(at(arm, lang)) for lang in (*LANGUAGES, "others")}
+    for a, b in PAIRS:
+        if {a, b} <= set(accuracy):
+            d = {lang: round(200 * (at(a, lang) - at(b, lang))) / 200 for lang in LANGUAGES}
+            metrics[f"{a} - {b}"] = {f"gained {lang}": cell(max(x, 0.0)) for lang, x in d.items()} | {
+                f"lost {lang}": cell(max(-x, 0.0)) for lang, x in d.items()}
+    for view, share in own.items():
+        metrics[view] = {f"{name} {lang}": cell(value) for lang in (*LANGUAGES, "others") for name, value in (
+            ("own", share), ("base", 1 - share), ("function", 1.0), ("reasoning", 0.98 if view == "expert" else reasoning))}
+    metrics["sl-d"] |= {"blocks": cell(1.5), "formula": cell(1.5), "time": cell(time)}
+    metrics["beta 0"] |= {f"same {lang}": cell(same) for lang in LANGUAGES}
+    return metrics
+
+
+OWN = {f"h{i}": 0.1 for i in range(5)} | {f"h{i}": 0.6 for i in (5, 6, 7)} | {"expert": 0.99, "[1,7)": 0.5} | {
+    f"[{m},{m + 1})": 0.98 for m in range(8)}
+ACCURACY = {"greedy": 0.9, "beta 0": 0.9, "cd": 0.9, "mild exit": 0.9, "dola": (0.8, 0.6), "dola norm": (0.7, 0.5), "dola penalty": 0.3,
+            "sl-h": 0.93, "sl-d": 0.95}
+
+
+def test_the_claims_hold_on_made_up_numbers_that_agree_with_the_paper_and_fail_on_those_that_contradict_it():
+    verdicts = lambda metrics: {c["id"]: c["holds"] for c in claims(metrics)}
+    ids = ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "R1"]
+    assert verdicts(made_up(ACCURACY, OWN)) == dict.fromkeys(ids, True)
+    wrong = OWN | {"h4": 0.6, "[2,3)": 0.8}
+    against = ACCURACY | {"dola": 0.95, "sl-d": 0.9}
+    assert verdicts(made_up(against, wrong, reasoning=0.97, time=1.9, same=0.99)) == dict.fromkeys(ids, False)
+
+
+def test_a_claim_fails_when_a_single_language_contradicts_it_and_doubt_is_no_gain():
+    metrics = made_up(ACCURACY, OWN)
+    metrics["sl-d - dola"]["gained e"] = {"mean": 0.0, "sd": 0.0, "values": [0.0] * 4}
+    assert {c["id"]: c["holds"] for c in claims(metrics)}["C4"] is False
+    metrics = made_up(ACCURACY, OWN)
+    for lang in LANGUAGES:  # a gain of 2% and a loss of 1.5% of 3,200 answers: the interval includes zero
+        metrics["sl-d - greedy"] |= {f"gained {lang}": {"values": [0.02] * 4}, f"lost {lang}": {"values": [0.015] * 4}}
+    mean, low, high = difference(metrics, "sl-d - greedy", LANGUAGES)
+    assert mean == pytest.approx(0.005) and low < 0 < high
+    assert {c["id"]: c["holds"] for c in claims(metrics)}["C5"] is False
+
+
+def test_nothing_is_concluded_from_a_model_that_cannot_solve_english_problems_or_from_arms_that_did_not_run():
+    verdicts = lambda metrics: {c["id"]: c["holds"] for c in claims(metrics)}
+    weak = verdicts(made_up(ACCURACY | {"greedy": (0.5, 0.5)}, OWN))
+    assert all(weak[f"C{i}"] is None for i in range(1, 7)) and weak["C7"] and weak["R1"]
+    few = made_up({arm: ACCURACY[arm] for arm in ("greedy", "sl-d", "beta 0")}, OWN)
+    assert verdicts(few) | {"C3": None, "C4": None, "C5": None} == verdicts(few)
+
+
+def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path, capsys):
+    results = skip_layer_cd.main(Config(quick=True, workers=1, out=str(tmp_path)))
+    printed = capsys.readouterr().out
+    assert (tmp_path / "skip_layer_cd.json").exists() and (tmp_path / "skip_layer_cd.png").stat().st_size > 10_000
+    for c in results["claims"]:
+        assert f"\n{c['id']} " in printed
+    assert set(Config().methods) <= set(results["metrics"]) and results["metrics"]["beta 0"]["same a"]["mean"] == 1
+
+
+@pytest.mark.parametrize("change, words", [({"methods": ("sl-x",)}, "sl-x"), ({"alpha": 0.0}, "--alpha"), ({"beta": -1.0}, "--beta")])
+def test_wrong_settings_are_refused_before_anything_is_trained(change, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        skip_layer_cd.main(replace(Config(quick=True, workers=1, out=str(tmp_path)), **change))
+    assert not list(tmp_path.iterdir())
+
+
+def test_others_are_all_languages_but_the_base_and_every_pair_is_of_arms():
+    assert ("en", *OTHERS) == LANGUAGES == WORLD.languages
+    assert {arm for pair in PAIRS for arm in pair} <= set(ARMS)

@@ -32,12 +32,13 @@ import regex
 import torch
 from torch import nn
 
-from methods.skip_layer_cd import (PAPER, ContrastModels, DoLa, RepetitionPenalty, SkipLayers, blocks_per_token, entropy_curve, entropy_span,
-                                   heuristic_span, last_scores, views)
+from methods.skip_layer_cd import (PAPER, ContrastModels, DoLa, RepetitionPenalty, SkipLayers, blocks_per_token, entropy_curve,
+                                   entropy_span, heuristic_span, last_scores, span_sizes, views)
 from minilm import InputError
 from minilm.data import read_text, write_atomically
 from minilm.generate import stream
 from minilm.results import COLORS, ROOT, Outcome, check, claim, cli, new_figure, print_claims, print_metrics, progress, save_results
+from minilm.tokenizer import Tokenizer
 from minilm.training import pick_device
 from minilm.transformer import Output
 from minilm.weights import load_pretrained
@@ -87,7 +88,7 @@ class Config:
 # --- the tasks' files
 
 class Item(NamedTuple):
-    """One question with its gold answer: mgsm a number, gsm8k and gsm-plus a whole number, aqua a letter."""
+    """One question as a finished prompt, and its gold answer: a number, in aqua a letter."""
 
     id: str
     lang: str
@@ -98,7 +99,7 @@ class Item(NamedTuple):
 def read_rows(path: str | None, fields: Sequence[str]) -> Iterator[tuple[int, dict]]:
     """The objects of a JSON Lines file, with line numbers."""
     if path is None:
-        raise InputError("--data is missing: give the task's file (for mgsm: the folder)")
+        raise InputError("--data is missing: give the task's file (for mgsm: the folder with mgsm_en.tsv and its siblings)")
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
@@ -108,45 +109,41 @@ def read_rows(path: str | None, fields: Sequence[str]) -> Iterator[tuple[int, di
                 raise InputError(f"{path}, line {number}: a JSON object with the fields {', '.join(fields)} is needed") from None
 
 
-def whole(text: str, where: str) -> str:
+def number(text: str, where: str) -> str:
     if not re.fullmatch(r"-?\d+(\.\d+)?", text := str(text).strip().replace(",", "")):
         raise InputError(f"{where}: the gold answer {text[:30]!r} is not a number")
     return text
 
 
+def read_mgsm(cfg: Config, lang: str) -> list[Item]:
+    if lang not in WORDS:
+        raise InputError(f"--langs {lang}: mgsm has the languages {', '.join(WORDS)}")
+    if cfg.data is None:
+        raise InputError("--data is missing: give the folder with mgsm_en.tsv and its siblings")
+    (question, answer, _), file, items = WORDS[lang], Path(cfg.data) / f"mgsm_{lang}.tsv", []
+    for n, line in enumerate(read_text(file).rstrip("\n").split("\n")[: cfg.limit], 1):
+        if line.count("\t") != 1:
+            raise InputError(f"{file}, line {n}: question<TAB>answer is needed, this line has {line.count(chr(9))} tabs")
+        text, gold = line.split("\t")
+        items.append(Item(f"{lang}-{n}", lang, f"{exemplars(cfg, lang)}{question}{text}\n{answer}", number(gold, f"{file}, line {n}")))
+    return items
+
+
 def read_task(cfg: Config) -> list[Item]:
-    """Every question as a finished prompt."""
     if cfg.task == "mgsm":
-        items = []
-        for lang in cfg.langs:
-            if lang not in WORDS:
-                raise InputError(f"--langs {lang}: mgsm has the languages {', '.join(WORDS)}")
-            if cfg.data is None:
-                raise InputError("--data is missing: give the folder with mgsm_en.tsv and its siblings")
-            file, prefix = Path(cfg.data) / f"mgsm_{lang}.tsv", exemplars(cfg, lang)
-            for number, line in enumerate(read_text(file).rstrip("\n").split("\n"), 1):
-                if line.count("\t") != 1:
-                    raise InputError(f"{file}, line {number}: question<TAB>answer is needed, this line has {line.count(chr(9))} tabs")
-                question, gold = line.split("\t")
-                prompt = f"{prefix}{WORDS[lang][0]}{question}\n{WORDS[lang][1]}"
-                items.append(Item(f"{lang}-{number}", lang, prompt, whole(gold, f"{file}, line {number}")))
-    elif cfg.task == "aqua":
-        items = [Item(f"aqua-{n}", "en", f"{exemplars(cfg, 'aqua')}Problem: {row['question']}\n{choices(row['options'])}Solution:",
-                      str(row["correct"]).strip().lower()) for n, row in read_rows(cfg.data, ("question", "options", "correct"))]
-    else:
-        items = []
-        for n, row in read_rows(cfg.data, ("question", "answer")):
-            gold = str(row["answer"]).rpartition("#### ")[2].strip().replace(",", "")
-            if cfg.task == "gsm8k" or gold.isdigit():  # gsm-plus: only rows whose answer is all digits
-                prompt = f"{exemplars(cfg, 'en')}Problem: {row['question']}\nSolution:"
-                items.append(Item(f"{cfg.task}-{n}", "en", prompt, whole(gold, f"{cfg.data}, line {n}")))
-    by_lang = {lang: [item for item in items if item.lang == lang] for lang in dict.fromkeys(item.lang for item in items)}
-    return [item for group in by_lang.values() for item in group[: cfg.limit]]
+        return [item for lang in cfg.langs for item in read_mgsm(cfg, lang)]
+    if cfg.task == "aqua":
+        rows = read_rows(cfg.data, ("question", "options", "correct"))
+        return [Item(f"aqua-{n}", "aqua", f"{exemplars(cfg, 'aqua')}Problem: {row['question']}\n{choices(row['options'])}\nSolution:",
+                     str(row["correct"]).strip().lower()) for n, row in rows][: cfg.limit]
+    golds = [(n, row["question"], str(row["answer"]).rpartition("#### ")[2]) for n, row in read_rows(cfg.data, ("question", "answer"))]
+    return [Item(f"{cfg.task}-{n}", "en", f"{exemplars(cfg, 'en')}Problem: {question}\nSolution:", number(gold, f"{cfg.data}, line {n}"))
+            for n, question, gold in golds if cfg.task == "gsm8k" or gold.strip().isdigit()][: cfg.limit]  # gsm-plus: digits only
 
 
 def choices(options: Sequence[str]) -> str:
-    """["A)21", "B)21.5"] -> "Choices: (a) 21 (b) 21.5" and a new line."""
-    return "Choices: " + " ".join(f"({o[0].lower()}) {o[2:].strip()}" for o in options) + "\n"
+    """["A)21", "B)21.5"] -> "Choices: (a) 21 (b) 21.5"."""
+    return "Choices: " + " ".join(f"({o[0].lower()}) {o[2:].strip()}" for o in options)
 
 
 def exemplars(cfg: Config, lang: str) -> str:
@@ -156,16 +153,14 @@ def exemplars(cfg: Config, lang: str) -> str:
     if cfg.shots is None:
         raise InputError('--shots is missing: give a JSON file {"en": [{"q": ..., "a": ...}, ...]}, or --num-shots 0')
     try:
-        shots = json.loads(read_text(cfg.shots))[lang]
-        shots = shots[: cfg.num_shots or WORDS.get(lang, (0, 0, 4))[2]]
+        shots = json.loads(read_text(cfg.shots))[lang][: cfg.num_shots or WORDS.get(lang, (0, 0, 4))[2]]
         if cfg.task == "mgsm":
             texts = [f"{s['q']}\n{s['a']}" for s in shots]
         elif lang == "aqua":
-            texts = [f"Problem: {s['q']}\n{choices(s['options'])}Solution: {s['a']}\nFinal Answer: ({s['correct'].lower()})" for s in shots]
-        else:
-            question, solution = (re.compile("^" + re.escape(word.strip()) + r"\s*") for word in WORDS["en"][:2])
-            texts = [f"Problem: {question.sub('', s['q'])}\nSolution: {re.sub(r' The answer is .*$', '', solution.sub('', s['a']))}\n"
-                     f"Final Answer: {last_number(s['a'])}" for s in shots]
+            texts = [f"Problem: {s['q']}\n{choices(s['options'])}\nSolution: {s['a']}\nFinal Answer: ({s['correct'].lower()})" for s in shots]
+        else:  # mgsm's English exemplars are the classic eight
+            cut = [(re.sub(r"^Question: ", "", s["q"]), re.sub(r"^Step-by-Step Answer: | The answer is [^ ]*$", "", s["a"]), s["a"]) for s in shots]
+            texts = [f"Problem: {q}\nSolution: {a}\nFinal Answer: {last_number(whole)}" for q, a, whole in cut]
     except (json.JSONDecodeError, KeyError, TypeError, IndexError):
         raise InputError(f"{cfg.shots} holds no exemplars for {lang!r}: see --help for the form") from None
     return "".join(text + "\n\n" for text in texts)
@@ -177,54 +172,52 @@ def last_number(text: str) -> str | None:
     return found[-1] if found else None
 
 
+def is_right(task: str, answered: str | None, gold: str) -> bool:
+    if task == "mgsm":
+        return answered is not None and abs(float(answered) - float(gold)) < 1e-3
+    return answered == gold
+
+
 # --- decoding
 
 class Loaded(NamedTuple):
     model: nn.Module
-    tokenizer: object
+    tokenizer: Tokenizer
     amateur: nn.Module | None
+
+    def ids(self, text: str) -> torch.Tensor:
+        return torch.tensor([self.tokenizer.encode(text, bos=self.tokenizer.add_bos)], device=self.model.embed.weight.device)
 
 
 def load(cfg: Config) -> Loaded:
-    """Everything that the decodings asked for need; refuses what they lack before anything is computed."""
     if "cd" in cfg.decoding and cfg.amateur is None:
         raise InputError("--decoding cd needs a second, weaker model: give --amateur DIR")
     if "skip" in cfg.decoding and cfg.skip is None:
         raise InputError("--decoding skip needs the blocks to skip: give --skip M N")
+    if "dola-static" in cfg.decoding and len(cfg.exits) != 1:
+        raise InputError(f"--decoding dola-static has one early exit, --exits gives {len(cfg.exits)}: give for example --exits 2")
     device, dtype = pick_device(cfg.device), getattr(torch, cfg.dtype)
     model, tokenizer = load_pretrained(cfg.checkpoint, dtype, device)
     if tokenizer is None:
         raise InputError(f"{cfg.checkpoint} has no tokenizer.json: copy the checkpoint's tokenizer into its folder")
-    amateur = load_pretrained(cfg.amateur, dtype, device)[0] if cfg.amateur else None
-    loaded = Loaded(model, tokenizer, amateur)
-    for name in cfg.decoding:  # (a wrong setting shows here)
-        make_decoder(cfg, name, loaded, choose_span(cfg, name, model, torch.tensor([[0, 0]], device=device), random.Random(0), quiet=True))
-    return loaded
+    return Loaded(model, tokenizer, load_pretrained(cfg.amateur, dtype, device)[0] if cfg.amateur else None)
 
 
-def make_decoder(cfg: Config, name: str, loaded: Loaded, span: tuple[int, int] | None) -> nn.Module:
-    model = loaded.model
-
-    def dola(exits):
-        decoder = DoLa(model, exits, cfg.alpha, norm=cfg.dola_norm, jsd=cfg.jsd)
-        return decoder if cfg.repetition_penalty == 1 else RepetitionPenalty(decoder, cfg.repetition_penalty)
-
+def make_decoder(cfg: Config, name: str, loaded: Loaded, prefix: str, rng: random.Random) -> nn.Module:
+    """sl-h draws a span at every call; sl-d finds it in the entropies of `prefix`, the exemplars."""
+    model, L = loaded.model, len(loaded.model.layers)
     if name == "greedy":
         return model
     if name == "cd":
         return ContrastModels(model, loaded.amateur, cfg.alpha, cfg.beta, cfg.truncate_vocab)
-    if name == "dola-static" and len(cfg.exits) != 1:
-        raise InputError(f"--decoding dola-static has one early exit, --exits gives {len(cfg.exits)}: give for example --exits 2")
-    return dola(cfg.exits or None) if span is None else SkipLayers(model, span, cfg.alpha, cfg.beta, cfg.share_prefix)
-
-
-def choose_span(cfg: Config, name: str, model, prefix: torch.Tensor, rng: random.Random, quiet: bool = False) -> tuple[int, int] | None:
-    """The blocks that a decoding skips: sl-h draws anew at every call, sl-d looks at the few-shot prefix [1, T]."""
-    if name == "sl-h" or name == "sl-d" and quiet:
-        return heuristic_span(len(model.layers), rng, cfg.min_start)
+    if name.startswith("dola"):
+        decoder = DoLa(model, cfg.exits or None, cfg.alpha, norm=cfg.dola_norm, jsd=cfg.jsd)
+        return decoder if cfg.repetition_penalty == 1 else RepetitionPenalty(decoder, cfg.repetition_penalty)
     if name == "sl-d":
-        return entropy_span(entropy_curve(model, prefix), cfg.sld_threshold, cfg.min_start)
-    return cfg.skip if name == "skip" else None
+        span = entropy_span(entropy_curve(model, loaded.ids(prefix)), cfg.sld_threshold, cfg.min_start)
+    else:
+        span = cfg.skip if name == "skip" else heuristic_span(L, rng, cfg.min_start)
+    return SkipLayers(model, span, cfg.alpha, cfg.beta, cfg.share_prefix)
 
 
 class Restricted(nn.Module):
@@ -232,10 +225,7 @@ class Restricted(nn.Module):
 
     def __init__(self, decoder: nn.Module, allowed: Sequence[int]):
         super().__init__()
-        self.decoder, self.config, self.allowed = decoder, decoder.config, list(allowed)
-
-    def new_cache(self, B):
-        return self.decoder.new_cache(B)
+        self.decoder, self.config, self.new_cache, self.allowed = decoder, decoder.config, decoder.new_cache, list(allowed)
 
     def forward(self, ids, *, cache, attention_mask=None) -> Output:
         scores = last_scores(self.decoder, ids, cache, attention_mask)
@@ -244,165 +234,136 @@ class Restricted(nn.Module):
         return Output(torch.where(some.isinf().all(-1, keepdim=True), scores, some))
 
 
-def encode(tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, bos=tokenizer.add_bos)
-
-
-def complete(decoder, tokenizer, prompt: str, longest: int, stop: Sequence[str] = ()) -> tuple[str, int]:
-    """The continuation up to and with the first stop (or EOS, or the end of the context), and its number of tokens. Prompt and output
-    are decoded together: some tokenizers would drop a space between them otherwise."""
-    ids = encode(tokenizer, prompt)
-    start, rows, text = len(tokenizer.decode(ids, skip_special=True)), list(ids), ""
-    for tokens in stream(decoder, [ids], longest):
+def complete(decoder, loaded: Loaded, prompt: str, longest: int, stop: str | None = None) -> str:
+    """The continuation up to and with `stop` (or to EOS, or the end of the context). Prompt and output are decoded together, and the
+    prompt's length cut off: some tokenizers would drop a space otherwise."""
+    rows, text = loaded.ids(prompt)[0].tolist(), ""
+    start = len(loaded.tokenizer.decode(rows, skip_special=True))
+    for tokens in stream(decoder, [rows], longest):
         rows.append(int(tokens[0]))
-        text = tokenizer.decode(rows, skip_special=True)[start:]
-        if rows[-1] == tokenizer.eos_id or any(s in text for s in stop):
+        text = loaded.tokenizer.decode(rows, skip_special=True)[start:]
+        if rows[-1] == loaded.tokenizer.eos_id or stop and stop in text:
             break
-    return text, len(rows) - len(ids)
+    return text
 
 
-def answer(cfg: Config, item: Item, decoder, expert, tokenizer) -> tuple[str, str | None, int]:
-    """The text, the answer read from it, the number of tokens of the text."""
+def answer(cfg: Config, item: Item, decoder, expert, loaded: Loaded) -> tuple[str, str | None]:
+    """The text and the answer read from it; but for mgsm a second call writes the answer, with `expert`, in digits or a letter only."""
     if cfg.task == "mgsm":
-        text, count = complete(decoder, tokenizer, item.prompt, cfg.max_new_tokens, ["\n\n"])
-        text = text.partition("\n\n")[0]
-        return text, last_number(text), count
-    text, count = complete(decoder, tokenizer, item.prompt, cfg.max_new_tokens, ["\n"])
-    text = text.partition("\n")[0]
-    spelled = {i: tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)}
+        text = complete(decoder, loaded, item.prompt, cfg.max_new_tokens, "\n\n").partition("\n\n")[0]
+        return text, last_number(text)
+    text = complete(decoder, loaded, item.prompt, cfg.max_new_tokens, "\n").partition("\n")[0]
+    spelled = [loaded.tokenizer.token_bytes(i) for i in range(loaded.tokenizer.vocab_size)]
     if cfg.task == "aqua":
-        limited = Restricted(expert, [i for i, b in spelled.items() if b in (b"a", b"b", b"c", b"d", b"e")])
-        return text, complete(limited, tokenizer, f"{item.prompt}{text}\nFinal Answer: (", 1)[0], count
-    limited = Restricted(expert, [i for i, b in spelled.items() if b == b"\n" or b and set(b) <= set(b"0123456789")])
-    return text, complete(limited, tokenizer, f"{item.prompt}{text}\nFinal Answer: ", 20, ["\n"])[0][:-1].strip(), count
+        letters = Restricted(expert, [i for i, b in enumerate(spelled) if len(b) == 1 and b in b"abcde"])
+        return text, complete(letters, loaded, f"{item.prompt}{text}\nFinal Answer: (", 1)
+    digits = Restricted(expert, [i for i, b in enumerate(spelled) if b == b"\n" or b.isdigit()])
+    return text, complete(digits, loaded, f"{item.prompt}{text}\nFinal Answer: ", 20, "\n")[:-1].strip()
 
 
-def is_right(task: str, answered: str | None, gold: str) -> bool:
-    if task == "mgsm":
-        return answered is not None and abs(float(answered) - float(gold)) < 1e-3
-    return answered == gold
+# --- what every layer says, what a token costs
 
-
-# --- what every layer says
-
-def look(cfg: Config, loaded: Loaded, lang: str) -> dict[str, dict[str, float]]:
-    """On the exemplars of a language: view -> entropy in nats and, where the script tells the language from English, own and base: share of
-    the positions with a letter of its script next where the view's first choice is of its script, is Latin."""
-    model, tokenizer = loaded.model, loaded.tokenizer
-    ids = torch.tensor([encode(tokenizer, exemplars(cfg, lang))[: model.config.max_position_embeddings]], device=model.embed.weight.device)
-    text = [tokenizer.token_bytes(i).decode("utf-8", errors="replace") for i in range(tokenizer.vocab_size)]
-    writes = lambda script, parts: torch.tensor([bool(regex.search(script, t)) or parts and "\ufffd" in t for t in text], device=ids.device)
-    L, seen = len(model.layers), {}
-    spans = dict.fromkeys([heuristic_span(L, random.Random(0), m) for m in range(L)])
-    for name, logits in views(model, ids[:, :-1], list(spans)):
-        choice, log_p = logits[0].argmax(-1), logits[0].float().log_softmax(-1)
+def look(loaded: Loaded, lang: str, prefix: str) -> dict[str, dict[str, float]]:
+    """On a language's exemplars: view -> entropy in nats; and, where the script tells it from English, own and base: of the positions
+    with a letter of its script next, the share where the view's first choice is of its script, is Latin."""
+    tokenizer, L, seen = loaded.tokenizer, len(loaded.model.layers), {}
+    spans = [(m, min(L, m + span_sizes(L)[0])) for m in range(L)]
+    ids = loaded.ids(prefix)[:, : loaded.model.config.max_position_embeddings]
+    text = [tokenizer.token_bytes(i).decode("utf-8", errors="replace") for i in range(loaded.model.config.vocab_size)]
+    script, latin = SCRIPTS.get(lang), torch.tensor([bool(regex.search(SCRIPTS["en"], t)) for t in text])
+    own = torch.tensor([bool(script and regex.search(script, t) or lang != "en" and "\ufffd" in t) for t in text])  # (parts of characters)
+    where = own[ids[0, 1:].cpu()]
+    for name, logits in views(loaded.model, ids[:, :-1], spans):
+        log_p = logits[0].float().log_softmax(-1).cpu()
         seen[name] = {f"entropy {lang}": -(log_p.exp() * log_p).sum(-1).mean().item()}
-        if lang in SCRIPTS:
-            own, latin = writes(SCRIPTS[lang], lang != "en"), writes(SCRIPTS["en"], False)
-            where = own[ids[0, 1:]]
-            if where.any():
-                seen[name] |= {f"{key} {lang}": table[choice.clamp(max=len(text) - 1)][where].float().mean().item()
-                               for key, table in (("own", own), ("base", latin))}
+        if script and where.any():
+            seen[name] |= {f"{k} {lang}": table[log_p.argmax(-1)][where].float().mean().item() for k, table in (("own", own), ("base", latin))}
     return seen
 
 
-def cost(cfg: Config, loaded: Loaded, decoders: dict[str, nn.Module], prompt: str) -> dict[str, dict[str, float]]:
-    """Time of a token and block evaluations per token, over greedy decoding's (A B A B, medians; blocks counted in the caches)."""
-    ids, times, L = encode(loaded.tokenizer, prompt), {name: [] for name in ["greedy", *decoders]}, len(loaded.model.layers)
-    for _ in range(5):
-        for name, decoder in ({"greedy": loaded.model} | decoders).items():
+def cost(cfg: Config, loaded: Loaded, decoder: nn.Module, prompt: str) -> dict[str, float]:
+    """Tokens per second; time and block evaluations of a token over greedy decoding's (A B A B, medians; blocks counted in the caches)."""
+    ids, times, found = loaded.ids(prompt), {"greedy": [], "this": []}, {}
+    for _ in range(9):
+        for name, one in (("greedy", loaded.model), ("this", decoder)):
             started = time.perf_counter()
-            steps = sum(1 for _ in stream(decoder, [ids], min(64, cfg.max_new_tokens)))
+            steps = sum(1 for _ in stream(one, ids, min(48, cfg.max_new_tokens)))
             times[name].append((time.perf_counter() - started) / steps)
-    found = {name: {"time": median(times[name]) / median(times["greedy"]), "tokens per s": 1 / median(times[name])} for name in decoders}
-    for name, decoder in decoders.items():
-        if isinstance(decoder, SkipLayers):
-            cache = decoder.new_cache(1)
-            with torch.inference_mode():
-                decoder.hidden(torch.tensor([ids], device=loaded.model.embed.weight.device), cache=cache)
-            found[name] |= {"blocks": blocks_per_token(cache) / L, "m": decoder.span[0],
-                            "formula": (2 * L - decoder.span[1] + (0 if cfg.share_prefix else decoder.span[0])) / L}
-    return found
+    if isinstance(decoder, SkipLayers):
+        cache, L, (m, n) = decoder.new_cache(1), len(loaded.model.layers), decoder.span
+        with torch.inference_mode():
+            decoder.hidden(ids, cache=cache)
+        found = {"blocks": blocks_per_token(cache) / L, "formula": (2 * L - n + (0 if cfg.share_prefix else m)) / L, "m": m}
+    return found | {"time": median(b / a for a, b in zip(*times.values())), "tokens per s": 1 / median(times["this"])}
 
 
 # --- claims, figure, main
 
 def claims(metrics: dict) -> list[dict]:
-    langs = [name.removeprefix("own ") for name in metrics.get("expert", {}) if name.startswith("own ") and name != "own en"]
-    langs = [lang for lang in langs if metrics["expert"][f"own {lang}"]["mean"] >= 0.5]
     skipping = [name for name in ("sl-h", "sl-d", "skip") if "blocks" in metrics.get(name, {})]
-    exits = [f"h{i}" for i in range(1, len([view for view in metrics if re.fullmatch(r"h\d+", view)]) // 2)]
-    tasks = [name.removeprefix("acc ") for name in metrics.get("greedy", {}) if name.startswith("acc ") and metrics["greedy"][name]["mean"] >= 0.05]
-    both = [(sl, dola) for sl in skipping for dola in ("dola", "dola-static") if dola in metrics]
-    c1 = "Early exits speak English", "lower-half exits: more English than own, in every language whose script tells"
-    c4 = "SkipLayerCD answers better than DoLa", "accuracy of sl-h, sl-d, skip above dola's in every language"
+    dolas = [name for name in ("dola", "dola-static") if name in metrics]
+    tasks = [k for k, cell in metrics.get("greedy", {}).items() if k.startswith("acc ") and cell["mean"] >= 0.05]
+    c4 = "C4", "SkipLayerCD answers better than DoLa", "accuracy above DoLa's in every language that greedy decoding solves at 5% or more"
+    c7 = "C7", "A token costs (2L - n)/L of greedy's block evaluations", "counted in the caches: equal; time within 15% of it"
     return [
-        check(metrics, "C1", *c1, {f"{k} {lang}": exits for lang in langs for k in ("own", "base")}, lambda m: all(
-            m(h, f"base {lang}") > m(h, f"own {lang}") for h in exits for lang in langs)) if langs else
-        claim("C1", *c1, "not testable: in no language of another script does the model's last layer write that script", None),
-        check(metrics, "C4", *c4, {f"acc {t}": sorted({*sum(both, ())}) for t in tasks}, lambda m: all(
-            m(a, f"acc {t}") > m(b, f"acc {t}") for a, b in both for t in tasks)) if tasks and both else
-        claim("C4", *c4, "not testable: the model solves fewer than 5% of the questions, or no two methods to compare ran", None),
-        check(metrics, "C7", "A token costs (2L - n)/L block evaluations", "counted blocks equal the formula; time within 15% of it",
-              {name: skipping for name in ("blocks", "formula", "time")}, lambda m: bool(skipping) and all(
-                  m(s, "blocks") == m(s, "formula") and abs(m(s, "time") / m(s, "formula") - 1) <= 0.15 for s in skipping)),
-    ]
+        check(metrics, *c4, {task: [*skipping, *dolas] for task in tasks}, lambda m: all(
+            m(a, task) > m(b, task) for a in skipping for b in dolas for task in tasks)) if tasks and skipping and dolas else
+        claim(*c4, "not testable: greedy decoding solves fewer than 5%, or there are no two decodings to compare", None),
+        check(metrics, *c7, {name: skipping for name in ("blocks", "formula", "time")}, lambda m: all(
+            m(s, "blocks") == m(s, "formula") and abs(m(s, "time") / m(s, "formula") - 1) <= 0.15 for s in skipping)) if skipping else
+        claim(*c7, "no decoding that skips was run", None)]
 
 
 def figure(results: dict):
-    """Left: entropy by depth, one line per language. Right: accuracy and cost of every decoding."""
-    fig, (left, right) = new_figure(1, 2)
-    metrics = results["metrics"]
-    L = len([view for view in metrics if re.fullmatch(r"h\d+", view)])
-    for color, name in zip(COLORS, [n for n in metrics.get("h0", {}) if n.startswith("entropy ")]):
-        left.plot(range(L + 1), [metrics[f"h{i}" if i < L else "expert"][name]["mean"] for i in range(L + 1)], "o-", color=color,
-                  label=name.removeprefix("entropy "))
-    left.set(xlabel="early exit (last: the whole model)", ylabel="entropy (nats)", title="What every layer is sure of")
+    """Left: entropy by depth, one line per language. Right: what a token costs in every decoding."""
+    metrics, (fig, (left, right)) = results["metrics"], new_figure(1, 2)
+    depth = [view for view in metrics if re.fullmatch(r"h\d+|expert", view)]
+    for color, name in zip(COLORS, [key for key in metrics.get("h0", {}) if key.startswith("entropy ")]):
+        left.plot(range(len(depth)), [metrics[view][name]["mean"] for view in depth], "o-", color=color, label=name.split()[1])
+    left.set(xlabel="early exit (last: the whole model)", ylabel="entropy (nats)", title="Uncertainty by depth")
     names = [name for name in metrics if "time" in metrics[name]]
-    right.barh(range(len(names)), [metrics[n]["time"]["mean"] for n in names], color=COLORS[0], alpha=0.55, label="time of a token")
-    counted = [(i, metrics[n]["blocks"]["mean"]) for i, n in enumerate(names) if "blocks" in metrics[n]]
-    right.plot([x for _, x in counted], [i for i, _ in counted], "D", color=COLORS[1], label="block evaluations")
-    right.set(xlabel="over greedy decoding", title="What a token costs")
+    for label, color in (("time", COLORS[0]), ("blocks", COLORS[1])):
+        points = [(metrics[name][label]["mean"], y) for y, name in enumerate(names) if label in metrics[name]]
+        right.plot(*(zip(*points) if points else ([], [])), "o" if label == "time" else "D", color=color, label=label, markersize=9, fillstyle="none")
+    right.set(xlabel="a token's cost, greedy = 1", xlim=(0, None), title="Time and block evaluations")
     right.set_yticks(range(len(names)), names)
     for ax in (left, right):
         ax.legend()
     return fig
 
 
-def run(cfg: Config, loaded: Loaded, items: list[Item], folder: Path) -> Outcome:
-    """Diagnostics per language, then every decoding over every question; answers.jsonl keeps each text."""
+def run(cfg: Config, loaded: Loaded, items: list[Item], folder: Path) -> dict[str, dict[str, float]]:
+    """Diagnostics per language, then every decoding over every question; the texts go to skip_layer_cd_answers.jsonl."""
     langs, lines, table = list(dict.fromkeys(item.lang for item in items)) or list(cfg.langs), [], {}
-    prefix = {lang: exemplars(cfg, lang if cfg.task != "aqua" else "aqua") for lang in langs}
-    for lang in langs if cfg.shots and cfg.num_shots != 0 else ():
-        for view, values in look(cfg, loaded, lang).items():
+    prefix = {lang: exemplars(cfg, lang) for lang in langs}
+    for lang in langs if all(prefix.values()) else ():
+        for view, values in look(loaded, lang, prefix[lang]).items():
             table.setdefault(view, {}).update(values)
-    device = loaded.model.embed.weight.device
+    first = {(name, lang): make_decoder(cfg, name, loaded, prefix[lang] or items[0].prompt, random.Random(cfg.seed))
+             for name in cfg.decoding for lang in langs if items}  # (a wrong setting shows here, before any answer)
     for name in cfg.decoding if items else ():
-        rng, spans, right, decoders = random.Random(cfg.seed), {}, {lang: [] for lang in langs}, []
+        rng, right = random.Random(cfg.seed), {lang: [] for lang in langs}
         for item in progress(items, name):
-            if name == "sl-h" or item.lang not in spans:
-                ids = torch.tensor([encode(loaded.tokenizer, prefix[item.lang] or item.prompt)], device=device)
-                spans[item.lang] = choose_span(cfg, name, loaded.model, ids, rng)
-            decoders.append(make_decoder(cfg, name, loaded, spans[item.lang]))
-            text, answered, _ = answer(cfg, item, decoders[-1], loaded.model if name == "cd" else decoders[-1], loaded.tokenizer)
+            decoder = make_decoder(cfg, name, loaded, "", rng) if name == "sl-h" else first[name, item.lang]  # one draw per question
+            text, answered = answer(cfg, item, decoder, loaded.model if name == "cd" else decoder, loaded)
             right[item.lang].append(is_right(cfg.task, answered, item.gold))
-            lines.append({"id": item.id, "task": cfg.task, "lang": item.lang, "decoding": name, "span": spans[item.lang], "text": text,
-                          "answer": answered, "gold": item.gold})
+            lines.append({"id": item.id, "task": cfg.task, "lang": item.lang, "decoding": name, "span": getattr(decoder, "span", None),
+                          "text": text, "answer": answered, "gold": item.gold})
         accuracy = {f"acc {lang}": sum(hits) / len(hits) for lang, hits in right.items()}
-        table[name] = accuracy | {"acc": sum(accuracy.values()) / len(accuracy)} | cost(cfg, loaded, {name: decoders[0]}, items[0].prompt)[name]
+        table[name] = accuracy | {"acc": sum(accuracy.values()) / len(langs)} | cost(cfg, loaded, first[name, langs[0]], items[0].prompt)
     if lines:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "skip_layer_cd_answers.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
-    return Outcome(table, {})
+    return table
 
 
 def score(path: str | None) -> dict[str, dict[str, float]]:
-    """Decoding -> accuracy per language, from the texts (mgsm) or answers of an answers.jsonl."""
+    """Decoding -> accuracy per language, from the texts (mgsm) or answers of a file that `run` wrote."""
     right = {}
     for _, row in read_rows(path, ("task", "lang", "decoding", "text", "answer", "gold")):
         answered = last_number(row["text"]) if row["task"] == "mgsm" else row["answer"]
-        right.setdefault(row["decoding"], {}).setdefault(f"acc {row['lang']}", []).append(is_right(row["task"], answered, row["gold"]))
+        right.setdefault(row["decoding"], {}).setdefault(row["lang"], []).append(is_right(row["task"], answered, row["gold"]))
     return {name: {lang: sum(hits) / len(hits) for lang, hits in row.items()} for name, row in right.items()}
 
 
@@ -412,20 +373,19 @@ def main(cfg: Config) -> dict:
         table = score(cfg.data)
         print("\n".join(f"{name}: " + ", ".join(f"{lang} {value:.3f}" for lang, value in row.items()) for name, row in table.items()))
         return table
-    items = [] if cfg.stage == "analyze" or cfg.prompt else read_task(cfg)
+    items, texts = [] if cfg.stage == "analyze" or cfg.prompt else read_task(cfg), {}
     loaded = load(cfg)
     if cfg.prompt:
-        ids = torch.tensor([encode(loaded.tokenizer, cfg.prompt)], device=loaded.model.embed.weight.device)
-        texts = {}
         for name in cfg.decoding:
-            span = choose_span(cfg, name, loaded.model, ids, random.Random(cfg.seed))
-            texts[name], _ = complete(make_decoder(cfg, name, loaded, span), loaded.tokenizer, cfg.prompt, cfg.max_new_tokens)
-            print(f"\n{name}{f' [{span[0]},{span[1]})' if span else ''}: {cfg.prompt}{texts[name]}")
+            decoder = make_decoder(cfg, name, loaded, cfg.prompt, random.Random(cfg.seed))
+            texts[name] = complete(decoder, loaded, cfg.prompt, cfg.max_new_tokens)
+            print(f"\n{name}{' skips [{},{})'.format(*decoder.span) if hasattr(decoder, 'span') else ''}: {cfg.prompt}{texts[name]}")
         return texts
-    outcome = run(cfg, loaded, items, folder)
+    outcome = Outcome(run(cfg, loaded, items, folder), {})
     results = save_results(__file__, PAPER, cfg, [outcome], claims, figure, started, [cfg.seed], folder / "skip_layer_cd_real")
-    print_metrics({view: row for view, row in results["metrics"].items() if "acc" not in row}, [f"entropy {lang}" for lang in cfg.langs])
-    print_metrics({n: row for n, row in results["metrics"].items() if "acc" in row}, ["acc", "tokens per s", "time", "blocks", "formula"])
+    layers = {name: row for name, row in results["metrics"].items() if "acc" not in row}
+    print_metrics(layers, [f"{key} {lang}" for lang in cfg.langs for key in ("entropy", "own", "base")])
+    print_metrics({n: row for n, row in results["metrics"].items() if n not in layers}, ["acc", "tokens per s", "time", "blocks", "formula"])
     print_claims(results["claims"])
     return results
 
