@@ -1,4 +1,4 @@
-"""SkipLayerCD on real files: prompts to the letter, answers read by hand-worked examples, every decoder on a real checkpoint, every refusal."""
+"""SkipLayerCD on real files: prompts to the letter, answers read by hand, every decoder on a real checkpoint, every refusal."""
 
 import json
 import shutil
@@ -91,7 +91,7 @@ def test_the_public_files_are_read_whole_in_eleven_languages(shared):
 
 @pytest.mark.parametrize("text, found", [
     ("5 + 6 = 11. The answer is 11.", "11"), ("$1,234.50 in all", "1234.50"), ("-5", "5"), ("1e3", "3"), ("none", None), ("", None),
-    ("1,2,3", "12,3".replace(",", "")[:0] or "3"), ("উত্তর হল ১১।", "১১"), ("at 3. Then 4.", "4"), (".5", "5"), ("12.0", "12.0")])
+    ("1,2,3", "3"), ("উত্তর হল ১১।", "১১"), ("at 3. Then 4.", "4"), (".5", "5"), ("12.0", "12.0")])
 def test_the_last_number_is_read_as_the_paper_reads_it(text, found):
     assert last_number(text) == found
 
@@ -213,11 +213,12 @@ def test_the_claims_fail_on_made_up_numbers_and_hold_on_others():
     ({"decoding": ("skip",), "skip": (3, 9)}, "span 3,9"), ({"decoding": ("dola",), "exits": (7,)}, "early exits .7."),
     ({"decoding": ("sl-h",), "alpha": 0.0}, "--alpha"), ({"decoding": ("sl-d",), "beta": -0.5}, "--beta"),
     ({"decoding": ("dola",), "repetition_penalty": 0.5}, "--repetition-penalty"), ({"min_start": 9}, "--min-start 9"),
-    ({"langs": ("xx",)}, "--langs xx.*en, de"), ({"data": None}, "--data"), ({"data": "nowhere"}, "mgsm_en.tsv"), ({"shots": None}, "--shots"),
+    ({"langs": ("xx",)}, "--langs xx.*en, de"), ({"data": None}, "--data"),
+    ({"data": "nowhere"}, "mgsm_en.tsv"), ({"shots": None}, "--shots"),
     ({"shots": "none.json"}, "none.json"), ({"langs": ("de",)}, "mgsm_de.tsv|exemplars for 'de'"), ({"data": "bad"}, "line 2.*2 tabs"),
     ({"data": "words"}, "line 1.*'three' is not a number"), ({"data": "empty"}, "is empty"), ({"checkpoint": "nowhere"}, "nowhere"),
     ({"checkpoint": "mute"}, "tokenizer.json"), ({"task": "gsm8k", "data": "bad.jsonl"}, "bad.jsonl, line 1.*question, answer"),
-    ({"task": "aqua", "data": "gsm8k.jsonl"}, "options"), ({"num_shots": 9, "langs": ("en",)}, "the prompt has .* tokens, the model reads 700"),
+    ({"task": "aqua", "data": "gsm8k.jsonl"}, "options"), ({"num_shots": 9}, "the prompt has .* tokens, the model reads 700"),
     ({"stage": "score", "data": "gsm8k.jsonl"}, "task, lang, decoding")])
 def test_what_cannot_be_used_is_named_in_one_line_and_nothing_is_written(tmp_path, change, words):
     for folder, text in (("bad", "a\t1\nb\tc\t2\n"), ("words", "a\tthree\n"), ("empty", "\n")):
@@ -234,7 +235,7 @@ def test_what_cannot_be_used_is_named_in_one_line_and_nothing_is_written(tmp_pat
 
 
 def test_two_vocabularies_are_refused_unless_one_is_cut(tmp_path):
-    config = ModelConfig(vocab_size=310, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, model_type="llama")
+    config = ModelConfig(vocab_size=310, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
     save_pretrained(Transformer(config, generator(0, "other")), "other")
     cfg = replace(BASE, decoding=("cd",), amateur="other", prompt="Question:")
     with pytest.raises(InputError, match="--truncate-vocab"):

@@ -157,10 +157,11 @@ def exemplars(cfg: Config, lang: str) -> str:
         if cfg.task == "mgsm":
             texts = [f"{s['q']}\n{s['a']}" for s in shots]
         elif lang == "aqua":
-            texts = [f"Problem: {s['q']}\n{choices(s['options'])}\nSolution: {s['a']}\nFinal Answer: ({s['correct'].lower()})" for s in shots]
+            texts = [f"Problem: {s['q']}\n{choices(s['options'])}\nSolution: {s['a']}\nFinal Answer: ({s['correct'].lower()})"
+                     for s in shots]
         else:  # mgsm's English exemplars are the classic eight
-            cut = [(re.sub(r"^Question: ", "", s["q"]), re.sub(r"^Step-by-Step Answer: | The answer is [^ ]*$", "", s["a"]), s["a"]) for s in shots]
-            texts = [f"Problem: {q}\nSolution: {a}\nFinal Answer: {last_number(whole)}" for q, a, whole in cut]
+            cut = re.compile(r"^Question: |^Step-by-Step Answer: | The answer is [^ ]*$")
+            texts = [f"Problem: {cut.sub('', s['q'])}\nSolution: {cut.sub('', s['a'])}\nFinal Answer: {last_number(s['a'])}" for s in shots]
     except (json.JSONDecodeError, KeyError, TypeError, IndexError):
         raise InputError(f"{cfg.shots} holds no exemplars for {lang!r}: see --help for the form") from None
     return "".join(text + "\n\n" for text in texts)
@@ -277,7 +278,8 @@ def look(loaded: Loaded, lang: str, prefix: str) -> dict[str, dict[str, float]]:
         log_p = logits[0].float().log_softmax(-1).cpu()
         seen[name] = {f"entropy {lang}": -(log_p.exp() * log_p).sum(-1).mean().item()}
         if script and where.any():
-            seen[name] |= {f"{k} {lang}": table[log_p.argmax(-1)][where].float().mean().item() for k, table in (("own", own), ("base", latin))}
+            said = log_p.argmax(-1)[where]
+            seen[name] |= {f"own {lang}": own[said].float().mean().item(), f"base {lang}": latin[said].float().mean().item()}
     return seen
 
 
@@ -322,9 +324,9 @@ def figure(results: dict):
         left.plot(range(len(depth)), [metrics[view][name]["mean"] for view in depth], "o-", color=color, label=name.split()[1])
     left.set(xlabel="early exit (last: the whole model)", ylabel="entropy (nats)", title="Uncertainty by depth")
     names = [name for name in metrics if "time" in metrics[name]]
-    for label, color in (("time", COLORS[0]), ("blocks", COLORS[1])):
+    for label, style in (("time", "o"), ("blocks", "D")):
         points = [(metrics[name][label]["mean"], y) for y, name in enumerate(names) if label in metrics[name]]
-        right.plot(*(zip(*points) if points else ([], [])), "o" if label == "time" else "D", color=color, label=label, markersize=9, fillstyle="none")
+        right.plot([x for x, _ in points], [y for _, y in points], style, label=label, markersize=9, fillstyle="none")
     right.set(xlabel="a token's cost, greedy = 1", xlim=(0, None), title="Time and block evaluations")
     right.set_yticks(range(len(names)), names)
     for ax in (left, right):
@@ -385,7 +387,8 @@ def main(cfg: Config) -> dict:
     results = save_results(__file__, PAPER, cfg, [outcome], claims, figure, started, [cfg.seed], folder / "skip_layer_cd_real")
     layers = {name: row for name, row in results["metrics"].items() if "acc" not in row}
     print_metrics(layers, [f"{key} {lang}" for lang in cfg.langs for key in ("entropy", "own", "base")])
-    print_metrics({n: row for n, row in results["metrics"].items() if n not in layers}, ["acc", "tokens per s", "time", "blocks", "formula"])
+    decodings = {name: row for name, row in results["metrics"].items() if name not in layers}
+    print_metrics(decodings, ["acc", "tokens per s", "time", "blocks", "formula"])
     print_claims(results["claims"])
     return results
 
