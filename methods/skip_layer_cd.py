@@ -8,9 +8,13 @@ Idea    Contrastive decoding prefers what an expert likes more than an amateur d
 Claims  C1 early exits speak English; C2 the skipping amateur speaks the right language; C3 DoLa harms, other languages more than English;
         C4 SL-H and SL-D (a random span, one found by entropy) beat DoLa; C5 they beat greedy; C6 the amateur is fluent but reasons worse;
         C7 a token costs (2L - n)/L of greedy's blocks; R1 beta 0 is greedy. With --full: every span, other beta, alpha, forms of DoLa.
-Run     python methods/skip_layer_cd.py                # 2 free CPU cores, ~MIN min: table + figure; --full FULL min
+Run     python methods/skip_layer_cd.py                # 2 free CPU cores, ~5 min: table + figure; --full 8 min
         python methods/real/skip_layer_cd.py --help    # mGSM, GSM8K, GSM-Plus, AQuA or a prompt of yours on a real checkpoint
-HONEST
+Honest  One world of 3-step word problems in en and three clones of it, one small model per seed; all decodings share model and problems.
+        Features of that world: all languages are pretrained with worked answers; verbs follow Zipf's law and 70% of the events are gains
+        in training, neither in the test; blocks are dropped at random in training (not the first, not the last), without which one
+        skipped block in eight is a large injury. SL-D looks at training problems only. A question tells its own language. Six decoders
+        side by side make this file longer than its siblings.
 """
 
 import copy
@@ -66,7 +70,7 @@ class Config:
 # --- data
 
 WORLD = World(languages=LANGUAGES, verb_final=(), verbs=12, events=(3,))
-TEXT = Mix(clones=(0.12, 0.09, 0.06), drills=0.1, retellings=0.15, to_english=True, exercises=0.5, clone_exercises=0.5, explained=0.5,
+TEXT = Mix(clones=(0.12, 0.12, 0.12), drills=0.1, retellings=0.15, to_english=True, exercises=0.5, clone_exercises=0.5, explained=0.5,
            switched=0.0, gain=0.7, zipf=1.0)  # skewed: rare verbs, 70% gains. Test problems are not: habits are worth discounting there
 EVENT = 9  # tokens of an answer per event
 
@@ -436,7 +440,7 @@ def run(cfg: Config, seed: int) -> Outcome:
     rng = random.Random(f"{seed}/problems")
     shown = [world.sample(rng, "train", TEXT.gain, TEXT.zipf) for _ in range(cfg.exemplars)]
     test = [world.sample(rng, "test") for _ in range(n)]
-    spans = [(m, m + 1) for m in range(cfg.layers)] + [(1, 3), (3, 5), (2, 6), (1, cfg.layers - 1)]
+    spans = [(m, m + 1) for m in range(cfg.layers)] + [(2, 6), (1, cfg.layers - 1)]
     metrics = {"verb-blind": {"acc": world.verb_blind_accuracy(test), "problems": n}}
     metrics |= {arm: {} for arm in cfg.methods} | {f"{a} - {b}": {} for a, b in PAIRS if {a, b} <= set(cfg.methods)}
     for language in LANGUAGES:
@@ -455,7 +459,8 @@ def run(cfg: Config, seed: int) -> Outcome:
             d = [x - y for x, y in zip(*(right[name] for name in pair))]
             metrics[" - ".join(pair)] |= {f"gained {language}": d.count(1) / n, f"lost {language}": d.count(-1) / n}
         metrics.get("sl-d", {})[f"m {language}"] = dynamic[0]
-        metrics.get("beta 0", {})[f"same {language}"] = sum(a == b for a, b in zip(said.get("beta 0", []), said.get("greedy", []))) / n
+        if {"beta 0", "greedy"} <= set(said):
+            metrics["beta 0"][f"same {language}"] = sum(a == b for a, b in zip(said["beta 0"], said["greedy"])) / n
     for values in metrics.values():
         for name in [key.removesuffix(f" {BASE}") for key in values if key.endswith(f" {BASE}")]:
             values[f"{name} others"] = sum(values[f"{name} {language}"] for language in OTHERS) / len(OTHERS)
@@ -496,10 +501,10 @@ def claims(metrics: dict) -> list[dict]:
         return [e - v for e, v in zip(metrics["expert"]["reasoning others"]["values"], metrics[view]["reasoning others"]["values"])]
 
     table = [
-        check(metrics, "C1", "Other languages' early exits speak English", f"exits 1 to {L // 2}, each language: English >= own + 0.3; "
-              "last layer: own >= 0.9", {"base others": lower, "own others": [*lower, "expert"]}, lambda m: all(
-                  m(h, f"base {lang}") >= m(h, f"own {lang}") + 0.3 and m("expert", f"own {lang}") >= 0.9
-                  for h in lower for lang in OTHERS), "early exits speak the wrong language"),
+        check(metrics, "C1", "Other languages' early exits speak English", f"exits 1 to {L // 2}: English above own in each language, and "
+              "on average by 0.3; last layer: own >= 0.9", {"base others": lower, "own others": [*lower, "expert"]}, lambda m: all(
+                  m(h, f"base {lang}") > m(h, f"own {lang}") and m("expert", f"own {lang}") >= 0.9 for h in lower for lang in OTHERS)
+              and sum(m(h, "base others") - m(h, "own others") for h in lower) >= 0.3 * len(lower), "early exits speak the wrong language"),
         check(metrics, "C2", "The skipping amateur speaks the right language, unless too much is skipped", "SL-H's spans, each language: "
               "own within 0.05 of the expert's; all but the first and last block skipped: below it by 0.2",
               {"own others": ["expert", *single, wide]}, lambda m: m(wide, "own others") <= m("expert", "own others") - 0.2 and all(
@@ -565,6 +570,14 @@ def figure(results: dict):
         ax.set_yticks(range(len(names)), names)
         ax.set(xlabel=label, title=title)
     gain.axvline(0, color="#999999", linewidth=1)
+    if "skip 0" in metrics:  # --full: a sweep in place of the last panel
+        gain.clear()
+        starts = [f"skip {m}" for m in range(L)]
+        for color, which in ((COLORS[0], BASE), (COLORS[1], "others")):
+            plot_seeds(gain, range(L), seeds(starts, f"acc {which}"), "English" if which == BASE else "other languages", color)
+            gain.axhline(metrics["greedy"][f"acc {which}"]["mean"], color=color, linestyle=":", linewidth=1.5)
+        gain.set(xlabel="the one block that is skipped", ylabel="accuracy (dotted: greedy)", title="Where to skip")
+        gain.legend()
     accuracy.legend(loc="lower left")
     return fig
 
