@@ -1,5 +1,6 @@
 """SkipLayerCD on real files: prompts to the letter, answers read by hand, every decoder on a real checkpoint, every refusal."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -12,7 +13,7 @@ from torch import nn
 from methods.real import skip_layer_cd
 from methods.real.skip_layer_cd import (WORDS, Config, Item, Loaded, Restricted, answer, choices, claims, exemplars, is_right, last_number,
                                         make_decoder, read_task, score)
-from methods.skip_layer_cd import SkipLayers
+from methods.skip_layer_cd import DoLa, SkipLayers
 from minilm import InputError
 from minilm.data import generator
 from minilm.generate import generate
@@ -161,6 +162,38 @@ def test_every_decoding_of_a_real_checkpoint_goes_on_with_the_story(shared, caps
     assert expected  # (greedy decoding itself is compared with transformers in test_weights.py)
     again = skip_layer_cd.main(replace(cfg, beta=0.0, decoding=("sl-h", "sl-d", "skip")))
     assert set(again.values()) == {texts["greedy"]}
+
+
+def test_skipping_and_dola_equal_the_same_run_in_full_with_transformers(shared):
+    # (transformers has had contrastive decoding and DoLa of its own, and has them no longer; its models give the two forward passes)
+    from transformers import AutoModelForCausalLM
+
+    folder = shared / "checkpoints/stories260K"
+    model, tokenizer = load_pretrained(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    short = copy.deepcopy(theirs)
+    del short.model.layers[1:3]
+    short.config.num_hidden_layers = 3
+    prompt = tokenizer.encode("Once upon a time, there was a dog", bos=True)
+
+    def slow(score, steps=24):
+        ids = list(prompt)
+        with torch.no_grad():
+            for _ in range(steps):
+                ids.append(int(score(torch.tensor([ids]))))
+        return ids
+
+    def skip(ids):
+        expert, amateur = (m(ids, use_cache=False).logits[0, -1] for m in (theirs, short))
+        return (1.5 * expert - 0.5 * amateur).masked_fill(expert.softmax(-1) < 0.1 * expert.softmax(-1).max(), -torch.inf).argmax()
+
+    def static(ids):
+        out = theirs(ids, use_cache=False, output_hidden_states=True)
+        final, early = out.logits[0, -1].log_softmax(-1), theirs.lm_head(out.hidden_states[2])[0, -1].log_softmax(-1)
+        return (final - early).masked_fill(final.exp() < 0.1 * final.exp().max(), -torch.inf).argmax()
+
+    for decoder, score in ((SkipLayers(model, (1, 3)), skip), (DoLa(model, [2]), static)):
+        assert generate(decoder, [prompt], 24)[0] == slow(score)
 
 
 def test_a_run_answers_scores_measures_and_can_be_scored_again(tmp_path, capsys):

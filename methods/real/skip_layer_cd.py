@@ -5,14 +5,16 @@ Run     python methods/real/skip_layer_cd.py --checkpoint DIR --prompt "Once upo
         python methods/real/skip_layer_cd.py --checkpoint DIR --data mgsm --shots mgsm/exemplars.json --langs en de sw
         python methods/real/skip_layer_cd.py --checkpoint DIR --task gsm8k --data gsm8k/test.jsonl --shots mgsm/exemplars.json
         python methods/real/skip_layer_cd.py --checkpoint DIR --stage analyze --shots mgsm/exemplars.json --langs en zh
-        python methods/real/skip_layer_cd.py --checkpoint DIR --stage score --data runs/skip_layer_cd_real/answers.jsonl
+        python methods/real/skip_layer_cd.py --checkpoint DIR --stage score --data runs/skip_layer_cd/skip_layer_cd_answers.jsonl
         --decoding     greedy; cd (with --amateur DIR: another model); dola, dola-static; sl-h, sl-d; skip (with --skip 10 14)
         --data         mgsm: a folder with mgsm_en.tsv ... (question<TAB>answer); gsm8k, gsm-plus, aqua: a JSON Lines file in the
                        publisher's form. --shots: {"en": [{"q", "a"}, ...], ...}; aqua wants "aqua": [{"q", "options", "a", "correct"}].
-        --stage        run: answer and score; analyze: what every layer says on the exemplars; score: count an answers.jsonl again.
+        --stage        run: answer and score; analyze: what every layer says on the exemplars; score: count such a file again.
 Paper   Mistral-7B, Llama-3-8B, Llama-2-13B, Baichuan2-7B, DeepSeek-7B (base models), all eleven languages, the defaults below: 14 GiB of
         weights in bfloat16 for 7B, about 0.4 million tokens per decoding; skipping [10, 14) of 32 blocks costs 50/32 of greedy's blocks.
-Shown   SHOWN
+Shown   results/skip_layer_cd_real.json (with its command): mGSM in five languages on stories260K (github karpathy/tinyllamas), a Llama
+        of 0.26 million weights that knows English stories. It solves nothing, so this shows that the decoders run, and what a token
+        costs; the amateur of cd is the model itself, for its cost.
 Honest  The classic exemplars' "The answer is 11." becomes the line "Final Answer: 11" for gsm8k and gsm-plus. SL-H draws one span per
         question and keeps it for the second call. The match of Latin-script languages (de, es, fr, sw) with English cannot be told from
         the script and is not measured.
@@ -61,7 +63,7 @@ class Config:
     prompt: str | None = None  # continue this text in place of a task
     decoding: tuple[Decoding, ...] = ("greedy", "dola", "sl-h", "sl-d")  # ways to decode
     task: Literal["mgsm", "gsm8k", "gsm-plus", "aqua"] = "mgsm"  # what to answer
-    data: str | None = None  # the task's folder or file; for --stage score, an answers.jsonl
+    data: str | None = None  # the task's folder or file; for --stage score, a file of answers
     shots: str | None = None  # JSON file of exemplars
     num_shots: int | None = None  # how many of them (default: the paper's 8; th, bn 4; te 2)
     langs: tuple[str, ...] = ("en",)  # languages of mgsm
@@ -312,7 +314,8 @@ def claims(metrics: dict) -> list[dict]:
             m(a, task) > m(b, task) for a in skipping for b in dolas for task in tasks)) if tasks and skipping and dolas else
         claim(*c4, "not testable: greedy decoding solves fewer than 5%, or there are no two decodings to compare", None),
         check(metrics, *c7, {name: skipping for name in ("blocks", "formula", "time")}, lambda m: all(
-            m(s, "blocks") == m(s, "formula") and abs(m(s, "time") / m(s, "formula") - 1) <= 0.15 for s in skipping)) if skipping else
+            abs(m(s, "blocks") - m(s, "formula")) < 1e-9 and abs(m(s, "time") / m(s, "formula") - 1) <= 0.15
+            for s in skipping)) if skipping else
         claim(*c7, "no decoding that skips was run", None)]
 
 
