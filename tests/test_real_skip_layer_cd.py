@@ -165,7 +165,7 @@ def test_every_decoding_of_a_real_checkpoint_goes_on_with_the_story(shared, caps
 
 
 def test_skipping_and_dola_equal_the_same_run_in_full_with_transformers(shared):
-    # (transformers has had contrastive decoding and DoLa of its own, and has them no longer; its models give the two forward passes)
+    # (the installed transformers fetches DoLa from the hub and has no contrastive decoding; its models give the forward passes)
     from transformers import AutoModelForCausalLM
 
     folder = shared / "checkpoints/stories260K"
@@ -176,11 +176,11 @@ def test_skipping_and_dola_equal_the_same_run_in_full_with_transformers(shared):
     short.config.num_hidden_layers = 3
     prompt = tokenizer.encode("Once upon a time, there was a dog", bos=True)
 
-    def slow(score, steps=24):
+    def slow(best, steps=24):
         ids = list(prompt)
         with torch.no_grad():
             for _ in range(steps):
-                ids.append(int(score(torch.tensor([ids]))))
+                ids.append(int(best(torch.tensor([ids]))))
         return ids
 
     def skip(ids):
@@ -192,8 +192,8 @@ def test_skipping_and_dola_equal_the_same_run_in_full_with_transformers(shared):
         final, early = out.logits[0, -1].log_softmax(-1), theirs.lm_head(out.hidden_states[2])[0, -1].log_softmax(-1)
         return (final - early).masked_fill(final.exp() < 0.1 * final.exp().max(), -torch.inf).argmax()
 
-    for decoder, score in ((SkipLayers(model, (1, 3)), skip), (DoLa(model, [2]), static)):
-        assert generate(decoder, [prompt], 24)[0] == slow(score)
+    for decoder, best in ((SkipLayers(model, (1, 3)), skip), (DoLa(model, [2]), static)):
+        assert generate(decoder, [prompt], 24)[0] == slow(best)
 
 
 def test_a_run_answers_scores_measures_and_can_be_scored_again(tmp_path, capsys):
