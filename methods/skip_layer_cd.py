@@ -545,13 +545,13 @@ def figure(results: dict):
     depth = [*(f"h{i}" for i in range(L)), "expert"]
     seeds = lambda views, name: list(zip(*(metrics[view][name]["values"] for view in views)))
     for ax, language in zip(axes[0], OTHERS):
-        for color, name, label in ((COLORS[0], "own", f"language {language}"), (COLORS[1], "base", "English")):
-            plot_seeds(ax, range(L + 1), seeds(depth, f"{name} {language}"), f"exit says {label}", color)
+        for color, name, label in ((COLORS[0], "own", "the text's language"), (COLORS[1], "base", "English")):
+            plot_seeds(ax, range(L + 1), seeds(depth, f"{name} {language}"), f"early exit says {label}", color)
             amateurs = [metrics[f"[{m},{m + 1})"][f"{name} {language}"]["mean"] for m in range(L)]
-            ax.plot([m + 0.5 for m in range(L)], amateurs, "D", color=color, markersize=6, markerfacecolor="none", label="amateur says it")
+            ax.plot([m + 0.5 for m in range(L)], amateurs, "D", color=color, markersize=6, fillstyle="none", label=f"amateur says {label}")
         ax.set(xlabel=f"early exit ({L}: none) / skipped block", ylabel="share of words", title=f"A text in language {language}")
         ax.set_ylim(-0.03, 1.05)
-        ax.legend(fontsize=9, loc="center left")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     entropy, accuracy, gain = axes[1]
     for color, language in zip(COLORS, LANGUAGES):
         plot_seeds(entropy, range(L + 1), seeds(depth, f"entropy {language}"), language, color)
