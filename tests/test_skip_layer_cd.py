@@ -98,7 +98,8 @@ SPANS = [(0, 1), (1, 2), (2, 4), (4, 5), (0, 5)]
 
 
 @pytest.mark.parametrize("span", SPANS)
-@pytest.mark.parametrize("changes", [{}, {"model_type": "mistral", "sliding_window": 3}, {"tie_word_embeddings": True}])
+@pytest.mark.parametrize("changes", [{}, {"model_type": "mistral", "sliding_window": 3}, {"tie_word_embeddings": True},
+                                     {"model_type": "mixtral", "num_experts": 3}])
 def test_the_shared_prefix_equals_two_separate_forwards_at_every_step_batched_and_padded(span, changes):
     model = tiny(**changes)
     short = without(model, *span)
