@@ -13,8 +13,10 @@ Run     python methods/skip_layer_cd.py                # 2 free CPU cores, ~5 mi
 Honest  One world of 3-step word problems in en and three clones of it, one small model per seed; all decodings share model and problems.
         Features of that world: all languages are pretrained with worked answers; verbs follow Zipf's law and 70% of the events are gains
         in training, neither in the test; blocks are dropped at random in training (not the first, not the last), without which one
-        skipped block in eight is a large injury. SL-D looks at training problems only. A question tells its own language. Six decoders
-        side by side make this file longer than its siblings.
+        skipped block in eight is a large injury. SL-D looks at training problems only. A question tells its own language. Run 2:
+        in run 1 (seeds 0-3) each clone had 12% of the text (now a 12, c 9, e 6); exits spoke less English (exit 4: .53 against .28 own),
+        DoLa's raw lens cost 2 points only, and C4 failed (SL-H - DoLa: normed lens +.10, raw lens -.00). Six decoders side by side make
+        this file longer than its siblings.
 """
 
 import copy
@@ -47,7 +49,7 @@ BASE, *OTHERS = LANGUAGES = ("en", "a", "c", "e")  # the clones keep the word or
 @dataclass(frozen=True)
 class Config:
     methods: tuple[str, ...] = ("greedy", "beta 0", "cd", "dola", "dola norm", "dola penalty", "mild exit", "sl-h", "sl-d")  # see ARMS
-    seeds: tuple[int, ...] = (0, 1, 2, 3)  # one model, its training text and its test problems per seed
+    seeds: tuple[int, ...] = (10, 11, 12, 13)  # one model, its training text and its test problems per seed
     steps: int = 900  # pretraining: optimizer steps
     batch: int = 32  # pretraining: documents per step
     lr: float = 3e-3  # pretraining: learning rate
@@ -70,7 +72,7 @@ class Config:
 # --- data
 
 WORLD = World(languages=LANGUAGES, verb_final=(), verbs=12, events=(3,))
-TEXT = Mix(clones=(0.12, 0.12, 0.12), drills=0.1, retellings=0.15, to_english=True, exercises=0.5, clone_exercises=0.5, explained=0.5,
+TEXT = Mix(clones=(0.12, 0.09, 0.06), drills=0.1, retellings=0.15, to_english=True, exercises=0.5, clone_exercises=0.5, explained=0.5,
            switched=0.0, gain=0.7, zipf=1.0)  # skewed: rare verbs, 70% gains. Test problems are not: habits are worth discounting there
 EVENT = 9  # tokens of an answer per event
 
