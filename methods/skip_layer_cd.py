@@ -1,0 +1,607 @@
+"""Multilingual Contrastive Decoding via Language-Agnostic Layers Skipping
+(Wenhao Zhu, Sizhe Liu, Shujian Huang, Shuaijie She, Chris Wendler, Jiajun Chen, EMNLP Findings 2024), https://arxiv.org/abs/2407.10795
+
+Idea    Contrastive decoding prefers what an expert likes more than an amateur does: s = (1 + beta) z_expert - beta z_amateur. The amateur
+        of DoLa is an early exit of the same model. But a model that learned English first thinks in English half-way: in other languages
+        its early exits speak the wrong language, and the contrast removes the wrong thing. So keep the last blocks, which put thoughts
+        into words, and skip a few blocks before them: this amateur speaks the right language and reasons a little worse.
+Claims  C1 early exits speak English; C2 the skipping amateur speaks the right language; C3 DoLa harms, other languages more than English;
+        C4 SL-H and SL-D (a random span, one found by entropy) beat DoLa; C5 they beat greedy; C6 the amateur is fluent but reasons worse;
+        C7 a token costs (2L - n)/L of greedy's blocks; R1 beta 0 is greedy. With --full: every span, other beta, alpha, forms of DoLa.
+Run     python methods/skip_layer_cd.py                # 2 free CPU cores, ~5 min: table + figure; --full 8 min
+        python methods/real/skip_layer_cd.py --help    # mGSM, GSM8K, GSM-Plus, AQuA or a prompt of yours on a real checkpoint
+Honest  One world of 3-step word problems in en and three clones of it, one small model per seed; all decodings share model and problems.
+        Features of that world: all languages are pretrained with worked answers; verbs follow Zipf's law and 70% of the events are gains
+        in training, neither in the test; blocks are dropped at random in training (not the first, not the last), without which one
+        skipped block in eight is a large injury. SL-D looks at training problems only. A question tells its own language. Run 2:
+        in run 1 (seeds 0-3) each clone had 12% of the text (now a 12, c 9, e 6); exits spoke less English (exit 4: .53 against .28 own),
+        DoLa's raw lens cost 2 points only, and C4 failed (SL-H - DoLa: normed lens +.10, raw lens -.00). Six decoders side by side make
+        this file longer than its siblings.
+"""
+
+import copy
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from minilm import InputError
+from minilm.data import IGNORE, generator, pad
+from minilm.generate import generate
+from minilm.ops import linear_cross_entropy
+from minilm.results import (COLORS, Outcome, check, claim, cli, new_figure, paired_bootstrap, plot_seeds, print_claims,
+                            print_metrics, progress, run_seeds, save_results)
+from minilm.training import make_optimizers, schedule, set_lr, take_step
+from minilm.transformer import LayerCache, Output, Transformer
+from minilm.world import ANSWER, BOS, EOS, Mix, Problem, World, document, new_model
+
+PAPER = "SkipLayerCD, Findings of EMNLP 2024, arXiv 2407.10795"
+BASE, *OTHERS = LANGUAGES = ("en", "a", "c", "e")  # the clones keep the word order of en
+
+
+@dataclass(frozen=True)
+class Config:
+    methods: tuple[str, ...] = ("greedy", "beta 0", "cd", "dola", "dola norm", "dola penalty", "mild exit", "sl-h", "sl-d")  # see ARMS
+    seeds: tuple[int, ...] = (10, 11, 12, 13)  # one model, its training text and its test problems per seed
+    steps: int = 900  # pretraining: optimizer steps
+    batch: int = 32  # pretraining: documents per step
+    lr: float = 3e-3  # pretraining: learning rate
+    drop: float = 0.15  # pretraining: chance of each block but the first and the last to be left out of a step
+    layers: int = 8  # blocks
+    width: int = 64  # model width
+    early: float = 0.6  # the amateur of `cd` is the model after this share of the steps
+    alpha: float = 0.1  # plausible tokens have at least this share of the best token's probability
+    beta: float = 0.5  # strength of the contrast
+    penalty: float = 1.2  # the repetition penalty of DoLa's authors
+    threshold: float = 0.1  # SL-D: least fall of entropy, in nats per block
+    exemplars: int = 64  # training problems per language whose entropies SL-D looks at
+    problems: int = 200  # test problems per language and seed
+    quick: bool = False  # smoke run: a few steps, one seed
+    full: bool = False  # every arm of ARMS: all spans, strengths, other forms of DoLa
+    workers: int | None = None  # seeds at a time (default: one per core)
+    out: str | None = None  # folder for results in place of results/ or runs/
+
+
+# --- data
+
+WORLD = World(languages=LANGUAGES, verb_final=(), verbs=12, events=(3,))
+TEXT = Mix(clones=(0.12, 0.09, 0.06), drills=0.1, retellings=0.15, to_english=True, exercises=0.5, clone_exercises=0.5, explained=0.5,
+           switched=0.0, gain=0.7, zipf=1.0)  # skewed: rare verbs, 70% gains. Test problems are not: habits are worth discounting there
+EVENT = 9  # tokens of an answer per event
+
+
+def exercise(world: World, p: Problem, language: str) -> tuple[list[int], list[int]]:
+    """Prompt and answer, for example (in language a)
+
+    <s> Eve has_a 7 coins_a . finds_a 4 . ... howmany_a coins_a ? <a>      finds_a 4 so_a 7 + 4 = 11 . ... answer_a 9 </s>
+    """
+    return [BOS, *world.question(p, language), ANSWER], [*world.solution(p, language), EOS]
+
+
+# --- the method
+
+def contrast(expert: torch.Tensor, amateur: torch.Tensor, alpha: float = 0.1, beta: float | None = 0.5) -> torch.Tensor:
+    """Scores of the next token from two logits [..., V]; the choice is made by the expert, among what the expert finds plausible:
+
+        V_head = {v : z_E(v) >= max_w z_E(w) + log alpha};    s(v) = (1 + beta) z_E(v) - beta z_A(v) in V_head, else -inf
+
+    beta None: the limit of a large beta, s = log p_E - log p_A, if log-probabilities are given. Logits do as well as those for choosing
+    or sampling (s changes by a constant), but not under a repetition penalty, which looks at the sign of s."""
+    expert, amateur = expert.float(), amateur.float()
+    scores = expert - amateur if beta is None else (1 + beta) * expert - beta * amateur  # Eq. (contrast)
+    implausible = expert < expert.max(-1, keepdim=True).values + math.log(alpha)
+    return scores.masked_fill(implausible, -torch.inf)  # last: what was -inf - -inf = NaN is masked too
+
+
+def scores_everywhere(self, ids, *, cache=None, attention_mask=None) -> Output:
+    """Every decoder's forward: `hidden` runs the blocks, `lm_head` contrasts. `generate` calls the two, to score the last position only."""
+    return Output(self.lm_head(self.hidden(ids, cache=cache, attention_mask=attention_mask)))
+
+
+class SkipLayers(nn.Module):
+    """The paper's decoder: the amateur is the same model without blocks m ... n-1, for every token, those of the prompt included.
+
+        h_0 = embed(x);  h_{i+1} = block_i(h_i)      expert:   z_E = head(norm(h_L))
+        h'_n = h_m;      h'_{i+1} = block_i(h'_i)    amateur:  z_A = head(norm(h'_L))
+
+    Up to block m both are the same pass: one computation and one cache. From block n on the amateur has keys and values of its own.
+    So a token costs L + (L - n) block evaluations (2L - (n - m) without sharing). All rows of a batch skip the same span [m, n)."""
+
+    def __init__(self, model: Transformer, span: tuple[int, int], alpha: float = 0.1, beta: float = 0.5, share_prefix: bool = True):
+        super().__init__()
+        check_contrast(alpha, beta)
+        if not 0 <= span[0] < span[1] <= len(model.layers):
+            raise InputError(f"span {span[0]},{span[1]}: blocks m to n-1 are skipped, with 0 <= m < n <= {len(model.layers)} in this model")
+        self.model, self.span, self.alpha, self.beta, self.share_prefix = model, span, alpha, beta, share_prefix
+        self.config = model.config
+
+    def new_cache(self, B: int) -> list[list[LayerCache]]:
+        return [self.model.new_cache(B), self.model.new_cache(B)]  # of the expert, of the amateur: where nothing is computed it stays empty
+
+    def hidden(self, ids, *, cache=None, attention_mask=None):
+        """[B, T, 2D]: the expert's last state and beside it the amateur's, both after the final norm."""
+        model, (m, n), L, cache = self.model, self.span, len(self.model.layers), cache or (None, None)
+        x = model.embed(ids)
+        rotary, mask = model.prepare(x, cache[0], attention_mask)
+
+        def blocks(h, first, last, cache):
+            for i in range(first, last):
+                h, _ = model.layers[i](h, rotary, mask, cache[i] if cache else None)
+            return h
+
+        h_m = blocks(x, 0, m, cache[0])
+        expert = blocks(h_m, m, L, cache[0])
+        amateur = blocks(h_m if self.share_prefix else blocks(x, 0, m, cache[1]), n, L, cache[1])
+        return torch.cat((model.norm(expert), model.norm(amateur)), -1)
+
+    def lm_head(self, states):
+        expert, amateur = (self.model.lm_head(h) for h in states.chunk(2, -1))
+        return contrast(expert, amateur, self.alpha, self.beta)
+
+    forward = scores_everywhere
+
+
+class ContrastModels(nn.Module):
+    """Vanilla contrastive decoding (Li et al. 2023): the amateur is another model, smaller or trained less, with the same vocabulary."""
+
+    def __init__(self, expert: nn.Module, amateur: nn.Module, alpha: float = 0.1, beta: float = 0.5, truncate_vocab: bool = False):
+        super().__init__()
+        check_contrast(alpha, beta)
+        sizes = expert.config.vocab_size, amateur.config.vocab_size
+        if sizes[0] != sizes[1] and not truncate_vocab:
+            raise InputError(f"the expert has {sizes[0]} tokens, the amateur {sizes[1]}: they need one vocabulary; if the longer one only "
+                             "adds tokens at its end, pass --truncate-vocab")
+        self.expert, self.amateur, self.alpha, self.beta, self.vocab_size = expert, amateur, alpha, beta, min(sizes)
+        self.config = expert.config
+
+    def new_cache(self, B):
+        return [self.expert.new_cache(B), self.amateur.new_cache(B)]
+
+    def forward(self, ids, *, cache=(None, None), attention_mask=None) -> Output:
+        both = zip((self.expert, self.amateur), cache)
+        z = [model(ids, cache=c, attention_mask=attention_mask).logits[..., : self.vocab_size] for model, c in both]
+        return Output(contrast(*z, self.alpha, self.beta))
+
+
+class DoLa(nn.Module):
+    """Decoding by Contrasting Layers (Chuang et al. 2024): the amateur is an early exit, the head applied to some h_j of `layers`. At
+    every step it is the one that diverges most from the last layer (one layer only: static). s = log p_L - log p_j: `beta` is None.
+
+    The authors' code does not apply the final norm to h_j (`norm` False), and averages KL(M || p) where the Jensen-Shannon divergence
+    has KL(p || M) (`jsd` "official"); the two can choose different layers."""
+
+    def __init__(self, model: Transformer, layers: Sequence[int] | None = None, alpha: float = 0.1, beta: float | None = None,
+                 norm: bool = False, jsd: str = "standard"):
+        super().__init__()
+        L = len(model.layers)
+        if layers is None:  # the lower half; a tied head reads h_0 as the token itself
+            layers = range(int(model.config.tie_word_embeddings), max(L // 2, 1 + int(model.config.tie_word_embeddings)))
+        check_contrast(alpha, beta or 0.0)
+        if not layers or not all(0 <= j < L for j in layers):
+            raise InputError(f"early exits {list(layers)}: this model has the exits 0 (embedding) to {L - 1}; give at least one")
+        self.model, self.layers, self.alpha, self.beta, self.norm, self.jsd = model, tuple(layers), alpha, beta, norm, jsd
+        self.config = model.config
+
+    def new_cache(self, B):
+        return self.model.new_cache(B)
+
+    def hidden(self, ids, *, cache=None, attention_mask=None):
+        """[B, T, (1 + exits) D]: the last layer's state, then the exits'."""
+        model, exits = self.model, []
+        h = model.embed(ids)
+        rotary, mask = model.prepare(h, cache, attention_mask)
+        for i, layer in enumerate(model.layers):
+            if i in self.layers:
+                exits.append(model.norm(h) if self.norm else h)
+            h, _ = layer(h, rotary, mask, cache[i] if cache else None)
+        return torch.cat((model.norm(h), *exits), -1)
+
+    def lm_head(self, states):
+        logits = [self.model.lm_head(h) for h in states.split(self.config.hidden_size, -1)]
+        final, *exits = (z.float().log_softmax(-1) for z in logits)
+        exits = torch.stack(exits)  # (exits, ..., V)
+        chosen = divergence(final, exits, self.jsd).argmax(0)[None, ..., None]
+        return contrast(final, exits.take_along_dim(chosen, 0)[0], self.alpha, self.beta)
+
+    forward = scores_everywhere
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor, kind: str = "standard") -> torch.Tensor:
+    """Of log-probabilities [..., V] -> [...], with M = (p + q)/2:
+
+        standard: 1/2 KL(p || M) + 1/2 KL(q || M), at most log 2;    official: 1/2 KL(M || p) + 1/2 KL(M || q), without a bound"""
+    p, q = p.clamp(min=-100), q.clamp(min=-100)  # e^-100 is still a float32: no 0 * inf
+    log_m = torch.logaddexp(p, q) - math.log(2)
+    if kind == "standard":
+        return (p.exp() * (p - log_m) + q.exp() * (q - log_m)).sum(-1) / 2
+    return (log_m.exp() * (2 * log_m - p - q)).sum(-1) / 2
+
+
+class RepetitionPenalty(nn.Module):
+    """What DoLa's authors put on top (theta = 1.2): s/theta where s > 0, s theta where s < 0, for every token that the prompt or the
+    output holds. Of log-ratios, whose sign is arbitrary; the question's numbers are punished as well. Gives the last position only."""
+
+    def __init__(self, decoder: nn.Module, theta: float):
+        super().__init__()
+        if theta < 1:
+            raise InputError(f"--repetition-penalty {theta} rewards repetition: give 1 (none) or more")
+        self.decoder, self.theta, self.config = decoder, theta, decoder.config
+
+    def new_cache(self, B):
+        seen = torch.zeros(B, self.config.vocab_size, dtype=torch.int64, device=next(self.parameters()).device)
+        return self.decoder.new_cache(B), seen
+
+    def forward(self, ids, *, cache, attention_mask=None) -> Output:
+        inner, seen = cache
+        real = torch.ones_like(ids) if attention_mask is None else attention_mask[:, -ids.shape[1] :].long()
+        seen.scatter_add_(1, ids, real)
+        s = last_scores(self.decoder, ids, inner, attention_mask)
+        return Output(torch.where(seen[:, None] > 0, torch.where(s > 0, s / self.theta, s * self.theta), s))
+
+
+def last_scores(decoder: nn.Module, ids, cache, attention_mask=None) -> torch.Tensor:
+    """[B, 1, V] of any decoder, at the last position."""
+    if hasattr(decoder, "hidden"):
+        return decoder.lm_head(decoder.hidden(ids, cache=cache, attention_mask=attention_mask)[:, -1:])
+    return decoder(ids, cache=cache, attention_mask=attention_mask).logits[:, -1:]
+
+
+def check_contrast(alpha: float, beta: float) -> None:
+    if not 0 < alpha <= 1:
+        raise InputError(f"--alpha {alpha} must be above 0 and at most 1 (1 leaves the expert's best token only)")
+    if beta < 0:
+        raise InputError(f"--beta {beta} must not be negative (0 is greedy decoding)")
+
+
+# --- which blocks to skip
+
+def span_sizes(L: int, min_start: int | None = None) -> tuple[int, int]:
+    """How many blocks to skip (an eighth, at least one) and the first that may be: 4, in models under 16 blocks an eighth of them."""
+    eighth = max(1, round(L / 8))
+    return eighth, min_start if min_start is not None else 4 if L >= 16 else eighth
+
+
+def heuristic_span(L: int, rng: random.Random, min_start: int | None = None) -> tuple[int, int]:
+    """SL-H: a random start in the lower middle, one draw per example: m from {4, ..., L/2 - 1}."""
+    n_skip, first = span_sizes(L, min_start)
+    m = rng.randint(first, max(first, L // 2 - 1))
+    if m >= L:
+        raise InputError(f"--min-start {first}: the model has the blocks 0 to {L - 1}")
+    return m, min(L, m + n_skip)
+
+
+@torch.no_grad()
+def entropy_curve(model: Transformer, ids: torch.Tensor, mask: torch.Tensor | None = None) -> list[float]:
+    """H_i, i = 0 ... L-1: entropy in nats of softmax(head(norm(h_i))), a mean over the positions of ids [B, T] but each row's last.
+    mask: bool [B, T], True at real tokens (padding on the right)."""
+    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    counted, curve = mask[:, 1:], []
+    for h in model(ids, output_hidden_states=True).hidden_states[:-1]:
+        log_p = model.lm_head(model.norm(h[:, :-1][counted])).float().log_softmax(-1)
+        curve.append(-(log_p.exp() * log_p).sum(-1).mean().item())
+    return curve
+
+
+def entropy_span(H: Sequence[float], threshold: float = 0.1, min_start: int | None = None) -> tuple[int, int]:
+    """SL-D: the blocks just before the entropy begins to fall for good. With e_i = (H_i - H_{i+2})/2, n = i + 2, m = n - n_skip, it is
+    the first i >= n_skip + 4 for which e_i > threshold and H_n > H_j for all j > n. A curve without one: the middle of SL-H's range."""
+    L = len(H)
+    n_skip, first = span_sizes(L, min_start)
+    for i in range(n_skip + first, L - 2):
+        n = i + 2
+        if (H[i] - H[n]) / 2 > threshold and all(H[n] > later for later in H[n + 1 :]):
+            return n - n_skip, n
+    m = (first + L // 2) // 2
+    print(f"warning: SL-D finds no lasting fall above {threshold} in the entropies {', '.join(f'{x:.2f}' for x in H)}: skipping from "
+          f"block {m}, the middle of SL-H's range")
+    return m, min(L, m + n_skip)
+
+
+def blocks_per_token(cache: list[list[LayerCache]]) -> float:
+    """What a decoder's cache tells about its cost: every entry was one evaluation of one block."""
+    return sum(layer.length for part in cache for layer in part) / cache[0][0].length
+
+
+# --- loss and training
+
+def lm_loss(model: Transformer, ids: torch.Tensor, real: torch.Tensor, kept: Sequence[int]) -> torch.Tensor:
+    """Next-token loss in nats of a pass through the blocks `kept` only."""
+    h = model.embed(ids[:, :-1])
+    rotary, mask = model.prepare(h)
+    for i in kept:
+        h, _ = model.layers[i](h, rotary, mask)
+    return linear_cross_entropy(model.norm(h), model.lm_head.weight, ids[:, 1:].masked_fill(~real[:, 1:], IGNORE))
+
+
+class Models(NamedTuple):
+    base: Transformer
+    early: Transformer
+
+
+def pretrain(cfg: Config, world: World, seed: int) -> Models:
+    """English alone first, then all languages, mostly English -> the model, and as it was after cfg.early of the steps."""
+    model = new_model(world, cfg.width, cfg.layers, generator(seed, "init"))
+    optimizers, text, depth = make_optimizers(model, "adamw", cfg.lr, 0.01), random.Random(f"{seed}/text"), random.Random(f"{seed}/depth")
+    early = copy.deepcopy(model)
+    for step in progress(range(cfg.steps), "pretrain"):
+        set_lr(optimizers, schedule(step, cfg.steps, "cosine", warmup=30, final=0.05))
+        rows = [document(world, TEXT, text, step / cfg.steps) for _ in range(cfg.batch)]
+        kept = [i for i in range(cfg.layers) if i in (0, cfg.layers - 1) or depth.random() >= cfg.drop]
+        take_step(lm_loss(model, *pad(rows), kept), model, optimizers)
+        if step + 1 == round(cfg.early * cfg.steps):
+            early = copy.deepcopy(model)
+    return Models(model.eval(), early.eval())
+
+
+# --- evaluate: what every layer says
+
+@torch.no_grad()
+def views(model: Transformer, ids: torch.Tensor, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields (name, logits [B, T, V]) of the early exits h0 ... (with the final norm), the expert, and the amateur of every span."""
+    states = model(ids, output_hidden_states=True).hidden_states
+    rotary, mask = model.prepare(states[0])
+    for i, h in enumerate(states):
+        yield f"h{i}" if i < len(model.layers) else "expert", model.lm_head(model.norm(h))
+    for m, n in spans:
+        h = states[m]
+        for layer in model.layers[n:]:
+            h, _ = layer(h, rotary, mask)
+        yield f"[{m},{n})", model.lm_head(model.norm(h))
+
+
+def look(world: World, model: Transformer, problems: Sequence[Problem], language: str, spans) -> dict[str, dict[str, float]]:
+    """Teacher-forced over the answers: view -> own, base: where a word of this language is due, how often the view's first choice is a
+    word of this language, of English; entropy in nats; function, reasoning: accuracy on so and answer, on verbs, signs and results."""
+    pairs, seen = [exercise(world, p, language) for p in problems], {}
+    ids, first = torch.tensor([prompt + solution for prompt, solution in pairs]), len(pairs[0][0])  # all rows are equally long
+    starts, end = range(0, 3 * EVENT, EVENT), 3 * EVENT  # finds 4 so 7 + 4 = 11 . (three times) answer 9 </s>
+    function, reasoning = [*(s + 2 for s in starts), end], [s + t for s in starts for t in (0, 4, 7)]
+    specific = [*function, *starts]
+    speaks = torch.tensor([LANGUAGES.index(lang) if lang else -1 for lang in world.language_of])
+    for name, logits in views(model, ids[:, :-1], spans):
+        log_p = logits[:, first - 1 :].log_softmax(-1)
+        choice = log_p.argmax(-1)
+        said, right = speaks[choice[:, specific]], (choice == ids[:, first:]).float()
+        seen[name] = {"own": (said == LANGUAGES.index(language)).float().mean(), "base": (said == 0).float().mean(),
+                      "entropy": -(log_p.exp() * log_p).sum(-1).mean(), "function": right[:, function].mean(),
+                      "reasoning": right[:, reasoning].mean(), "verb": right[:, list(starts)].mean()}
+    return seen
+
+
+# --- evaluate: answers
+
+class Arm(NamedTuple):
+    make: Callable  # (cfg, models, span) -> decoder
+    span: str | tuple[int, int] | None = None  # of skipped blocks: "sl-h", "sl-d", or a fixed one
+    changes: dict = {}  # other Config values
+
+
+def dola(layers=None, penalty=False, **settings) -> Arm:
+    def make(c, models, span):
+        decoder = DoLa(models.base, layers, c.alpha, **settings)
+        return RepetitionPenalty(decoder, c.penalty) if penalty else decoder
+    return Arm(make)
+
+
+def skip(span, **changes) -> Arm:
+    return Arm(lambda c, models, span: SkipLayers(models.base, span, c.alpha, c.beta), span, changes)
+
+
+ARMS = {
+    "greedy": Arm(lambda c, models, span: models.base), "beta 0": skip("sl-d", beta=0.0),
+    "cd": Arm(lambda c, models, span: ContrastModels(models.base, models.early, c.alpha, c.beta)),
+    "dola": dola(), "dola norm": dola(norm=True), "dola penalty": dola(penalty=True), "mild exit": dola(norm=True, beta=0.5),
+    "sl-h": skip("sl-h"), "sl-d": skip("sl-d"),
+    "dola official": dola(jsd="official"), "dola norm official": dola(norm=True, jsd="official"), "dola static": dola([2], norm=True),
+    **{f"skip {m}": skip((m, m + 1)) for m in range(8)}, "skip 1-2": skip((1, 3)), "skip 3-4": skip((3, 5)), "skip 2-5": skip((2, 6)),
+    **{f"beta {b}": skip("sl-d", beta=b) for b in (0.25, 1.0, 2.0)}, **{f"alpha {a}": skip("sl-d", alpha=a) for a in (0.01, 0.5)},
+}
+PAIRS = [(a, b) for a in ("sl-h", "sl-d") for b in ("greedy", "dola", "dola norm", "mild exit")] + [
+    (a, "greedy") for a in ("dola", "dola norm", "dola penalty", "mild exit")]  # whose difference is judged problem by problem
+
+
+def answer(cfg: Config, arm: Arm, models: Models, prompts: list[list[int]], spans: Sequence) -> list[list[int]]:
+    """Every prompt's answer; rows that skip the same span are one batch."""
+    answers = [[]] * len(prompts)
+    for span in dict.fromkeys(spans):
+        rows = [i for i, own in enumerate(spans) if own == span]
+        decoder = arm.make(replace(cfg, **arm.changes), models, span)
+        for i, ids in zip(rows, generate(decoder, [prompts[i] for i in rows], 3 * EVENT + 3, eos_id=EOS)):
+            answers[i] = ids[len(prompts[i]) :]
+    return answers
+
+
+def cost(cfg: Config, model: Transformer, span: tuple[int, int], prompts: list[list[int]]) -> dict[str, float]:
+    """Block evaluations per token, counted in the caches, and the time of a token, over greedy decoding's (A B A B, medians)."""
+    decoder, L, times = SkipLayers(model, span, cfg.alpha, cfg.beta), len(model.layers), {"greedy": [], "skip": []}
+    cache = decoder.new_cache(1)
+    with torch.no_grad():
+        decoder(torch.tensor(prompts[:1]), cache=cache)
+    for _ in range(1 if cfg.quick else 15):
+        for name, one in (("greedy", model), ("skip", decoder)):
+            started = time.perf_counter()
+            generate(one, prompts[:32], 32)
+            times[name].append(time.perf_counter() - started)
+    ratio = median(b / a for a, b in zip(*times.values()))
+    return {"blocks": blocks_per_token(cache) / L, "formula": (2 * L - span[1]) / L, "time": ratio}
+
+
+# --- one seed
+
+def run(cfg: Config, seed: int) -> Outcome:
+    """One model; every decoding of it answers the same problems."""
+    world, n = replace(WORLD, seed=seed), cfg.problems
+    models = pretrain(cfg, world, seed)
+    rng = random.Random(f"{seed}/problems")
+    shown = [world.sample(rng, "train", TEXT.gain, TEXT.zipf) for _ in range(cfg.exemplars)]
+    test = [world.sample(rng, "test") for _ in range(n)]
+    spans = [(m, m + 1) for m in range(cfg.layers)] + [(2, 6), (1, cfg.layers - 1)]
+    metrics = {"verb-blind": {"acc": world.verb_blind_accuracy(test), "problems": n}}
+    metrics |= {arm: {} for arm in cfg.methods} | {f"{a} - {b}": {} for a, b in PAIRS if {a, b} <= set(cfg.methods)}
+    for language in LANGUAGES:
+        for view, values in look(world, models.base, test, language, spans).items():
+            metrics.setdefault(view, {}).update({f"{name} {language}": float(value) for name, value in values.items()})
+        rows = [prompt + solution for prompt, solution in (exercise(world, p, language) for p in shown)]
+        dynamic, rng = entropy_span(entropy_curve(models.base, *pad(rows)), cfg.threshold), random.Random(f"{seed}/{language}/spans")
+        chosen = {"sl-d": [dynamic] * n, "sl-h": [heuristic_span(cfg.layers, rng) for _ in test]}
+        prompts, right, said = [exercise(world, p, language)[0] for p in test], {}, {}
+        for name in progress(cfg.methods, f"decode {language}"):
+            said[name] = answer(cfg, ARMS[name], models, prompts, chosen.get(ARMS[name].span, [ARMS[name].span] * n))
+            right[name] = [world.final_number(ids) == p.final for ids, p in zip(said[name], test)]
+            words = [world.language_of[i] for ids in said[name] for i in ids if world.language_of[i]]
+            metrics[name] |= {f"acc {language}": sum(right[name]) / n, f"spoken {language}": words.count(language) / max(1, len(words))}
+        for pair in [pair for pair in PAIRS if set(pair) <= set(right)]:
+            d = [x - y for x, y in zip(*(right[name] for name in pair))]
+            metrics[" - ".join(pair)] |= {f"gained {language}": d.count(1) / n, f"lost {language}": d.count(-1) / n}
+        metrics.get("sl-d", {})[f"m {language}"] = dynamic[0]
+        if {"beta 0", "greedy"} <= set(said):
+            metrics["beta 0"][f"same {language}"] = sum(a == b for a, b in zip(said["beta 0"], said["greedy"])) / n
+    for values in metrics.values():
+        for name in [key.removesuffix(f" {BASE}") for key in values if key.endswith(f" {BASE}")]:
+            values[f"{name} others"] = sum(values[f"{name} {language}"] for language in OTHERS) / len(OTHERS)
+    if "sl-d" in cfg.methods:
+        metrics["sl-d"] |= cost(cfg, models.base, dynamic, prompts)
+    return Outcome(metrics, {})
+
+
+# --- claims
+
+def difference(metrics: dict, pair: str, languages: Sequence[str]) -> tuple[float, float, float]:
+    """Accuracy of a - b over the problems of all seeds, with the 95% interval of a paired bootstrap."""
+    d, n = [], metrics["verb-blind"]["problems"]["values"][0]
+    for language in languages:
+        for gained, lost in zip(metrics[pair][f"gained {language}"]["values"], metrics[pair][f"lost {language}"]["values"]):
+            plus, minus = round(gained * n), round(lost * n)
+            d += [1] * plus + [-1] * minus + [0] * (round(n) - plus - minus)
+    return paired_bootstrap(d, [0] * len(d), samples=1000)
+
+
+def claims(metrics: dict) -> list[dict]:
+    """The paper's claims, decided on means over seeds and on intervals over problems. The rules were fixed before the default seeds ran."""
+    L = sum(view[0] == "h" and view[1:].isdigit() for view in metrics)
+    lower, single, wide = [f"h{i}" for i in range(1, L // 2 + 1)], [f"[{m},{m + 1})" for m in range(1, L // 2)], f"[1,{L - 1})"
+    dolas, ours, every = ("dola", "dola norm"), ("sl-h", "sl-d"), list(LANGUAGES)
+    harm, gain, win = ([f"{a} - {b}" for a in first for b in second] for first, second in (
+        (dolas, ["greedy"]), (ours, ["greedy"]), (ours, dolas)))
+    mean, low, high = ((lambda pair, languages, k=k: difference(metrics, pair, languages)[k]) for k in range(3))
+
+    def contrasted(id, statement, rule, pairs, groups, test, paper, more=()):
+        if missing := [pair for pair in pairs if pair not in metrics]:
+            return claim(id, statement, rule, f"not in this run: {', '.join(missing)}", None, paper)
+        measured = "; ".join(f"{pair}: " + ", ".join("{} {:+.3f} [{:+.3f}, {:+.3f}]".format(
+            "/".join(g), *difference(metrics, pair, g)) for g in groups) for pair in (*pairs, *more) if pair in metrics)
+        return claim(id, statement, rule, measured, test(), paper)
+
+    def worse(view):  # by how much this amateur reasons worse than the expert, per seed
+        return [e - v for e, v in zip(metrics["expert"]["reasoning others"]["values"], metrics[view]["reasoning others"]["values"])]
+
+    table = [
+        check(metrics, "C1", "Other languages' early exits speak English", f"exits 1 to {L // 2}: English above own in each language, and "
+              "on average by 0.3; last layer: own >= 0.9", {"base others": lower, "own others": [*lower, "expert"]}, lambda m: all(
+                  m(h, f"base {lang}") > m(h, f"own {lang}") and m("expert", f"own {lang}") >= 0.9 for h in lower for lang in OTHERS)
+              and sum(m(h, "base others") - m(h, "own others") for h in lower) >= 0.3 * len(lower), "early exits speak the wrong language"),
+        check(metrics, "C2", "The skipping amateur speaks the right language, unless too much is skipped", "SL-H's spans, each language: "
+              "own within 0.05 of the expert's; all but the first and last block skipped: below it by 0.2",
+              {"own others": ["expert", *single, wide]}, lambda m: m(wide, "own others") <= m("expert", "own others") - 0.2 and all(
+                  abs(m(s, f"own {lang}") - m("expert", f"own {lang}")) <= 0.05 for s in single for lang in OTHERS), "right language"),
+        contrasted("C3", "DoLa harms, other languages more than English", "both lenses, no penalty: interval below 0 in the "
+                   "other languages, and they lose more than en", harm, [[BASE], OTHERS], lambda: all(
+                       high(d, OTHERS) < 0 and mean(d, OTHERS) < mean(d, [BASE]) for d in harm), "DoLa fails outside English",
+                   ["dola penalty - greedy"]),
+        contrasted("C4", "SL-H and SL-D beat DoLa", "both lenses, no penalty: above DoLa in every language, and the interval over all "
+                   "languages above 0", win, [[lang] for lang in every] + [every], lambda: all(low(d, every) > 0 and all(
+                       mean(d, [lang]) > 0 for lang in every) for d in win), "better than DoLa in 11 languages", ["sl-d - mild exit"]),
+        contrasted("C5", "SL-H and SL-D beat greedy decoding", "all languages: both intervals above 0", gain, [[BASE], OTHERS, every],
+                   lambda: all(low(d, every) > 0 for d in gain), "better than greedy on average"),
+        check(metrics, "C6", "The amateur is fluent and reasons worse", "SL-H's spans, other languages: function words within 0.01 of the "
+              "expert's; verbs, signs and results below it on average by 0.01 and in every seed", {f"{k} others": ["expert", *single]
+              for k in ("function", "reasoning")}, lambda m: min(losses := [sum(x) / len(x) for x in zip(*map(worse, single))]) > 0
+              and sum(losses) / len(losses) >= 0.01 and all(
+                  abs(m(s, "function others") - m("expert", "function others")) <= 0.01 for s in single), "weaker, but fluent", 3),
+        check(metrics, "C7", "A token costs (2L - n)/L of greedy's block evaluations", "counted in the caches: equal; time within 15%",
+              {k: ["sl-d"] for k in ("blocks", "formula", "time")}, lambda m: abs(m("sl-d", "blocks") - m("sl-d", "formula")) < 1e-9
+              and abs(m("sl-d", "time") / m("sl-d", "formula") - 1) <= 0.15),
+        check(metrics, "R1", "Refutation: with beta = 0 the decoder is greedy decoding", "every answer is the same, token by token",
+              {f"same {lang}": ["beta 0"] for lang in LANGUAGES}, lambda m: all(m("beta 0", f"same {lang}") == 1 for lang in LANGUAGES)),
+    ]
+    solved = metrics.get("greedy", {}).get(f"acc {BASE}", {"mean": 0.0})["mean"]
+    if solved < 0.85:  # a model that cannot solve English problems says nothing about decoding
+        failed = f"gate failed: greedy English {solved:.2f} < 0.85. "
+        table[:6] = [c | {"holds": None, "measured": failed + c["measured"]} for c in table[:6]]
+    return table
+
+
+# --- figure
+
+def figure(results: dict):
+    """Above: which language each early exit and each amateur speaks. Below: entropy by depth; accuracy by decoding."""
+    metrics, (fig, axes) = results["metrics"], new_figure(2, 3, width=14, height=8.5)
+    L = sum(view[0] == "h" and view[1:].isdigit() for view in metrics)
+    depth = [*(f"h{i}" for i in range(L)), "expert"]
+    seeds = lambda views, name: list(zip(*(metrics[view][name]["values"] for view in views)))
+    for ax, language in zip(axes[0], OTHERS):
+        for color, name, label in ((COLORS[0], "own", "the text's language"), (COLORS[1], "base", "English")):
+            plot_seeds(ax, range(L + 1), seeds(depth, f"{name} {language}"), f"early exit says {label}", color)
+            amateurs = [metrics[f"[{m},{m + 1})"][f"{name} {language}"]["mean"] for m in range(L)]
+            ax.plot([m + 0.5 for m in range(L)], amateurs, "D", color=color, markersize=6, fillstyle="none", label=f"amateur says {label}")
+        ax.set(xlabel=f"early exit ({L}: none) / skipped block", ylabel="share of words", title=f"A text in language {language}")
+        ax.set_ylim(-0.03, 1.05)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    entropy, accuracy, gain = axes[1]
+    for color, language in zip(COLORS, LANGUAGES):
+        plot_seeds(entropy, range(L + 1), seeds(depth, f"entropy {language}"), language, color)
+    for m in {m for lang in LANGUAGES for m in metrics.get("sl-d", {}).get(f"m {lang}", {"values": []})["values"]}:
+        entropy.axvspan(m, m + 1, color="#999999", alpha=0.25)
+    entropy.set(xlabel="early exit (grey: skipped by SL-D)", ylabel="entropy (nats)", title="Uncertainty by depth")
+    entropy.legend()
+    names = [name for name in Config.methods if name in metrics and name != "beta 0"][::-1]
+    for (k, language), (row, name) in product(enumerate(LANGUAGES), enumerate(names)):
+        values, y = metrics[name][f"acc {language}"]["values"], row + 0.15 * (1.5 - k)
+        change = [v - g for v, g in zip(values, metrics.get("greedy", metrics[name])[f"acc {language}"]["values"])]
+        accuracy.plot(sum(values) / len(values), y, "o", color=COLORS[k], markersize=7, label=None if row else language)
+        for ax, points in ((accuracy, values), (gain, change)):
+            ax.plot(points, [y] * len(points), ".", color=COLORS[k], alpha=0.6, markersize=6)
+    for ax, title, label in ((accuracy, "Right answers (small dots: seeds)", "accuracy"), (gain, "Every seed", "accuracy minus greedy's")):
+        ax.set_yticks(range(len(names)), names)
+        ax.set(xlabel=label, title=title)
+    gain.axvline(0, color="#999999", linewidth=1)
+    if "skip 0" in metrics:  # --full: a sweep in place of the last panel
+        gain.clear()
+        starts = [f"skip {m}" for m in range(L)]
+        for color, which in ((COLORS[0], BASE), (COLORS[1], "others")):
+            plot_seeds(gain, range(L), seeds(starts, f"acc {which}"), "English" if which == BASE else "other languages", color)
+            gain.axhline(metrics["greedy"][f"acc {which}"]["mean"], color=color, linestyle=":", linewidth=1.5)
+        gain.set(xlabel="the one block that is skipped", ylabel="accuracy (dotted: greedy)", title="Where to skip")
+        gain.legend()
+    accuracy.legend(loc="lower left")
+    return fig
+
+
+def main(cfg: Config) -> dict:
+    started, asked, world = time.time(), cfg, replace(WORLD, seed=cfg.seeds[0])
+    if wrong := set(cfg.methods) - set(ARMS):
+        raise InputError(f"--methods {' '.join(sorted(wrong))} is not known; give some of {', '.join(ARMS)}")
+    check_contrast(cfg.alpha, cfg.beta)
+    if cfg.full:
+        cfg = replace(cfg, methods=tuple(ARMS))
+    if cfg.quick:
+        cfg = replace(cfg, seeds=cfg.seeds[:1], steps=6, problems=4, exemplars=4)
+    rng = random.Random("an example")
+    print(f"A training text, every token a target:\n  {world.text(document(world, TEXT, rng))}\nA test problem and its answer:")
+    print("  " + "\n  ".join(map(world.text, exercise(world, world.sample(rng, "test"), "a"))))
+    outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
+    results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
+    print_metrics({arm: row for arm, row in results["metrics"].items() if arm in ARMS}, [f"acc {lang}" for lang in (*LANGUAGES, "others")])
+    print_claims(results["claims"])
+    return results
+
+
+if __name__ == "__main__":
+    cli(main, Config)
