@@ -9,12 +9,15 @@ Idea    A chat model refuses, holds a conversation and knows things for which no
             L3 = - mean log p(response token | prefix),     yhat ~ p(. | x_en; theta0),     so what is learned is what theta0 already does.
 Claims  C1 the chain beats answering at once; C2 English is forgotten and recovered; C3 own answers recover more than another teacher's;
         C4a refusals, C4b second turns carry over; C5 a frozen base beats full fine-tuning; C6 every sub-task counts. --full: C7 stage 1.
-Run     python methods/transllm.py                     # 2 free CPU cores, ~5 min: table + figure; --full ~7 min
+Run     python methods/transllm.py                     # 2 free CPU cores, ~4 min: table + figure; --full ~7 min
         python methods/real/transllm.py --help         # your chat model, texts and translations, stage by stage
 Honest  The world is synthetic: 114 words, a target language that is English in other tokens and reversed order, a perfect translator. True
         facts and recipes are never text of stages 1 and 2. Arms share world, chat model, steps and draws; the teacher's answers are
-        generated. Stage 3 never asks what the exam asks; of the things whose recipes are asked for or refused it holds half (as Alpaca's
-        instructions make Llama-2-chat refuse a few), so C4a tests the others, with harmless ones as control. Eight arms and a world of
+        generated. Stage 3 never asks what the exam asks. It does ask for half of the forbidden things, and the chat model refuses (as
+        Llama-2-chat refuses a few of Alpaca's instructions); C4a tests the other half, beside harmless things that it may not refuse.
+        C4b is not reproduced: stage 2 destroys the second turn in English (.15) and stage 3 has nothing to restore it with; smaller steps
+        in stage 2, "and the pet ?" among the translations of stage 3 and a forced <EN> did not help (pilots). C6 holds by its rule, but
+        without stage 2 it is the way back, EN->T, that fails (.02): T->EN is learned in stage 3 as well (.94). Eight arms and a world of
         their own make this file longer than its siblings.
 """
 
@@ -453,7 +456,7 @@ def figure(results: dict):
             bar_seeds(right, i + 0.2 * (k - 1.5), results["metrics"][arm][name]["values"], COLORS[k], 0.19, label if i == 0 else None)
     right.axhline(results["metrics"]["original"]["EN held"]["mean"], color="#666666", linestyle="--", linewidth=1.2)
     right.set_xticks(range(len(arms)), [arm.replace("-", "-\n", 1) for arm in arms], fontsize=10)
-    right.set(ylabel="share of answers", ylim=(-0.03, 1.35), title="Target language (dashed: the chat model between perfect translators)")
+    right.set(ylabel="share of answers", ylim=(-0.03, 1.35), title="Target language (dashed: chat model, perfect translators)")
     right.legend(loc="upper right", ncols=2)
     return fig
 

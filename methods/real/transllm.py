@@ -187,7 +187,7 @@ def pair_rows(cfg: Config, form: Format) -> list[tuple[str, str]]:
 # --- models
 
 def start(cfg: Config, tagged: bool = True):
-    """-> (model with the adapter of the stage before, or a new one for training, Format, id of the first new token)"""
+    """-> (model with the adapter of the stage before if there is one, Format, id of the first new token)"""
     device = pick_device(cfg.device)
     model, tokenizer = load_pretrained(cfg.checkpoint, device=device)
     form, note = Format(cfg, tokenizer, tagged), Path(cfg.checkpoint) / "transllm.json"
