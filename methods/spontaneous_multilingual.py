@@ -10,14 +10,21 @@ Idea    Few texts in other languages are labelled, but a model that reads mostly
 Claims  C1 seen languages gain; C2 unseen languages gain, C2o on words that they share with nobody; C5 middle layers think of the English
         label; C6 states of unseen languages move along with English ones; C7 English is kept; R1 shuffled pairs give nothing. C3 another
         target language than English. G are gates on the base model, without which there is no verdict.
-Run     python methods/spontaneous_multilingual.py             # 2 free CPU cores, ~6 min: table + figure; --full 9 min
+Run     python methods/spontaneous_multilingual.py             # 2 free CPU cores, ~5 min: table + figure; --full 9 min
         python methods/real/spontaneous_multilingual.py --help # the published tests and translations, your checkpoint
-Honest  The world is synthetic (minilm/world.py): Eve has 7 coins, finds 4, sells 2 - more or less than before? Six clones of English, three
-        of them verb-final, 4% of the texts each; labels in English only. Half of the content words are cognates, one root for all clones,
-        so half of the test uses these only and half none, reported apart. Arms share the base, the questions and their order. No end of
-        text follows the opened slot, nor does the paper's prompt template occur in pretraining. Settings were chosen on seed 100 and the
-        languages c, d; e, f are the test. C4 (other tasks) and the paper's models need methods/real/.
-Try     TRY
+Honest  Not reproduced at this scale: six seeds, AUC of unseen languages .776 after tuning, .795 before, .774 to .780 in the controls; seen
+        languages do not gain either. Only the states move towards English (C6, five seeds of six; the interval of its gain holds 0).
+        Tried on seed 100: clones of 3% to 5% of the texts, translations as half to all of their retellings, no cognates, no examples in
+        the prompt, rates of 3e-4 to 1e-2 for 100 to 600 steps, adapters on all matrices, full tuning. Where the base was above chance in
+        c or d, nothing raised its AUC: gentle tuning learns to translate beside the labels and leaves them alone (as they were to .02
+        while the loss fell to .56), stronger tuning harms them, English included.
+        The world is synthetic (minilm/world.py): Eve has 7 coins, finds 4, sells 2 - more or less than before? Six clones of English, three
+        of them verb-final, 4% of the texts each; labels in English only. Half of the content words are cognates, one root for all clones:
+        half of the test uses these only and half none, reported apart. Arms share the base, the questions and their order. No end of text
+        follows the opened slot, nor does tuning's mark occur in pretraining. c, d served to choose settings; e, f are the test.
+Try     --seeds 100 --arms base qt: base AUC .90 in e, f, English accuracy .97; qt .84, .93.  With --tune full: the translation is learned
+        (loss .05 for .94), English falls to .55.  --tune-lr 0.01: to .54.  EOS behind the opened slot in translation_rows: the labels'
+        probability falls from 1.00 to .00 in English, to .01 in e, f (accuracy, among the labels, to .74 and .60).
 """
 
 import copy
@@ -356,20 +363,22 @@ def claims(metrics: dict) -> list[dict]:
 
 def figure(results: dict):
     """Left: per language from base to qt. Middle: unseen languages, every arm against the base. Right: the English label by layer."""
-    fig, (left, middle, right) = new_figure(1, 3, width=14, height=4.8)
+    fig, (left, middle, right) = new_figure(1, 3, width=12, height=4.6)
     series, metrics, colors = results["series"], results["metrics"], dict(zip(GROUPS, (COLORS[7], COLORS[0], COLORS[4], COLORS[1])))
     names = series["base"]["auc"]["x"]
     for x, language in enumerate(names):
         color = next(colors[group] for group, languages in GROUPS.items() if language in languages)
         base, tuned = ([row[x] for row in series[arm]["auc"]["values"]] for arm in ("base", "qt"))
         for k, (a, b) in enumerate(zip(base, tuned)):
-            left.plot([x - 0.18 + 0.02 * k] * 2, [a, b], color=color, alpha=0.3, linewidth=1)
+            at = x - 0.3 + 0.06 * k
+            left.annotate("", (at, b), (at, a), arrowprops={"arrowstyle": "->", "color": color, "alpha": 0.6})
         a, b = (sum(values) / len(values) for values in (base, tuned))
-        left.plot(x + 0.12, a, "o", color=color, markerfacecolor="white")
-        left.annotate("", (x + 0.12, b), (x + 0.12, a), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2.2})
+        left.plot(x + 0.15, a, "o", color=color, markerfacecolor="white", markersize=7)
+        left.annotate("", (x + 0.15, b), (x + 0.15, a), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2.2})
     left.axhline(0.5, color="#666666", linewidth=1, linestyle=":")
+    left.set_ylim(min(0.48, *(v for arm in ("base", "qt") for row in series[arm]["auc"]["values"] for v in row)) - 0.02, 1.02)
     left.set_xticks(range(len(names)), [l if l == "en" else f"{l}\n{next(g for g, ls in GROUPS.items() if l in ls)}" for l in names])
-    left.set(ylabel="AUC of more against less (dotted: chance)", title="From base (o) to question translation")
+    left.set(ylabel="AUC (dotted: chance; thin: each seed)", title="From base (o) to qt")
     arms = [arm for arm in metrics if arm != "base"]
     kinds = [kind for kind in ("cognate", "own words") if f"auc {kind} test" in metrics["base"]]
     for kind, offset, color in zip(kinds, (-0.2, 0.2), (COLORS[2], COLORS[3])):
@@ -377,15 +386,15 @@ def figure(results: dict):
             gains = [a - b for a, b in zip(*(metrics[m][f"auc {kind} test"]["values"] for m in (arm, "base")))]
             bar_seeds(middle, x + offset, gains, color, 0.36, kind if x == 0 else None)
     middle.axhline(0, color="#000000", linewidth=1)
-    middle.set_xticks(range(len(arms)), [arm.replace(" ", "\n").replace("-", "-\n") for arm in arms])
-    middle.set(ylabel="AUC minus the base's", title="Unseen languages (test), by words used")
+    middle.set_xticks(range(len(arms)), arms, rotation=90 if len(arms) > 5 else 20)
+    middle.set(ylabel="AUC minus the base's", title="Unseen languages e, f")
     middle.legend()
     for arm, color in (("base", COLORS[7]), ("qt", COLORS[1]), ("mono", COLORS[5])):
         if arm in series:
             plot_seeds(right, series[arm]["lens test"]["x"], series[arm]["lens test"]["values"], arm, color)
     last = len(series["base"]["lens test"]["x"]) - 1
     right.set_xticks(range(last + 1), ["embed", *map(str, range(1, last)), "last"])
-    right.set(xlabel="after block", ylabel="probability of the right English label", title="Unseen languages, logit lens")
+    right.set(xlabel="after block", ylabel="probability of the right English label", title="Logit lens, unseen languages")
     right.legend()
     return fig
 
