@@ -12,8 +12,12 @@ Claims  C1 aligned languages gain; C2 English stays; C3 better than translated a
         choice; C11 the order of stages.
 Run     python methods/question_alignment.py                       # 2 CPU cores, ~5 min: table + figure; --full ~12 min
         python methods/real/question_alignment.py --help           # your own checkpoint, pairs and answers; mGSM and others
-Honest  TODO
-Try     TODO
+Honest  The world is synthetic (minilm/world.py): a clone is English in other words. All arms share base, problems, order and, stage by
+        stage, the number of steps; `copy` spends stage I on the same clone questions without translating. Test problems differ from
+        training problems in numbers and signs. Translated answers are perfect here, by machine they are not. Settings were chosen on seeds
+        100-104, where gains differed much between seeds.
+Try     with --seeds 104 (aligned clones: RAlign .13, QAlign .59, copied questions .40)  --tune-lr 5e-4: .60, the size of stage II's steps
+        matters little.  SOLVE before TRANSLATE in `translation`, one template for both stages: .57, nor do the marks matter.
 """
 
 import ast
@@ -52,25 +56,25 @@ ALIGNED, UNSEEN = ("a", "b"), ("c", "d")  # clones that stage I translates; clon
 class Config:
     arms: tuple[str, ...] = ("base", "ralign", "qalign only", "qalign->ralign", "copy->ralign", "translate-train")  # to run, see ARMS
     seeds: tuple[int, ...] = (0, 1, 2, 3)  # one complete world, base model and tuning per seed
-    steps: int = 1500  # pretraining steps of the base model
+    steps: int = 1600  # pretraining steps of the base model
     batch: int = 32  # documents, or examples, per step
     lr: float = 3e-3  # pretraining learning rate
     width: int = 64  # model width
     layers: int = 4  # blocks
-    events: tuple[int, ...] = (2, 3)  # events per problem, drawn uniformly
+    events: tuple[int, ...] = (2, 3, 3)  # events per problem, drawn uniformly: two thirds have three
     clones: float = 0.1  # share of the pretraining text in each of four clones, after an English-only start
     english_first: float = 0.25  # share of the steps that are this start
-    drills: float = 0.15  # share of the pretraining text that is sums
-    parallel: float = 0.3  # share of a clone's retellings that are translations
+    drills: float = 0.1  # share of the pretraining text that is sums
+    parallel: float = 0.4  # share of a clone's retellings that are translations
     switched: float = 0.05  # share of a clone's stories that are code-switched
     exercises: float = 0.25  # share of English texts that are worked exercises
     programs: float = 0.15  # share of English exercises that are answered by a program
     knowledge: float = 0.1  # share of English texts that state facts or ask multiple-choice questions about them
     align_steps: int = 300  # stage I: question translation
-    align_lr: float = 2e-3  # stage I: learning rate
+    align_lr: float = 1e-3  # stage I: learning rate
     pairs: int = 4000  # stage I: translation pairs
     tune_steps: int = 160  # stage II: responses
-    tune_lr: float = 2e-3  # stage II: learning rate
+    tune_lr: float = 1e-3  # stage II: learning rate
     en_x: float = 0.5  # stage II of +en-x: share of examples that translate English questions into clones
     small_width: int = 48  # the small model of proxy-tuning
     small_layers: int = 3
