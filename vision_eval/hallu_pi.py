@@ -13,9 +13,10 @@ Run     python vision_eval/hallu_pi.py                              # 2 CPU core
         python vision_eval/hallu_pi.py --save tiny --export exam    # keeps the trained model, writes questions and pictures as files
         python vision_eval/benchmark.py --model openai:NAME --base-url http://localhost:8000/v1 --data exam/data.jsonl --images exam
 Honest  The model has 0.25M parameters and sees 48 x 48 pixels of six kinds of shapes; nothing here is a statement about large models. All
-        arms of a seed share the world, the base model and the questions, and go on from it on different diets. The wordings are ours. Lost resolution looks like hallucination: read the robust twin's row, trained on the same damage, beside every drop.
-        Settings were chosen on seeds 100 to 102. Relation is not learned in so few steps (ACC+ 20 to 40 of 100 before any damage; a double
-        share of questions, scenes made for it, and places as evidence did not change that), so it says nothing about damage.
+        arms of a seed share the world, the base model and the questions, and go on from it on different diets. The wordings are ours.
+        Lost resolution looks like hallucination: read the robust twin's row, trained on the same damage, beside every drop. Settings were
+        chosen on seeds 100 to 102. Relation is not learned in so few steps (ACC+ 20 to 40 before any damage; three times the questions,
+        scenes made for it, places as evidence did not change that): its row says nothing about damage.
 """
 
 import csv
