@@ -8,15 +8,15 @@ Idea    Does a model that sees make things up when the picture is damaged (noise
 Claims  C1 damage raises hallucination in all six picture scenarios; C2 concatenation and cropping hurt more than noise, blur, digital; C3
         some fields (existence, number, color, relation, hal-object) suffer more; C4 the best on clean pictures is not the best on damaged
         ones; C5 a cropped page still "has" the usual count; C6 a false premise misleads, the more so the more hints were trusted; C7 a
-        reminder helps; C8 what is invented is what one would expect. R1, R2, R3: the drop is not just lost information.
+        reminder helps (C7i: demonstrations); C8 what is invented is what one would expect. R1 to R4: it is not just lost information.
 Run     python vision_eval/hallu_pi.py                              # 2 CPU cores, ~5 min: table + figure; --full ~10 min
         python vision_eval/hallu_pi.py --save tiny --export exam    # keeps the trained model, writes questions and pictures as files
         python vision_eval/benchmark.py --model openai:NAME --base-url http://localhost:8000/v1 --data exam/data.jsonl --images exam
 Honest  The model has 0.25M parameters and sees 48 x 48 pixels of six kinds of shapes; nothing here is a statement about large models. All
-        arms of a seed share the world, the base model and the questions, and go on from it for equally many steps on different diets. Our
-        wordings. Lost resolution looks like hallucination: read the robust twin's row, trained on the same damage, beside every drop.
-        Settings were chosen on seeds 100 to 102. Relation is not learned in so few steps (ACC+ 20 to 40 of 100 before any damage; a double
-        share of questions, scenes made for it, and places as evidence did not change that), so it says nothing about damage.
+        arms of a seed share the world, the base model and the questions, and go on from it on different diets. The wordings are ours.
+        Lost resolution looks like hallucination: read the robust twin's row, trained on the same damage, beside every drop. Settings were
+        chosen on seeds 100 to 102. Relation is not learned in so few steps (ACC+ 20 to 40 before any damage; three times the questions,
+        scenes made for it, places as evidence did not change that): its row says nothing about damage.
 """
 
 import csv
@@ -127,8 +127,8 @@ def evaluate(model: TinyVLM, exam: Exam, blocks: Sequence[str]) -> dict[str, flo
         if {f"{op} {end}".strip() for op in OPS} <= set(blocks):
             found |= {f"{metric} four {end}".strip(): np.mean([found[f"{metric} {op} {end}".strip()] for op in OPS])
                       for metric in ("PI", "ACC+", "Hal")}
-    if invented:
-        found |= {"expected": 100 * np.mean(invented), "chance": 100 * np.mean(absent), "invented": len(invented)}
+    if absent:
+        found |= {"expected": 100 * np.mean(invented or [0]), "chance": 100 * np.mean(absent), "invented": len(invented)}
     return found
 
 
@@ -146,14 +146,13 @@ def controls(exam: Exam, seed: int) -> dict[str, dict[str, float]]:
 # --- one seed
 
 def run(cfg: Config, seed: int) -> Outcome:
-    """A base model on clean pictures, from which every arm goes on for the same number of steps on its own diet."""
+    """A base model on clean pictures, from which the arms of a kind go on for equally many steps, each on its own diet."""
     exam, outcome = Exam(cfg.scenes, seed), Outcome({}, {})
-    base = TinyVLM(generator(seed, "init"))
-    early = None
+    base, early = TinyVLM(generator(seed, "init")), None
 
     def watch(step, loss):
         nonlocal early
-        if step + 1 == int(0.6 * cfg.steps):
+        if step + 1 == max(1, int(0.6 * cfg.steps)):
             early = deepcopy(base)
 
     vlm.pretrain_encoder(base, cfg.encoder_steps, seed, cfg.lr, cfg.batch)
