@@ -221,7 +221,8 @@ def lose_key(rows):
     ("emotion_zh500_test", lose_key, "emotion_zh500_test.json, row 3: no text under 'input'"),
     ("emotion_zh500_test", lambda rows: rows[:-1], "has 9 rows, the English file 10"),
     ("emotion_en500_test", lambda rows: [*rows[:-1], rows[-1] | {"answer": "meh"}], "row 9: label 'meh' is none of positive, negative"),
-    ("emotion_zh500_test", lambda rows: {"rows": rows}, "must hold one JSON array"),
+    ("emotion_zh500_test", lambda rows: {"rows": rows}, "must hold a JSON array"),
+    ("emotion_en500_test", lambda rows: rows[::2], "emotion_zh500_test.json has 10 rows, the English file 5"),
     ("emotion_zh10k_question", lambda rows: [{**rows[0], "answer": rows[0]["answer"] + 'positive"'}, *rows[1:]], "row 0.*would leak"),
     ("emotion_zh10k_question", lambda rows: rows[:15], "only 15 of 15 rows fit")])
 def test_a_file_that_cannot_be_used_is_named_in_one_line(files, cfg, file, change, words):
@@ -236,9 +237,11 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(files, cfg, file, chang
 @pytest.mark.parametrize("change, words", [
     ({"train_langs": ("it",)}, "emotion_it10k_train_question.json"), ({"train_langs": ("en",)}, "--train-langs en"),
     ({"eval_langs": ("xx",)}, "--eval-langs xx"), ({"shots": "shots.json"}, "fewer than 2 examples for zh"),
-    ({"data": "nowhere"}, "nowhere"), ({"checkpoint": "nowhere"}, "nowhere"), ({"epochs": 0}, "--epochs"),
-    ({"train_task": "poetry"}, "--train-task poetry")])
+    ({"shots": "empty.json"}, "fewer than 2 examples for en"), ({"num_shots": 3}, "--num-shots 3"),
+    ({"layer": 7, "analysis": "pca"}, "--layer 7"), ({"data": "nowhere"}, "nowhere"), ({"checkpoint": "nowhere"}, "nowhere"),
+    ({"epochs": 0}, "--epochs"), ({"train_task": "poetry"}, "--train-task poetry")])
 def test_wrong_settings_are_refused(files, cfg, change, words):
+    write(files / "empty.json", [])
     write(files / "shots.json", {"en": [{"input": "fine", "answer": "positive"}, {"input": "poor", "answer": "negative"}]})
     change = {k: str(files / v) if k == "shots" else v for k, v in change.items()}
     with pytest.raises((InputError, FileNotFoundError), match=words):

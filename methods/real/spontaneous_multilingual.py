@@ -30,6 +30,7 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from methods.spontaneous_multilingual import PAPER, add_adapter, correlations, label_masses, read_states, translation_loss
@@ -84,14 +85,17 @@ class Config:
 
 # --- data
 
-def read_rows(path: Path, keys: Sequence[str]) -> list[dict]:
-    """One JSON array of objects that have these keys, all texts."""
+def read_value(path: str | Path):
     try:
-        rows = json.loads(read_text(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON (line {error.lineno}: {error.msg}): download it again") from None
+
+
+def check_rows(path: str | Path, rows, keys: Sequence[str]) -> list[dict]:
+    """Must be one array of objects that have these keys, all texts."""
     if not isinstance(rows, list) or not rows:
-        raise InputError(f"{path} must hold one JSON array of rows with {', '.join(keys)}")
+        raise InputError(f"{path} must hold a JSON array of rows with {', '.join(keys)}")
     for number, row in enumerate(rows):
         if odd := [k for k in keys if not isinstance(row, dict) or not isinstance(row.get(k), str)]:
             raise InputError(f"{path}, row {number}: no text under {odd[0]!r}; rows need {', '.join(keys)}")
@@ -118,14 +122,14 @@ def read_tests(cfg: Config) -> Questions:
     languages = [l for l in WORDS if path(l).exists()] if cfg.eval_langs == ("all",) else list(dict.fromkeys(cfg.eval_langs))
     if wrong := [l for l in languages if l not in WORDS]:
         raise InputError(f"--eval-langs {wrong[0]}: the paper's languages are {', '.join(WORDS)}")
-    labels, wanted, gold = WORDS["en"][cfg.task]["labels"], list(SHOTS[cfg.task][: cfg.num_shots]), {}
+    labels, wanted, gold, keys = WORDS["en"][cfg.task]["labels"], list(SHOTS[cfg.task][: cfg.num_shots]), {}, (*FIELDS[cfg.task], "answer")
 
     def classify(file, rows: Sequence[dict]) -> list[int]:
-        if odd := [(number, row.get("answer")) for number, row in enumerate(rows) if row.get("answer") not in labels]:
+        if odd := [(number, row["answer"]) for number, row in enumerate(rows) if row["answer"] not in labels]:
             raise InputError(f"{file}, row {odd[0][0]}: label {odd[0][1]!r} is none of {', '.join(labels)}")
         return [labels.index(row["answer"]) for row in rows]
 
-    rows = {language: read_rows(path(language), (*FIELDS[cfg.task], "answer")) for language in dict.fromkeys(["en", *languages])}
+    rows = {l: check_rows(path(l), read_value(path(l)), keys) for l in dict.fromkeys(["en", *languages])}
     classes = classify(path("en"), rows["en"])
     for language, local in rows.items():
         if len(local) != len(classes):
@@ -138,15 +142,18 @@ def read_tests(cfg: Config) -> Questions:
         gold[language] = official if cfg.gold == "local" else classes
     taken = []  # the first rows with the labels in the paper's order
     if cfg.shots:
-        given = json.loads(read_text(cfg.shots))
-        if lacking := [l for l in rows if len(given.get(l, ())) < len(wanted)]:
+        given = read_value(cfg.shots)
+        if lacking := [l for l in rows if not isinstance(given, dict) or len(given.get(l, ())) < len(wanted)]:
             raise InputError(f"{cfg.shots} has fewer than {len(wanted)} examples for {lacking[0]}: each tested language and en need them")
-        shots, wanted = {language: given[language][: len(wanted)] for language in rows}, classify(cfg.shots, given["en"][: len(wanted)])
+        shots = {l: check_rows(cfg.shots, given[l], keys)[: len(wanted)] for l in rows}
+        wanted = classify(cfg.shots, shots["en"])
     else:
         for label in wanted:
-            taken.append(next(i for i, c in enumerate(classes) if c == label and i not in taken))
+            taken += [i for i, c in enumerate(classes) if c == label and i not in taken][:1]
         shots = {language: [local[i] for i in taken] for language, local in rows.items()}
     asked = [i for i in range(len(classes)) if i not in taken][: cfg.limit or None]
+    if not asked or not cfg.shots and len(taken) < len(wanted):
+        raise InputError(f"{path('en')} has {len(classes)} rows, too few for {len(wanted)} examples and a question: lower --num-shots")
     pick = lambda table: {language: [table[language][i] for i in asked] for language in languages}
     return Questions(pick(rows), shots, wanted, pick(gold))
 
@@ -162,23 +169,19 @@ def prompt_ids(cfg: Config, tok: Tokenizer, tests: Questions, language: str, wor
                common: str = "") -> tuple[list[list[int]], int]:
     """Few-shot prompts in one language, labels from `words` -> their ids and how many questions were cut short to fit: in the
     question's own texts, never at the end. `common`: a beginning of all the words, which decides nothing, behind the quote."""
-    fields = FIELDS[cfg.task]
-    shown = "".join(question(cfg.task, language, [shot[f] for f in fields]) + words[c] + '"\n'
-                    for shot, c in zip(tests.shots[language], tests.shot_classes))
-    encode = lambda row, characters: tok.encode(shown + question(cfg.task, language, [row[f][:characters] for f in fields]) + common,
-                                                bos=tok.add_bos)
-    rows, cut = [], 0
-    for row in tests.rows[language]:
-        rows.append(encode(row, None))
-        if len(rows[-1]) > room:
-            fitting = bisect_right(range(max(len(row[f]) for f in fields)), room, key=lambda characters: len(encode(row, characters)))
+    fields, ask = FIELDS[cfg.task], lambda row, n: question(cfg.task, language, [row[f][:n] for f in fields])
+    shown = "".join(f'{ask(shot, None)}{words[c]}"\n' for shot, c in zip(tests.shots[language], tests.shot_classes))
+    encode = lambda row, n=None, label="": tok.encode(shown + ask(row, n) + common + label, bos=tok.add_bos)  # n characters of each text
+    rows, cut = [encode(row) for row in tests.rows[language]], 0
+    for word in words:
+        if encode(tests.rows[language][0], None, word.removeprefix(common) + '"')[: len(rows[0])] != rows[0]:
+            raise InputError(f"the tokenizer joins the quote and the label {word!r}: its first token cannot be scored after a quote")
+    for i, row in enumerate(tests.rows[language]):
+        if len(rows[i]) > room:
+            fitting = bisect_right(range(max(len(row[f]) for f in fields)), room, key=lambda n: len(encode(row, n)))
             if not fitting:
                 raise InputError(f"{language}: the examples alone leave no room for a question in {room} tokens: lower --num-shots")
-            rows[-1], cut = encode(row, fitting - 1), cut + 1
-    start, text = tok.encode('x: "' + common), 'x: "'
-    for word in words:
-        if tok.encode(text + word + '"')[: len(start)] != start:
-            raise InputError(f"the tokenizer joins the quote and the label {word!r}: its first token cannot be scored after a quote")
+            rows[i], cut = encode(row, fitting - 1), cut + 1
     return rows, cut
 
 
@@ -216,7 +219,7 @@ def translation_texts(cfg: Config, arm: str) -> list[tuple[str, str]]:
 
 def read_translations(path: Path, task: str) -> list[dict]:
     """The published rows {input, answer}. An answer must end in an opened answer slot: what stands behind the quote would be a label."""
-    rows, slots = read_rows(path, ("input", "answer")), {WORDS[l][task]["slot"] for l in WORDS}
+    rows, slots = check_rows(path, read_value(path), ("input", "answer")), {WORDS[l][task]["slot"] for l in WORDS}
     for number, row in enumerate(rows):
         last = row["answer"].rpartition("\n")[2]
         if not last.endswith(': "') or last[:-3] not in slots or "Translate the input from" not in row["input"]:
@@ -254,8 +257,8 @@ def token_sets(tok: Tokenizer, words: list[str]) -> list[set[int]]:
 # --- train
 
 def train(cfg: Config, model, tok: Tokenizer, texts: Sequence[tuple[str, str]], seed: int) -> list[tuple[int, float]]:
-    """LoRA on the translations, EOS behind each; 5% of the rows are held out, and the adapter with the least loss on them is kept and
-    merged (task accuracy is never looked at) -> (step, validation loss)."""
+    """LoRA on the translations, EOS behind each; 5% of the rows are held out, and the adapter with the least loss on them is kept
+    (task accuracy is never looked at) -> (step, validation loss)."""
     if tok.eos_id is None:
         raise InputError(f"{cfg.checkpoint}: the tokenizer names no EOS token, which must end every answer")
     room = min(cfg.cutoff, model.config.max_position_embeddings)
@@ -307,6 +310,8 @@ def measure(cfg: Config, model, tok: Tokenizer, tests: Questions) -> tuple[dict,
     """Per language: accuracy, share of the probability that any label gets, recall of every label, ties; means over groups."""
     room, metrics, series, pooled, lengths = min(cfg.cutoff, model.config.max_position_embeddings), {}, {}, {}, {}
     layer, english = round(0.75 * len(model.layers)) if cfg.layer is None else cfg.layer, WORDS["en"][cfg.task]["labels"]
+    if not 0 <= layer <= len(model.layers):
+        raise InputError(f"--layer {layer}: the model has layers 0 to {len(model.layers)}")
     for language in progress(tests.rows, "languages"):
         words, gold = competing(cfg, language), tests.gold[language]
         prompts, cut = prompt_ids(cfg, tok, tests, language, words, room, commonprefix(words))
@@ -399,16 +404,13 @@ def figure(results: dict):
     fig, axes = new_figure(1, 1 + bool(lenses), width=11, height=4.4)
     left, right = axes if lenses else (axes, None)
     for k, (color, (arm, row)) in enumerate(zip(COLORS, arms.items())):
-        n = round(row["questions"]["mean"])
-        for x, language in enumerate(languages):
-            p = row[f"acc {language}"]["mean"]
-            low, high = wilson(round(p * n), n)
-            left.errorbar(x + 0.16 * (k - (len(arms) - 1) / 2), p, [[max(0.0, p - low)], [max(0.0, high - p)]], fmt="o", color=color,
-                          label=arm if x == 0 else None)
-        lines = [line for l in lenses if (line := results["series"][arm][f"lens {l}"])["x"]]
-        if lines:
+        p, n = np.array([row[f"acc {language}"]["mean"] for language in languages]), round(row["questions"]["mean"])
+        low, high = np.array([wilson(round(x * n), n) for x in p]).T
+        x = np.arange(len(p)) + 0.16 * (k - (len(arms) - 1) / 2)
+        left.errorbar(x, p, [(p - low).clip(0), (high - p).clip(0)], fmt="o", color=color, label=arm)
+        if lines := [line for l in lenses if (line := results["series"][arm][f"lens {l}"])["x"]]:
             plot_seeds(right, lines[0]["x"], [line["values"][0] for line in lines], arm, color)
-    chance = 1 / len([name for name in next(iter(arms.values())) if name.startswith(f"recall {languages[0]} ")])
+    chance = 1 / sum(name.startswith(f"recall {languages[0]} ") for name in next(iter(arms.values())))
     left.axhline(chance, color="#666666", linewidth=1, linestyle=":")
     left.set_xticks(range(len(languages)), languages)
     left.set(ylabel="accuracy (bars: 95%, dotted: chance)", title="Label by prefix tokens", ylim=(0, 1))
@@ -422,6 +424,8 @@ def main(cfg: Config) -> dict:
     started = time.time()
     if min(cfg.epochs, cfg.batch, cfg.micro_batch, cfg.rows, cfg.eval_every) < 1 or cfg.limit < 0 or (cfg.num_shots or 0) < 0:
         raise InputError("--epochs, --batch, --micro-batch, --rows, --eval-every must be at least 1, --limit and --num-shots at least 0")
+    if (cfg.num_shots or 0) > len(SHOTS[cfg.task]):
+        raise InputError(f"--num-shots {cfg.num_shots}: the paper's prompts for {cfg.task} have {len(SHOTS[cfg.task])}")
     outcomes = [run(cfg, seed) for seed in cfg.seeds]
     path = Path(cfg.out or ROOT / "runs" / "spontaneous_multilingual_real") / "spontaneous_multilingual_real"
     results = save_results(__file__, PAPER, cfg, outcomes, claims, figure, started, cfg.seeds, path)
