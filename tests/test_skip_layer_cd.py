@@ -289,6 +289,10 @@ def test_the_entropy_rule_by_hand(capsys):
     assert "warning: SL-D finds no lasting fall above 0.1" in capsys.readouterr().out
 
 
+def test_in_a_32_block_model_the_rule_never_starts_below_block_6():
+    assert entropy_span([32.0 - i for i in range(32)]) == (6, 10)  # i = n_skip + 4 = 8, n = 10
+
+
 def test_a_fall_that_is_undone_later_does_not_count():
     # e_6 = (3.0 - 1.4)/2, but H_8 = 1.4 is below H_13 = 1.5; e_12 = (1.0 - .5)/2 = .25 and .5 stays above .2
     assert entropy_span([3.0] * 8 + [1.4, 1.0, 1.0, 1.0, 1.0, 1.5, 0.5, 0.2]) == (12, 14)
