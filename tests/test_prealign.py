@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from methods import prealign
-from methods.prealign import (ARMS, BOS, EOS, HALF, SHARED, Arm, Config, Exam, World, alignment_loss, claims, clone, code_switch, is_start,
-                              make_documents, make_table, retrieval, split_dictionary, word_vectors)
+from methods.prealign import ARMS, Arm, Config, Exam, alignment_loss, claims, code_switch, make_table, retrieval, word_vectors
+from methods.prealign_world import BOS, EOS, HALF, SHARED, World, clone, is_start, make_documents, show, split_dictionary
 from minilm import InputError
 from minilm.data import IGNORE, generator, pad
 from minilm.transformer import Config as ModelConfig
@@ -112,10 +112,10 @@ def test_no_clone_document_speaks_of_a_tested_person_and_no_document_is_said_twi
     documents = make_documents(cfg, world, 3, 50)
     english = {tuple(d) for d, source in documents if source}
     foreign = {tuple(d) for d, source in documents if not source}
-    text = " ".join(prealign.show(d) for d in foreign).lower().split()
+    text = " ".join(show(d) for d in foreign).lower().split()
     assert foreign
-    assert not {prealign.show(p) for p in world.tested} & set(text)
-    assert {prealign.show(p) for p in world.support} & set(text)
+    assert not {show(p) for p in world.tested} & set(text)
+    assert {show(p) for p in world.support} & set(text)
     assert not {tuple(clone(d)) for d in english} & foreign
     assert all(i >= SHARED + HALF for d in foreign for i in d[1:-1])
     assert all(i < SHARED + HALF for d in english for i in d)
