@@ -283,7 +283,7 @@ def figure(results: dict):
     exam = Exam(results["config"]["scenes"], results["seeds"][0])
     fig, axes = new_figure(3, 8, width=13, height=8.4)
     grid = axes[0, 0].get_gridspec()
-    grid.set_height_ratios([1, 0.65, 2])  # pictures, words, panels
+    grid.set_height_ratios([1, 0.55, 2])  # pictures, words, panels
     for ax in axes[1:].flat:
         ax.remove()
     for ax, block in zip(axes[0], ("before", *SCENARIOS)):
@@ -294,6 +294,8 @@ def figure(results: dict):
         ax.set_title(block + (f" ({rows[i][0].severity})" if rows[i][0].severity else ""), fontsize=12)
         if f"says {block}" in says:
             picture_words(ax, says[f"says {block}"]["values"][0], rows[i][0])
+    fig.text(0.5, 0.985, "What the model says: red is not there, [grey] is missed (severity in brackets)", ha="center", va="top")
+    axes[0, 0].set_title("\n\nbefore", fontsize=12)
     left, middle, right = fig.add_subplot(grid[2, :4]), fig.add_subplot(grid[2, 4:6]), fig.add_subplot(grid[2, 6:])
     for k, (arm, phase) in enumerate((("clean", "before"), ("clean", "after"), ("robust", "after"))):
         for x, scenario in enumerate(SCENARIOS):
@@ -322,7 +324,7 @@ def figure(results: dict):
     for row, column in np.ndindex(drop.shape):
         right.text(column, row, f"{drop[row, column]:.0f}", ha="center", va="center", color="white" if drop[row, column] > 50 else "black")
     right.set_xticks(range(len(shown)), shown, rotation=35, ha="right")
-    right.set_yticks(range(len(FIELDS)), FIELDS)
+    right.set_yticks(range(len(FIELDS)), [f"{field}\n({mean(f'ACC+ {field} before'):.0f} before)" for field in FIELDS])
     right.set_title("ACC+ lost (points)")
     return fig
 
