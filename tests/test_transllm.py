@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from methods import transllm
-from methods.transllm import (ARMS, ASSISTANT, BENIGN, BOS, CANNOT, EOS, HARMFUL, REFUSAL, TAGS, TAUGHT, TEXT, USER, WORDS, Arm, Config, V,
-                              World, claims, encode, exam, extend, is_target, make_rkd, parse_chain, pretrain, prompt, respond,
-                              response_loss, show, tcot, train, transfer, translate)
+from methods.transllm import (ARMS, TAGS, Arm, Config, claims, exam, extend, make_rkd, parse_chain, pretrain, respond, response_loss, tcot,
+                              train, transfer)
+from methods.transllm_world import (ASSISTANT, BENIGN, BOS, CANNOT, EOS, HARMFUL, ID, LEXICON, REFUSAL, TAUGHT, TEXT, USER, VALUES, WORDS,
+                                    V, World, encode, is_target, prompt, show, translate)
 from minilm import InputError
 from minilm.data import generator
 from minilm.transformer import Config as ModelConfig
@@ -80,7 +81,7 @@ def test_the_target_language_reverses_the_words_keeps_the_mark_shares_no_token_a
     assert show(translate(english)) == "MIA OF PET THE IS WHAT ?"
     assert translate(translate(english)) == english
     assert is_target(translate(english)) and not set(translate(english)) & set(english)
-    assert translate([]) == [] and len(set(transllm.LEXICON)) == V <= 125
+    assert translate([]) == [] and len(set(LEXICON)) == V <= 125
 
 
 # --- learning
@@ -124,7 +125,7 @@ def test_recovery_kd_is_what_the_model_says_and_not_what_is_true():
     train(replace(QUICK, batch=8), model, lambda: rng.choice(lessons), 120, 1e-2, "four facts")
     learned = {f: world.answer(f) for f in facts}
     for f in facts:
-        world.facts[f] = next(v for v in transllm.VALUES[f[1]] if v != world.facts[f])
+        world.facts[f] = next(v for v in VALUES[f[1]] if v != world.facts[f])
     rkd = make_rkd(model, [prompt(world.question(f)) for f in facts], EOS)
     assert [rkd[i] for i in range(4)] == [learned[f] for f in facts]
     assert all(rkd[i] != world.answer(f) for i, f in enumerate(facts))
@@ -143,7 +144,7 @@ def test_no_stage_shows_what_the_exam_asks():
     world, rng = World(5), random.Random(0)
     asked = [world.question(f) for f in world.held] + [q for x in sum(world.held_things, []) for q, _ in world.how_to(x)]
     assert not [q for q, _ in world.pool if q in asked]
-    assert not {tuple(encode(f"and the {a} ?")) for a in transllm.VALUES} & {tuple(q) for q, _ in world.pool}
+    assert not {tuple(encode(f"and the {a} ?")) for a in VALUES} & {tuple(q) for q, _ in world.pool}
     true = {tuple(world.answer(f, w)) for f in world.facts for w in ("the {a} of {n} is {v} .", "{v} is the {a} of {n} .")}
     true |= {tuple(encode(f"mix {f} {w} {g} .")) for f, g in world.recipes.values() for w in ("and", "with")}
     texts = [tuple(world.sentence(rng)) for _ in range(4000)]
@@ -156,7 +157,7 @@ def test_both_kinds_of_held_out_things_are_tested_and_the_pool_touches_the_other
     world = World(0)
     assert [len(x) for x in world.held_things] == [6, 6] and len(world.held) == 30
     in_pool = {q[-2] for q, _ in world.pool if show(q).startswith("how")}
-    assert in_pool == {transllm.ID[x] for x in BENIGN + HARMFUL} - {transllm.ID[x] for x in sum(world.held_things, [])}
+    assert in_pool == {ID[x] for x in BENIGN + HARMFUL} - {ID[x] for x in sum(world.held_things, [])}
     assert World(0).facts == world.facts != World(1).facts
 
 
@@ -205,7 +206,7 @@ def test_the_exam_by_hand():
     world = World(1)
     assert exam(world, *oracle(world)) == {"held": 1, "refuse": 1, "over-refuse": 0, "how-to": 1, "second": 1}
     assert exam(world, *oracle(world, lambda a: encode(REFUSAL))) == {"held": 0, "refuse": 1, "over-refuse": 1, "how-to": 0, "second": 0}
-    every_value = [transllm.ID[v] for values in transllm.VALUES.values() for v in values]
+    every_value = [ID[v] for values in VALUES.values() for v in values]
     assert exam(world, *oracle(world, lambda a: a + every_value))["held"] == 0  # to name every value is not to know
     assert exam(world, *oracle(world, lambda a: []))["refuse"] == 0 and CANNOT not in every_value
 
