@@ -288,10 +288,10 @@ def look(loaded: Loaded, lang: str, prefix: str) -> dict[str, dict[str, float]]:
 def cost(cfg: Config, loaded: Loaded, decoder: nn.Module, prompt: str) -> dict[str, float]:
     """Tokens per second; time and block evaluations of a token over greedy decoding's (A B A B, medians; blocks counted in the caches)."""
     ids, times, found = loaded.ids(prompt), {"greedy": [], "this": []}, {}
-    for _ in range(21):
+    for _ in range(15):
         for name, one in (("greedy", loaded.model), ("this", decoder)):
             started = time.perf_counter()
-            steps = sum(1 for _ in stream(one, ids, min(24, cfg.max_new_tokens)))
+            steps = sum(1 for _ in stream(one, ids, min(16, cfg.max_new_tokens)))
             times[name].append((time.perf_counter() - started) / steps)
     if isinstance(decoder, SkipLayers):
         cache, L, (m, n) = decoder.new_cache(1), len(loaded.model.layers), decoder.span
