@@ -12,7 +12,7 @@ Run     python methods/real/skip_layer_cd.py --checkpoint DIR --prompt "Once upo
         --stage        run: answer and score; analyze: what every layer says on the exemplars; score: count such a file again.
 Paper   Mistral-7B, Llama-3-8B, Llama-2-13B, Baichuan2-7B, DeepSeek-7B (base models), all eleven languages, the defaults below: 14 GiB of
         weights in bfloat16 for 7B, about 0.4 million tokens per decoding; skipping [10, 14) of 32 blocks costs 50/32 of greedy's blocks.
-Shown   results/skip_layer_cd_real.json (with its command): mGSM in five languages on stories260K (github karpathy/tinyllamas), a Llama
+Shown   results/skip_layer_cd_real.json (with its command): mGSM in four languages on stories260K (github karpathy/tinyllamas), a Llama
         of 0.26 million weights that knows English stories. It solves nothing, so this shows that the decoders run, and what a token
         costs; the amateur of cd is the model itself, for its cost.
 Honest  The classic exemplars' "The answer is 11." becomes the line "Final Answer: 11" for gsm8k and gsm-plus. SL-H draws one span per
