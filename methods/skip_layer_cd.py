@@ -8,16 +8,17 @@ Idea    Contrastive decoding prefers what an expert likes more than an amateur d
 Claims  C1 early exits speak English; C2 the skipping amateur speaks the right language; C3 DoLa harms, other languages more than English;
         C4 SL-H and SL-D (a random span, one found by entropy) beat DoLa; C5 they beat greedy; C6 the amateur is fluent but reasons worse;
         C7 a token costs (2L - n)/L of greedy's blocks; R1 beta 0 is greedy. With --full: every span, other beta, alpha, forms of DoLa.
-Run     python methods/skip_layer_cd.py                # 2 free CPU cores, ~5 min: table + figure; --full 7 min
+Run     python methods/skip_layer_cd.py                # 2 free CPU cores, ~5 min: table + figure; --full: every arm
         python methods/real/skip_layer_cd.py --help    # mGSM, GSM8K, GSM-Plus, AQuA or a prompt of yours on a real checkpoint
 Honest  One world of 3-step word problems in en and three clones of it, one small model per seed; all decodings share model and problems.
         Features of that world: all languages are pretrained with worked answers; verbs follow Zipf's law and 70% of the events are gains
         in training, neither in the test; blocks are dropped at random in training (not the first, not the last: see --drop 0). SL-D
-        looks at training problems only. A question tells its own language. Not reproduced: C5; contrasting costs 2 to 3 points, and beta,
-        alpha or another span bring no gain (--full). DoLa's loss is part mismatch, part its bare log-ratio: in the mild form (1 + beta)
-        z - beta z an early exit is nearly as good an amateur ("mild exit"). Run 2: in run 1 (seeds 0-3) each clone had 12% of the text
-        (now a 12, c 9, e 6); exits spoke less English, DoLa's raw lens cost 2 points only, and C4 failed (SL-H - DoLa: normed lens +.10,
-        raw lens -.00). Six decoders side by side make this file longer than its siblings.
+        looks at training problems only. A question tells its own language. Not reproduced: C5; contrasting costs 2 to 3 points, and no
+        other span, beta or alpha gained on a pilot seed (greedy .78; best span [5,6) .76; beta .25 and alpha .5: .75). Much of DoLa's
+        loss comes from its bare log-ratio: contrasted in the mild form, an early exit is as good as SL-D ("mild exit": .76 and .77 of the
+        other languages' problems). Run 2: in run 1 (seeds 0-3) each clone had 12% of the text (now a 12, c 9, e 6); exits spoke a little
+        less English, DoLa's raw lens cost 2 points only, and C4 failed (SL-H - DoLa: normed lens +.10, raw lens -.00). Six decoders side
+        by side make this file longer than its siblings.
 Try     with --seeds 100 (other languages: greedy .76, SL-H .72, DoLa norm .49; the amateurs' reasoning .77, the expert's .79)
         --drop 0: greedy .90, SL-H .83, DoLa norm .73; exits speak English as before, but one skipped block is a large injury: an amateur
         speaks the right language for .82 of the words and its reasoning falls from .89 to .61.  --beta 2: SL-H .52, the amateur decides.

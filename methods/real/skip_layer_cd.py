@@ -14,7 +14,8 @@ Paper   Mistral-7B, Llama-3-8B, Llama-2-13B, Baichuan2-7B, DeepSeek-7B (base mod
         weights in bfloat16 for 7B, about 0.4 million tokens per decoding; skipping [10, 14) of 32 blocks costs 50/32 of greedy's blocks.
 Shown   results/skip_layer_cd_real.json (with its command): mGSM in four languages on stories260K (github karpathy/tinyllamas), a Llama
         of 0.26 million weights that knows English stories. It solves nothing, so this shows that the decoders run, and what a token
-        costs; the amateur of cd is the model itself, for its cost.
+        costs; the amateur of cd is the model itself, for its cost. Its entropy rises with depth, so SL-D finds no
+        span, says so, and takes the middle of SL-H's range.
 Honest  The classic exemplars' "The answer is 11." becomes the line "Final Answer: 11" for gsm8k and gsm-plus. SL-H draws one span per
         question and keeps it for the second call. The match of Latin-script languages (de, es, fr, sw) with English cannot be told from
         the script and is not measured.
