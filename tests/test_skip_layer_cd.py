@@ -466,6 +466,13 @@ def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path,
     assert set(Config().methods) <= set(results["metrics"]) and results["metrics"]["beta 0"]["same a"]["mean"] == 1
 
 
+def test_any_choice_of_arms_and_depth_gives_a_table_and_a_figure(tmp_path):
+    sweep = ("greedy", *(f"skip {m}" for m in range(3)))
+    for methods in (("sl-d",), ("skip 0", "cd"), sweep):
+        cfg = Config(methods=methods, layers=3, width=16, quick=True, workers=1, out=str(tmp_path))
+        assert set(methods) <= set(skip_layer_cd.main(cfg)["metrics"])
+
+
 @pytest.mark.parametrize("change, words", [({"methods": ("sl-x",)}, "sl-x"), ({"alpha": 0.0}, "--alpha"), ({"beta": -1.0}, "--beta")])
 def test_wrong_settings_are_refused_before_anything_is_trained(change, words, tmp_path):
     with pytest.raises(InputError, match=words):
