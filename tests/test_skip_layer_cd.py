@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from methods import skip_layer_cd
-from methods.skip_layer_cd import (ARMS, LANGUAGES, OTHERS, PAIRS, TEXT, WORLD, Config, ContrastModels, DoLa, Models, RepetitionPenalty,
-                                   SkipLayers, answer, blocks_per_token, claims, contrast, difference, divergence, entropy_curve,
-                                   entropy_span, exercise, heuristic_span, lm_loss, look, span_sizes, views)
+from methods.skip_layer_cd import (ARMS, LANGUAGES, OTHERS, PAIRS, TEXT, WORLD, Config, Models, answer, claims, difference, exercise,
+                                   lm_loss, look, views)
+from methods.skip_layer_cd_decoders import (ContrastModels, DoLa, RepetitionPenalty, SkipLayers, blocks_per_token, contrast, divergence,
+                                            entropy_curve, entropy_span, heuristic_span, span_sizes)
 from minilm import InputError
 from minilm.data import generator, pad
 from minilm.generate import generate
