@@ -18,8 +18,8 @@ Honest  The world is synthetic: 114 words, a target language that is English in 
         C4b is not reproduced: stage 2 destroys the second turn in English (.15) and stage 3 has nothing to restore it with; smaller steps
         in stage 2, "and the pet ?" among the translations of stage 3 and a forced <EN> did not help (pilots). C6 holds by its rule, but
         without stage 2 it is the way back, EN->T, that fails (.02): T->EN is learned in stage 3 as well (.94).
-Try     one arm alone (it gives the numbers of the whole run)  --methods no-rkd: English stays lost, EN held 0.00, and the chain works without
-        it (T held 0.85).  --methods gpt4-kd: other words for the same facts, 0.46 and 0.56.  --methods no-translation: 0.97 and 0.20.
+Try     one arm alone (it gives the numbers of the whole run)  --methods no-rkd: English stays lost, EN held 0.00, yet the chain works
+        (T held 0.85).  --methods gpt4-kd: other words for the same facts, 0.46 and 0.56.  --methods no-translation: 0.97 and 0.20.
 """
 
 import copy
