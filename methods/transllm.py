@@ -8,8 +8,8 @@ Idea    A chat model refuses, holds a conversation and knows things for which no
         chains whose English half is *recovery KD*: answers that the untouched model itself generated,
             L3 = - mean log p(response token | prefix),     yhat ~ p(. | x_en; theta0),     so what is learned is what theta0 already does.
 Claims  C1 the chain beats answering at once; C2 English is forgotten and recovered; C3 own answers recover more than another teacher's;
-        C4a refusals, C4b second turns carry over; C5 a frozen base beats full fine-tuning; C6 every sub-task counts. --full: C7 stage 1.
-Run     python methods/transllm.py                     # 2 free CPU cores, ~4 min: table + figure; --full ~7 min
+        C4a refusals, C4b second turns carry over; C5 a frozen base beats full fine-tuning; C6 every sub-task counts. --full (not run yet): C7 stage 1.
+Run     python methods/transllm.py                     # 2 free CPU cores, ~4 min: table + figure; --full: all eight arms
         python methods/real/transllm.py --help         # your chat model, texts and translations, stage by stage
 Honest  The world is synthetic: 114 words, a target language that is English in other tokens and reversed order, a perfect translator. True
         facts and recipes are never text of stages 1 and 2. Arms share world, chat model, steps and draws; the teacher's answers are
@@ -18,6 +18,8 @@ Honest  The world is synthetic: 114 words, a target language that is English in 
         C4b is not reproduced: stage 2 destroys the second turn in English (.15) and stage 3 has nothing to restore it with; smaller steps
         in stage 2, "and the pet ?" among the translations of stage 3 and a forced <EN> did not help (pilots). C6 holds by its rule, but
         without stage 2 it is the way back, EN->T, that fails (.02): T->EN is learned in stage 3 as well (.94).
+Try     one arm alone (it gives the numbers of the whole run)  --methods no-rkd: English stays lost, EN held 0.00, yet the chain works
+        (T held 0.85).  --methods gpt4-kd: other words for the same facts, 0.46 and 0.56.  --methods no-translation: 0.97 and 0.20.
 """
 
 import copy

@@ -15,6 +15,10 @@ Files   Text: UTF-8, one document a line. --pairs: two line-aligned files (targe
         tcot.json: [{"id", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value": "<EN> .. <RESPONSE> .. <TH> .."}]}].
         --translations: JSON Lines {"id", "query", "response"} from any translator (what is missing the model of stage 2 translates).
         Questions: JSON Lines {"query", "query2"}. answers.jsonl is for a judge, whose {"score"} lines --scores A.jsonl B.jsonl reads back.
+Shown   results/transllm_real.json holds the commands and numbers of all eight stages on real text: 0.24M parameters of train.py, which read
+        5,000 questions of GSM8K, each with "The answer is N." (a template "User: ..\\nAssistant:"), turned to German by QAlign's parallel
+        questions. The path is what it shows: 600 self-generated answers, whose held-out loss stage 3 brings from 4.71 to 0.12; the loss of
+        German text falls from 7.25 to 4.35. To translate, seconds of training are too little: every chain needed a forced tag.
 Honest  Not published: the amounts of text, the steps, the mixture (--mix is our choice). Refusals are counted by keywords, a proxy that
         over-counts ("illegal", "Hello!"). A chain costs about three times the tokens of a direct answer.
 """
