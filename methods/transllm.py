@@ -8,8 +8,8 @@ Idea    A chat model refuses, holds a conversation and knows things for which no
         chains whose English half is *recovery KD*: answers that the untouched model itself generated,
             L3 = - mean log p(response token | prefix),     yhat ~ p(. | x_en; theta0),     so what is learned is what theta0 already does.
 Claims  C1 the chain beats answering at once; C2 English is forgotten and recovered; C3 own answers recover more than another teacher's;
-        C4a refusals, C4b second turns carry over; C5 a frozen base beats full fine-tuning; C6 every sub-task counts. --full (not run yet): C7 stage 1.
-Run     python methods/transllm.py                     # 2 free CPU cores, ~4 min: table + figure; --full: all eight arms
+        C4a refusals, C4b second turns carry over; C5 a frozen base beats full fine-tuning; C6 every sub-task counts; C7 stage 1 (--full).
+Run     python methods/transllm.py                     # 2 free CPU cores, ~4 min: table + figure; --full, not run yet: all arms
         python methods/real/transllm.py --help         # your chat model, texts and translations, stage by stage
 Honest  The world is synthetic: 114 words, a target language that is English in other tokens and reversed order, a perfect translator. True
         facts and recipes are never text of stages 1 and 2. Arms share world, chat model, steps and draws; the teacher's answers are
