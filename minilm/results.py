@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -207,7 +208,7 @@ def save_results(script: str, paper: str, cfg, outcomes: Sequence[Outcome], clai
     metrics, series = collect(outcomes)
     results = {
         "script": str(Path(script).resolve().relative_to(ROOT)) if Path(script).resolve().is_relative_to(ROOT) else Path(script).name,
-        "paper": paper, "command": " ".join(["python", *_relative_argv()]), "config": _plain(dataclasses.asdict(cfg)),
+        "paper": paper, "command": shlex.join(["python", *_relative_argv()]), "config": _plain(dataclasses.asdict(cfg)),
         "quick": bool(getattr(cfg, "quick", False)), "seeds": list(seeds if seeds is not None else cfg.seeds), "metrics": metrics,
         "series": series, "claims": claims(metrics), "wall_seconds": round(time.time() - started, 1), "hardware": hardware(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "minilm": minilm.__version__}, "commit": commit()}
