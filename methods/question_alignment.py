@@ -14,9 +14,10 @@ Run     python methods/question_alignment.py                       # 2 CPU cores
         python methods/real/question_alignment.py --help           # your own checkpoint, pairs and answers; mGSM and others
 Honest  The world is synthetic (minilm/world.py): a clone is English in other words. All arms share base, problems, order and, stage by
         stage, the number of steps; `copy` spends stage I on the same clone questions without translating. Test problems differ from
-        training problems in numbers and signs. Settings were chosen on seeds 100-104, and gains differ much between seeds: aligned clones
+        training problems in numbers and signs. Settings were chosen on seeds 100-104, gains differ much between seeds: aligned clones
         .32 to .51, RAlign .17 to .21. Not reproduced: C3, translated answers give .66 (they are perfect here, by machine they are not);
-        R1, copied questions give .30, and in one seed of four as much as translated ones. Verbs tell the arms apart better (R3).
+        R1, copied questions give .30, in one seed of four as much as translated ones; C9, gains do not shrink with more pairs. No verdict:
+        C4, C5 (the small model fails in English in a seed), C10 (programs gain, multiple choice stays at chance).
 Try     with --seeds 104 (aligned clones: RAlign .13, QAlign .59, copied questions .40)  --tune-lr 5e-4: .60, the size of stage II's steps
         matters little.  SOLVE before TRANSLATE in `translation`, one template for both stages: .57, nor do the marks matter.
 """
