@@ -9,7 +9,7 @@ Idea    A chat model refuses, holds a conversation and knows things for which no
             L3 = - mean log p(response token | prefix),     yhat ~ p(. | x_en; theta0),     so what is learned is what theta0 already does.
 Claims  C1 the chain beats answering at once; C2 English is forgotten and recovered; C3 own answers recover more than another teacher's;
         C4a refusals, C4b second turns carry over; C5 a frozen base beats full fine-tuning; C6 every sub-task counts; C7 stage 1 (--full).
-Run     python methods/transllm.py                     # 2 free CPU cores, ~4 min: table + figure; --full, not run yet: all arms
+Run     python methods/transllm.py                     # 2 free CPU cores, ~4 min: table + figure; --full: all arms, 5 min
         python methods/real/transllm.py --help         # your chat model, texts and translations, stage by stage
 Honest  The world is synthetic: 114 words, a target language that is English in other tokens and reversed order, a perfect translator. True
         facts and recipes are never text of stages 1 and 2. Arms share world, chat model, steps and draws; the teacher's answers are
@@ -17,7 +17,8 @@ Honest  The world is synthetic: 114 words, a target language that is English in 
         Llama-2-chat refuses a few of Alpaca's instructions); C4a tests the other half, beside harmless things that it may not refuse.
         C4b is not reproduced: stage 2 destroys the second turn in English (.15) and stage 3 has nothing to restore it with; smaller steps
         in stage 2, "and the pet ?" among the translations of stage 3 and a forced <EN> did not help (pilots). C6 holds by its rule, but
-        without stage 2 it is the way back, EN->T, that fails (.02): T->EN is learned in stage 3 as well (.94).
+        without stage 2 it is the way back, EN->T, that fails (.02): T->EN is learned in stage 3 as well (.94). C7 is not reproduced: the
+        80 steps of stage 1 are as well spent on stage 2 (.95 without it, .92 with it), since parallel text holds the language's text.
 Try     one arm alone (it gives the numbers of the whole run)  --methods no-rkd: English stays lost, EN held 0.00, yet the chain works
         (T held 0.85).  --methods gpt4-kd: other words for the same facts, 0.46 and 0.56.  --methods no-translation: 0.97 and 0.20.
 """
