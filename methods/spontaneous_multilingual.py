@@ -10,7 +10,7 @@ Idea    Few texts in other languages are labelled, but a model that reads mostly
 Claims  C1 seen languages gain; C2 unseen languages gain, C2o on words that they share with nobody; C5 middle layers think of the English
         label; C6 states of unseen languages move along with English ones; C7 English is kept; R1 shuffled pairs give nothing. C3 another
         target language than English. G are gates on the base model, without which there is no verdict.
-Run     python methods/spontaneous_multilingual.py             # 2 free CPU cores, ~5 min: table + figure; --full: 5 more arms
+Run     python methods/spontaneous_multilingual.py             # 2 free CPU cores, ~5 min: table + figure; --full: 5 more arms, 7 min
         python methods/real/spontaneous_multilingual.py --help # the published tests and translations, your checkpoint
 Honest  Not reproduced at this scale: six seeds, AUC of unseen languages .776 after tuning, .795 before, .774 to .780 in the controls; seen
         languages do not gain either. Only the states move towards English (C6, five seeds of six; the interval of its gain holds 0).
