@@ -22,12 +22,12 @@ Honest  A tiny model (0.11M parameters, all of them trained; no LoRA) and three-
         statement about models that have not learned this. The pilot's crd moved R+R->R as well (67%); that is left as it is. All other
         settings were chosen for premise recall, the context control and A+A's chain of thought. Cells of a seed share base model and
         replay; only their rows differ (and crd, which has more of them, gets more steps). Run 2 (seeds 10-13) is not reproduced in C3: with
-        complete reasoning data R+R->R is combined in two seeds of four (.77, .83); one seed does so without them (.70), and C1 holds on
-        the mean only. C4 and G also fail at the gate: R+R cot knows 90% of its premises (one seed: 72%). C4 and C6 fail besides by another
+        complete reasoning data R+R->R is combined in two seeds of four (.77, .83); one seed does so without them (.70), and C1 holds on the
+        mean only. C4 and G also fail at the gate: R+R cot knows 90% of its premises (one seed: 72%). C4 and C6 fail besides by another
         seed, whose base never learned to compare two years in the prompt (.47; the others 1.00), so that its chains conclude nothing (.51;
         others .83 to .93). Run 1 (seeds 0-3): C1, C2, C4 and C6 held, C3, C5 and G failed at the gate: R+R crd knew 92% of its premises
-        after 800 steps, and cross-lingual adjacent, whose rows show a name only with its translation beside it, was asked about bare names, as
-        in the published test (years 22%, translations 89%; still reported).
+        after 800 steps, and cross-lingual adjacent, whose rows show a name only with its translation beside it, was asked about bare names,
+        as in the published test (years 22%, translations 89%; still reported).
 """
 
 import copy
