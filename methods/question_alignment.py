@@ -22,12 +22,9 @@ Try     with --seeds 104 (aligned clones: RAlign .13, QAlign .59, copied questio
         matters little.  SOLVE before TRANSLATE in `translation`, one template for both stages: .57, nor do the marks matter.
 """
 
-import ast
 import copy
-import operator
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from methods.question_alignment_tasks import Example, parse, problems, prompt, response, response_language, translation
 from minilm import InputError
 from minilm.data import IGNORE, generator, pad, prompt_masked
 from minilm.evaluate import masked_mean, pca
@@ -48,7 +46,7 @@ from minilm.results import (COLORS, Outcome, bar_seeds, check, cli, new_figure, 
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Output, Transformer
 from minilm.weights import load_pretrained, save_pretrained
-from minilm.world import ANSWER, BOS, CODE, EOS, SOLVE, TRANSLATE, Mix, World, document, new_model
+from minilm.world import EOS, Mix, World, document, new_model
 
 PAPER = "QAlign, arXiv 2405.01345; proxy-tuning, COLM 2024, arXiv 2401.08565"
 ALIGNED, UNSEEN = ("a", "b"), ("c", "d")  # clones that stage I translates; clones that it never sees
@@ -113,32 +111,6 @@ ARMS = {
 }
 
 # --- data
-
-Example = tuple[list[int], list[int]]  # prompt, response
-
-
-def prompt(world: World, task: str, p, language: str) -> list[int]:
-    """T(question): the instruction template; <q> asks to solve, <a> or <code> opens the response."""
-    ask = world.choices if task == "mcq" else world.question
-    return [BOS, SOLVE, *ask(p, language), CODE if task == "pot" else ANSWER]
-
-
-def response(world: World, task: str, p, language: str = "en") -> list[int]:
-    answer = world.solution(p, language) if task == "cot" else world.program(p) if task == "pot" else world.encode([p.letter])
-    return [*answer, EOS]
-
-
-def translation(world: World, task: str, p, source: str, target: str, told=None) -> Example:
-    """<s> <tr> question in one language <a> -> the same question in another (told: another question). From English, the target language's
-    word for "answer" names it."""
-    ask = world.choices if task == "mcq" else world.question
-    name = world.encode(["answer"], target) if source == "en" else []
-    return [BOS, TRANSLATE, *name, *ask(p, source), ANSWER], [*ask(told or p, target), EOS]
-
-
-def problems(world: World, task: str, rng: random.Random, n: int, split: str = "train") -> list:
-    return [world.sample_choice(rng, split) if task == "mcq" else world.sample(rng, split) for _ in range(n)]
-
 
 def pretraining_rows(cfg: Config, world: World, seed: int) -> Iterator[list[Example]]:
     """Batches of the base model's texts. Four at a time are drawn and sorted by length: a fifth less padding to compute."""
@@ -261,54 +233,6 @@ def tune(cfg: Config, world: World, seed: int, arm: Arm, models: dict[Arm, nn.Mo
 
 
 # --- evaluate
-
-ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-
-
-def run_program(source: str) -> float | None:
-    """What the last print(...) of a program would show. Nothing is executed: assignments, + - * / of numbers and names, and print are read
-    from the syntax tree; anything else, any mistake, and numbers beyond 1e15 give None."""
-    names, shown = {}, None
-
-    def value(node) -> float:
-        match node:
-            case ast.Constant(value=int() | float() as number):
-                return number
-            case ast.Name(id=name):
-                return names[name]
-            case ast.BinOp(left=left, op=op, right=right) if abs(number := ARITHMETIC[type(op)](value(left), value(right))) <= 1e15:
-                return number
-        raise ValueError("not arithmetic")
-
-    try:
-        for line in ast.parse(source).body:
-            match line:
-                case ast.Assign(targets=[ast.Name(id=name)], value=node):
-                    names[name] = value(node)
-                case ast.Expr(value=ast.Call(func=ast.Name(id="print"), args=[node], keywords=[])):
-                    shown = value(node)
-                case _:
-                    return None
-    except (SyntaxError, ValueError, KeyError, ArithmeticError, RecursionError, MemoryError):
-        return None
-    return shown
-
-
-def parse(world: World, task: str, ids: Sequence[int]):
-    """What a response answers: its last number, what its program prints, or its first letter; None if there is no answer."""
-    words = [world.tokens[i] for i in (ids[: ids.index(EOS)] if EOS in ids else ids)]
-    if task == "pot":
-        return run_program(" ".join(words).replace(" . ", "\n").replace("print x", "print(x)"))
-    if task == "mcq":
-        return next((word for word in words if word in ("A", "B", "C")), None)
-    return world.final_number(ids)
-
-
-def response_language(world: World, ids: Sequence[int]) -> str | None:
-    """The language of most of its language-specific words, exactly."""
-    counts = Counter(world.language_of[i] for i in ids if world.language_of[i])
-    return counts.most_common(1)[0][0] if counts else None
-
 
 @torch.no_grad()
 def step_accuracy(model, world: World, test: Sequence, language: str) -> dict[str, float]:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from methods import question_alignment as qa
-from methods.question_alignment import (ARMS, QALIGN, RALIGN, Arm, Config, ProxyTuned, alignment_score, claims, evaluate, parse, problems,
-                                        prompt, response, response_language, response_loss, run_program, stage_1_rows, stage_2_rows,
-                                        step_accuracy, train, translation, tune)
+from methods.question_alignment import (ARMS, QALIGN, RALIGN, Arm, Config, ProxyTuned, alignment_score, claims, evaluate, response_loss,
+                                        stage_1_rows, stage_2_rows, step_accuracy, train, tune)
+from methods.question_alignment_tasks import parse, problems, prompt, response, response_language, run_program, translation
 from minilm import InputError
 from minilm.data import generator
 from minilm.generate import generate
