@@ -21,11 +21,12 @@ Honest  A tiny model (0.11M parameters, all of them trained; no LoRA) and three-
         combined after all (R3 measures it; pilots: 67-76%). That was seen on seed 100, and the rows were left out because of it: C1 is a
         statement about models that have not learned this. All other settings were chosen for premise recall, the context control and
         A+A's chain of thought. Cells of a seed share base model and replay; only their rows differ, and with them their steps.
-        This is run 3 (seeds 20-23). Run 1 (seeds 0-3) held C1, C2, C4, C6; C3, C5 and G failed at the gate: R+R crd knew 92% of its
+        This is run 4 (seeds 30-33). Run 1 (seeds 0-3) held C1, C2, C4, C6; C3, C5 and G failed at the gate: R+R crd knew 92% of its
         premises, and cross-lingual adjacent was asked about bare names, which its rows never show (still reported). Run 2 (seeds 10-13)
         held C1, C2, C5; R+R crd combined in two seeds of four (.77, .83; C3), R+R cot knew 90% of its premises (G, C4), and one base had
-        not learned to compare two years in its prompt (.47; C6, C4). Run 3 trains at a higher rate, the base longer and on more persons, a
-        cell until it has read each of its rows 14 times.
+        not learned to compare two years in its prompt (.47; C6, C4). Run 3 (seeds 20-23; a longer base on more persons, a higher rate,
+        every row read 14 times) held C4 to C6, and every target was at chance, but one seed of R+R separate knew 61% of its premises, so
+        that C1 to C3 failed at the gate. Run 4 alone trains a cell again, up to twice, until it knows 98% of its premises.
 """
 
 import copy
@@ -51,6 +52,7 @@ from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
 
 PAPER = "Out-of-context knowledge reasoning, Findings of EMNLP 2024, arXiv 2406.07393"
+KNOWN = 0.98  # recall of its premises at which a cell stops training
 DEFAULT = (*(f"{task} {setting}" for task in PATTERNS for setting in SETTINGS), "xling separate", "xling adjacent")
 FULL = (*DEFAULT, *(f"{task}-hard {setting}" for task in PATTERNS for setting in SETTINGS[:2]), *(f"{task} oracle" for task in PATTERNS),
         *(f"{task} separate x3" for task in PATTERNS), "rr separate compare")
@@ -59,12 +61,13 @@ FULL = (*DEFAULT, *(f"{task}-hard {setting}" for task in PATTERNS for setting in
 @dataclass(frozen=True)
 class Config:
     cells: tuple[str, ...] = DEFAULT  # what to train: TASK SETTING; --full adds hard levels, controls (oracle) and long runs (x3)
-    seeds: tuple[int, ...] = (20, 21, 22, 23)  # one world, base model and set of cells per seed
+    seeds: tuple[int, ...] = (30, 31, 32, 33)  # one world, base model and set of cells per seed
     entities: int = 3  # X and Y entities per birth year in the new world (the paper has 10)
     old_entities: int = 4  # the same, in the old world, which stands for what a model knows from pretraining
     base_steps: int = 2000  # steps on the old world
     steps: int = 600  # steps on the rows of one cell, at least
     epochs: int = 14  # times that a cell reads each of its rows, at least: cells with many rows take more steps
+    rounds: int = 3  # a cell that does not know 98% of its premises by then is trained again, up to this many times in all
     batch: int = 32  # rows per step
     replay: float = 0.6  # share of a cell's rows that are drawn from the old world again: a tiny model forgets
     lr: float = 5e-3  # peak learning rate
@@ -243,11 +246,15 @@ def run(cfg: Config, seed: int) -> Outcome:
             test += [row._replace(kind="year of X") for row in rows[: YEARS * cfg.entities]]
         groups = by_length(words, rows, 1 - cfg.replay) + [(group, cfg.replay * weight) for group, weight in replayed]
         target, premises = [row for row in test if row.kind == "target"], [row for row in test if is_premise(row)]
-        points = []
-        for step in train(cfg, model, groups, steps, generator(seed, f"order {cell}")):
-            if step % max(1, steps // cfg.points) == 0:
-                points.append((step, *(accuracy(model, words, asked, 20) for asked in (target, premises))))
-        metrics = evaluate(model, words, new, test, setting == "cot")
+        points, rounds = [], 0
+        while rounds < cfg.rounds:  # the premises decide how long, never the target
+            rounds += 1
+            for step in train(cfg, model, groups, steps, generator(seed, f"order {cell} {rounds}")):
+                if rounds == 1 and step % max(1, steps // cfg.points) == 0:
+                    points.append((step, *(accuracy(model, words, asked, 20) for asked in (target, premises))))
+            if accuracy(model, words, premises, 20) >= KNOWN:
+                break
+        metrics = evaluate(model, words, new, test, setting == "cot") | {"rounds": rounds}
         if setting == "separate" and task != "xling":
             metrics["context"] = accuracy(model, words, [new.in_context(f, via) for f, via in make_task(new, task).targets])
         outcome.metrics[cell], outcome.series[cell] = metrics, {}
@@ -374,7 +381,7 @@ def figure(results: dict):
     for cell in [cell for cell in ("aa separate", "aa cot", "ar separate", "ar cot", "rr separate", "rr cot") if cell in results["series"]]:
         series, color = results["series"][cell]["target"], COLORS[list(PATTERNS).index(cell[:2])]
         plot_seeds(right, series["x"], series["values"], cell, color, linestyle="-" if "cot" in cell else "--")
-    right.set(xlabel="step on the new world", ylabel="target accuracy (thin: seeds)", title="Targets during training")
+    right.set(xlabel="step on the new world", ylabel="target accuracy (thin: seeds)", title="Targets during training (first round)")
     for ax in (left, right):
         ax.set(ylim=(0, 1.3), yticks=[0, 0.25, 0.5, 0.75, 1])
         ax.legend(loc="upper center", ncols=3)
@@ -392,7 +399,7 @@ def main(cfg: Config) -> dict:
         raise InputError(f"--replay {cfg.replay} must be at least 0 and below 1, --entities {cfg.entities} at least 2, --old-entities "
                          f"{cfg.old_entities} at least 1, both together at most 11: there are {len(FIRST) * len(SECOND)} names")
     if cfg.quick:
-        cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=4, steps=4, epochs=0, points=1)
+        cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=4, steps=4, epochs=0, rounds=1, points=1)
     show_example(cfg)
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
     results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)

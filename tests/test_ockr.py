@@ -260,13 +260,13 @@ def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path,
 
 def test_recall_counts_what_the_rows_teach_not_the_bare_names_of_the_cross_lingual_test():
     cell = "xling adjacent"
-    metrics = ockr.run(Config(quick=True, cells=(cell,), base_steps=2, steps=2, epochs=0, points=1), 100).metrics[cell]
+    metrics = ockr.run(Config(quick=True, cells=(cell,), base_steps=2, steps=2, epochs=0, rounds=1, points=1), 100).metrics[cell]
     assert metrics["premises"] == metrics["weakest premise"] == metrics["year of X"]
     assert {"bare year of X", "bare translation", "target"} <= metrics.keys() and metrics["n year of X"] == metrics["n target"]
 
 
 def test_a_cell_gives_the_same_numbers_alone_and_beside_others_and_every_kind_of_cell_runs():
-    cfg = Config(quick=True, base_steps=2, steps=2, epochs=0, points=1)
+    cfg = Config(quick=True, base_steps=2, steps=2, epochs=0, rounds=1, points=1)
     kinds = ("aa-hard separate", "rr oracle", "ar separate x3", "rr separate compare")
     together = ockr.run(replace(cfg, cells=kinds), 100)
     assert ockr.run(replace(cfg, cells=kinds[1:2]), 100).metrics["rr oracle"] == together.metrics["rr oracle"]
