@@ -302,7 +302,8 @@ def claims(metrics: dict) -> list[dict]:
                    ["dola penalty - greedy"]),
         contrasted("C4", "SL-H and SL-D beat DoLa", "both lenses, no penalty: above DoLa in every language, and the interval over all "
                    "languages above 0", win, [[lang] for lang in every] + [every], lambda: all(low(d, every) > 0 and all(
-                       mean(d, [lang]) > 0 for lang in every) for d in win), "better than DoLa on mGSM (11 languages)", ["sl-d - mild exit"]),
+                       mean(d, [lang]) > 0 for lang in every) for d in win), "better than DoLa on mGSM (11 languages)",
+                   ["sl-d - mild exit"]),
         contrasted("C5", "SL-H and SL-D beat greedy decoding", "all languages: both intervals above 0", gain, [[BASE], OTHERS, every],
                    lambda: all(low(d, every) > 0 for d in gain), "better than greedy on average"),
         check(metrics, "C6", "The amateur is fluent and reasons worse", "SL-H's spans, other languages: function words within 0.01 of the "
