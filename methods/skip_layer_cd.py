@@ -228,7 +228,7 @@ def run(cfg: Config, seed: int) -> Outcome:
     shown = [world.sample(rng, "train", TEXT.gain, TEXT.zipf) for _ in range(cfg.exemplars)]
     test = [world.sample(rng, "test") for _ in range(n)]
     spans = [(m, m + 1) for m in range(cfg.layers)] + [(2, 6), (1, cfg.layers - 1)]
-    metrics = {"verb-blind": {"acc": world.verb_blind_accuracy(test), "problems": n}}
+    metrics = {"verb-blind": {"acc": world.verb_blind_accuracy(test), "problems": n}}  # for who reads the numbers and no verb
     metrics |= {arm: {} for arm in cfg.methods} | {f"{a} - {b}": {} for a, b in PAIRS if {a, b} <= set(cfg.methods)}
     for language in LANGUAGES:
         for view, values in look(world, models.base, test, language, spans).items():
@@ -243,7 +243,7 @@ def run(cfg: Config, seed: int) -> Outcome:
             words = [world.language_of[i] for ids in said[name] for i in ids if world.language_of[i]]
             metrics[name] |= {f"acc {language}": sum(right[name]) / n, f"spoken {language}": words.count(language) / max(1, len(words))}
         for pair in [pair for pair in PAIRS if set(pair) <= set(right)]:
-            d = [x - y for x, y in zip(*(right[name] for name in pair))]
+            d = [x - y for x, y in zip(*(right[name] for name in pair))]  # problem by problem: 1 only the first solves it, -1 the second
             metrics[" - ".join(pair)] |= {f"gained {language}": d.count(1) / n, f"lost {language}": d.count(-1) / n}
         metrics.get("sl-d", {})[f"m {language}"] = dynamic[0]
         if {"beta 0", "greedy"} <= set(said):
@@ -270,7 +270,7 @@ def difference(metrics: dict, pair: str, languages: Sequence[str]) -> tuple[floa
 
 def claims(metrics: dict) -> list[dict]:
     """The paper's claims, decided on means over seeds and on intervals over problems. The rules were fixed before the default seeds ran."""
-    L = sum(view[0] == "h" and view[1:].isdigit() for view in metrics)
+    L = sum(view[0] == "h" and view[1:].isdigit() for view in metrics)  # blocks: the exits are h0 ... h(L-1)
     lower, single, wide = [f"h{i}" for i in range(1, L // 2 + 1)], [f"[{m},{m + 1})" for m in range(1, max(2, L // 2))], f"[1,{L - 1})"
     dolas, ours, every = ("dola", "dola norm"), ("sl-h", "sl-d"), list(LANGUAGES)
     harm, gain, win = ([f"{a} - {b}" for a in first for b in second] for first, second in (

@@ -96,8 +96,8 @@ class Arm(NamedTuple):
 
 QT = Arm((("a", "en"), ("b", "en")))
 ARMS = {
-    "base": Arm(), "qt": QT, "shuffled": QT._replace(shuffled=True), "mono": Arm((("en", "en"), ("en", "en"))),
-    "to-clone": Arm((("en", "a"), ("b", "a"))),
+    "base": Arm(), "qt": QT, "shuffled": QT._replace(shuffled=True),  # before tuning; question translation; of another question
+    "mono": Arm((("en", "en"), ("en", "en"))), "to-clone": Arm((("en", "a"), ("b", "a"))),  # English copied; a target other than English
     "qt a": Arm((("a", "en"), ("a", "en"))),  # one seen language
     "labelled": Arm((("en", "en"), ("en", "en")), labelled=True),
     "qt long": QT._replace(changes={"tune_lr": 2e-3, "tune_steps": 600}),  # translation is learned well
