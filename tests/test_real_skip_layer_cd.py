@@ -279,7 +279,7 @@ def test_the_claims_fail_on_made_up_numbers_and_hold_on_others():
     ({"checkpoint": "mute"}, "tokenizer.json"), ({"task": "gsm8k", "data": "bad.jsonl"}, "bad.jsonl, line 1.*question, answer"),
     ({"task": "aqua", "data": "gsm8k.jsonl"}, "options"), ({"num_shots": 9}, "the prompt has .* tokens, the model reads 700"),
     ({"stage": "score", "data": "gsm8k.jsonl"}, "task, lang, decoding"), ({"stage": "score", "data": None}, "--data is missing"),
-    ({"limit": 0}, "--limit 0"), ({"limit": -1}, "--limit -1"), ({"num_shots": -1}, "--num-shots at least 0"),
+    ({"limit": 0}, "--limit 0"), ({"limit": -1}, "--limit -1"), ({"num_shots": -1}, "--num-shots 0"), ({"langs": ()}, "--langs"),
     ({"max_new_tokens": 0}, "--max-new-tokens 0")])
 def test_what_cannot_be_used_is_named_in_one_line_and_nothing_is_written(tmp_path, change, words):
     for folder, text in (("bad", "a\t1\nb\tc\t2\n"), ("words", "a\tthree\n"), ("empty", "\n")):

@@ -228,6 +228,8 @@ def test_other_mistakes_are_one_readable_line_each(work, tmp_path):
             ("neither \"query\" nor", "eval", {"data": (str(folder / "rkd.json"),)}),
             ("none.json, row 1: neither", "eval", {"data": (str(tmp_path / "none.json"),)}),
             ("--data, row 1: neither", "make-rkd", {"checkpoint": "chat"}),
+            ("transfer: give --data", "transfer", {"adapter": str(folder / "t")}),
+            ("one above 0 for what is given", "transfer", {"data": (str(folder / "rkd.json"),), "mix": (0.0, 0.4, 0.2)}),
             ("--limit must be at least 1", "eval", {"data": (str(folder / "questions.jsonl"),), "limit": 0})):
         with pytest.raises(InputError, match=words):
             go(stage, out, **changes)

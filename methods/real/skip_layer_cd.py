@@ -386,8 +386,8 @@ def score(path: str) -> dict[str, dict[str, float]]:
 
 def main(cfg: Config) -> dict:
     started, folder = time.time(), Path(cfg.out) if cfg.out else ROOT / "runs" / "skip_layer_cd"
-    if min(cfg.max_new_tokens, 1 if cfg.limit is None else cfg.limit) < 1 or (cfg.num_shots or 0) < 0:
-        raise InputError(f"--limit {cfg.limit} and --max-new-tokens {cfg.max_new_tokens} must be at least 1, --num-shots at least 0")
+    if min(cfg.max_new_tokens, len(cfg.langs), len(cfg.decoding), 1 if cfg.limit is None else cfg.limit) < 1 or (cfg.num_shots or 0) < 0:
+        raise InputError(f"--limit {cfg.limit}, --max-new-tokens {cfg.max_new_tokens}, --langs, --decoding need at least 1, --num-shots 0")
     if cfg.data is None and (cfg.stage == "score" or cfg.stage == "run" and not cfg.prompt):
         raise InputError("--data is missing: give the task's file (for mgsm: the folder with mgsm_en.tsv and its siblings)")
     if cfg.stage == "score":

@@ -347,6 +347,8 @@ def transfer(cfg: Config) -> dict:
             kinds.setdefault("translation", []).append((form.prompt(read), [tag, *form.tok.encode(form.space + said), form.eos]))
     fitting = {name: [pair for pair in pairs if len(pair[0]) + len(pair[1]) <= cfg.block] for name, pairs in kinds.items()}
     shares = [share for share, used in zip(cfg.mix, (len(cfg.data) > 0, len(cfg.data) > 1, bool(cfg.pairs))) if used]
+    if min(cfg.mix) < 0 or sum(shares) <= 0:
+        raise InputError(f"transfer: give --data, and in --mix (now {cfg.mix}) no share below 0 and one above 0 for what is given")
     numbers = fit(cfg, model, fitting, shares, first)
     return numbers | {"longer than --block, dropped": sum(map(len, kinds.values())) - sum(map(len, fitting.values())),
                       "learned tokens": {name: sum(len(learned) for _, learned in pairs) for name, pairs in fitting.items()}}
