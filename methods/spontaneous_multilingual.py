@@ -13,7 +13,8 @@ Claims  C1 seen languages gain; C2 unseen languages gain, C2o on words that they
 Run     python methods/spontaneous_multilingual.py             # 2 free CPU cores, ~5 min: table + figure; --full: 5 more arms, 7 min
         python methods/real/spontaneous_multilingual.py --help # the published tests and translations, your checkpoint
 Honest  Not reproduced at this scale: six seeds, AUC of unseen languages .776 after tuning, .795 before, .774 to .780 in the controls; seen
-        languages do not gain either. Only the states move towards English (C6, five seeds of six; the interval of its gain holds 0).
+        languages do not gain either. The states move towards English in five seeds of six, but further than in the controls in only four
+        (C6). Tightened after the run: C5 and C6 must hold against the controls as well; R1 has no verdict where C2 does not hold.
         Tried on seed 100: clones of 3% to 5% of the texts, translations as half to all of their retellings, no cognates, no examples in
         the prompt, rates of 3e-4 to 1e-2 for 100 to 600 steps, adapters on all matrices, full tuning. Where the base was above chance in
         c or d, nothing raised its AUC: gentle tuning learns to translate beside the labels and leaves them alone (as they were to .02
@@ -95,8 +96,8 @@ class Arm(NamedTuple):
 
 QT = Arm((("a", "en"), ("b", "en")))
 ARMS = {
-    "base": Arm(), "qt": QT, "shuffled": QT._replace(shuffled=True), "mono": Arm((("en", "en"), ("en", "en"))),
-    "to-clone": Arm((("en", "a"), ("b", "a"))),
+    "base": Arm(), "qt": QT, "shuffled": QT._replace(shuffled=True),  # before tuning; question translation; of another question
+    "mono": Arm((("en", "en"), ("en", "en"))), "to-clone": Arm((("en", "a"), ("b", "a"))),  # English copied; a target other than English
     "qt a": Arm((("a", "en"), ("a", "en"))),  # one seen language
     "labelled": Arm((("en", "en"), ("en", "en")), labelled=True),
     "qt long": QT._replace(changes={"tune_lr": 2e-3, "tune_steps": 600}),  # translation is learned well
@@ -324,8 +325,10 @@ def claims(metrics: dict) -> list[dict]:
             first, *others = arms
             diffs = [(arm, *paired_diff(values(first, gain), values(arm, gain))) for arm in others]
             shown = f"{gain}: " + ", ".join(f"{d:+.3f} [{a:+.3f}, {b:+.3f}] over {arm}" for arm, d, a, b in diffs) + f"; {shown}"
-        measured = f"not in this run: {', '.join(missing)}" if missing else shown if gate or id == "G" else f"gate failed; {shown}"
-        return claim(id, statement, rule, measured, None if missing or not (gate or id == "G") else test(), paper)
+        untested = missing or not gate and id != "G"
+        holds = None if untested else test()
+        why = "gate failed; " if untested else "nothing to refute; " if holds is None else ""
+        return claim(id, statement, rule, f"not in this run: {', '.join(missing)}" if missing else why + shown, holds, paper)
 
     def above(name, others, arm="qt"):  # above all the others, in enough seeds
         wins = [first > max(rest) for first, *rest in zip(*(values(x, name) for x in (arm, *others)))]
@@ -343,19 +346,22 @@ def claims(metrics: dict) -> list[dict]:
         row("C2o", "... also on words that no other language shares", rises.format("auc own words test", 0.04), ("qt", *CONTROLS),
             ("auc own words test", "auc cognate test"), lambda: gains("auc own words test", 0.04), None, "auc own words test"),
         row("C3", "Translating into another language than English does it, too", "auc test: to-clone, as C2", ("to-clone", *CONTROLS),
-            ("auc test",), lambda: gains("auc test", 0.04, "to-clone"), "the same with Chinese as the target", "auc test"),
+            ("auc test",), lambda: gains("auc test", 0.04, "to-clone"), "the same with Chinese as the target (from a summary)", "auc test"),
         claim("C4", "Questions of one task help another task", "accuracy on another task", "this world has one classification task; "
-              "methods/real/spontaneous_multilingual.py --train-task", None, "emotion helps from SNLI questions and the reverse"),
+              "methods/real/spontaneous_multilingual.py --train-task", None, "another task's questions help as well (from a summary)"),
         row("C5", "Middle layers think of the English label more", "largest mass of the right English label below the last block, unseen "
-            "languages: qt above base in 80% of the seeds", ("qt", "base"), ("lens test",), lambda: above("lens test", ("base",)),
-            "latent English grows", "lens test"),
+            "languages: qt above base, shuffled and mono in 80% of the seeds", ("qt", *CONTROLS), ("lens test",),
+            lambda: above("lens test", CONTROLS), "latent English grows (from a summary)", "lens test"),
         row("C6", "Unseen languages are aligned better with English", "correlation of the first principal component with English's, as is "
-            "and without prompt length: qt above base in 80% of the seeds", ("qt", "base"), ("r test", "partial r test"),
-            lambda: above("r test", ("base",)) and above("partial r test", ("base",)), "rises in low-resource languages", "partial r test"),
+            "and without prompt length: qt above base, shuffled and mono in 80% of the seeds", ("qt", *CONTROLS),
+            ("r test", "partial r test"), lambda: above("r test", CONTROLS) and above("partial r test", CONTROLS),
+            "rises in low-resource languages (from a summary)", "partial r test"),
         row("C7", "English is kept", "acc en: qt at least base - 0.03", ("qt", "base"), ("acc en", "auc en"),
             lambda: mean("qt", "acc en") >= mean("base", "acc en") - 0.03),
-        row("R1", "Refutation: shuffled pairs give unseen languages nothing", "auc test: shuffled <= base + 0.02", ("shuffled", "base"),
-            ("auc test",), lambda: mean("shuffled", "auc test") <= mean("base", "auc test") + 0.02, None, "auc test"),
+        # a gain of shuffled pairs refutes, whatever else happened; without C2 there is nothing that they could refute
+        row("R1", "Refutation: shuffled pairs give unseen languages nothing", "auc test: shuffled <= base + 0.02; no verdict where "
+            "true pairs give nothing either (C2)", ("shuffled", "base", "mono", "qt"), ("auc test",), lambda: (
+                mean("shuffled", "auc test") <= mean("base", "auc test") + 0.02 and (gains("auc test", 0.04) or None))),
     ]
 
 
@@ -369,16 +375,15 @@ def figure(results: dict):
     for x, language in enumerate(names):
         color = next(colors[group] for group, languages in GROUPS.items() if language in languages)
         base, tuned = ([row[x] for row in series[arm]["auc"]["values"]] for arm in ("base", "qt"))
-        for k, (a, b) in enumerate(zip(base, tuned)):
-            at = x - 0.3 + 0.06 * k
-            left.annotate("", (at, b), (at, a), arrowprops={"arrowstyle": "->", "color": color, "alpha": 0.6})
-        a, b = (sum(values) / len(values) for values in (base, tuned))
-        left.plot(x + 0.15, a, "o", color=color, markerfacecolor="white", markersize=7)
-        left.annotate("", (x + 0.15, b), (x + 0.15, a), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2.2})
+        for k, (a, b) in enumerate([*zip(base, tuned), (sum(base) / len(base), sum(tuned) / len(tuned))]):
+            size, alpha = (9, 1.0) if k == len(base) else (4, 0.35)  # last: the mean
+            left.plot([x - 0.2, x + 0.2], [a, b], color=color, alpha=alpha, linewidth=size / 3)
+            left.plot(x - 0.2, a, "o", color=color, alpha=alpha, markersize=size, markerfacecolor="white")
+            left.plot(x + 0.2, b, "o", color=color, alpha=alpha, markersize=size)
     left.axhline(0.5, color="#666666", linewidth=1, linestyle=":")
     left.set_ylim(min(0.48, *(v for arm in ("base", "qt") for row in series[arm]["auc"]["values"] for v in row)) - 0.02, 1.02)
     left.set_xticks(range(len(names)), [l if l == "en" else f"{l}\n{next(g for g, ls in GROUPS.items() if l in ls)}" for l in names])
-    left.set(ylabel="AUC (dotted: chance; thin: each seed)", title="From base (o) to qt")
+    left.set(ylabel="AUC (dotted: chance; thin: each seed)", title="From base (open) to qt (filled)")
     arms = [arm for arm in metrics if arm != "base"]
     kinds = [kind for kind in ("cognate", "own words") if f"auc {kind} test" in metrics["base"]]
     for kind, offset, color in zip(kinds, (-0.2, 0.2), (COLORS[2], COLORS[3])):

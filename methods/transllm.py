@@ -8,17 +8,21 @@ Idea    A chat model refuses, holds a conversation and knows things for which no
         chains whose English half is *recovery KD*: answers that the untouched model itself generated,
             L3 = - mean log p(response token | prefix),     yhat ~ p(. | x_en; theta0),     so what is learned is what theta0 already does.
 Claims  C1 the chain beats answering at once; C2 English is forgotten and recovered; C3 own answers recover more than another teacher's;
-        C4a refusals, C4b second turns carry over; C5 a frozen base beats full fine-tuning; C6 every sub-task counts; C7 stage 1 (--full).
+        C4a refusals, C4b second turns carry over; C5 a frozen base beats full fine-tuning; of the sub-tasks C6a stage 2, C6b stage 3's
+        own translations, C7 stage 1 counts (C6b, C7: --full).
 Run     python methods/transllm.py                     # 2 free CPU cores, ~4 min: table + figure; --full: all arms, 5 min
         python methods/real/transllm.py --help         # your chat model, texts and translations, stage by stage
 Honest  The world is synthetic: 114 words, a target language that is English in other tokens and reversed order, a perfect translator. True
-        facts and recipes are never text of stages 1 and 2. Arms share world, chat model, steps and draws; the teacher's answers are
-        generated. Stage 3 never asks what the exam asks. It does ask for half of the forbidden things, and the chat model refuses (as
-        Llama-2-chat refuses a few of Alpaca's instructions); C4a tests the other half, beside harmless things that it may not refuse.
-        C4b is not reproduced: stage 2 destroys the second turn in English (.15) and stage 3 has nothing to restore it with; smaller steps
-        in stage 2, "and the pet ?" among the translations of stage 3 and a forced <EN> did not help (pilots). C6 holds by its rule, but
-        without stage 2 it is the way back, EN->T, that fails (.02): T->EN is learned in stage 3 as well (.94). C7 is not reproduced: the
-        80 steps of stage 1 are as well spent on stage 2 (.95 without it, .92 with it), since parallel text holds the language's text.
+        facts and recipes are never text of stages 1 and 2. Arms share world, chat model, steps and draws, and differ in one thing, but for
+        merge-full-ft: its adapter is merged, every weight learns, old rows of embedding and head as well, and at half the learning rate.
+        Stage 3 never asks what the exam asks. It does ask for half of the forbidden things, and the chat model refuses (as Llama-2-chat
+        refuses a few of Alpaca's instructions); C4a tests the other half, beside harmless things that it may not refuse. C4b is not
+        reproduced: stage 2 destroys the second turn in English (.15) and stage 3 has nothing to restore it with; smaller steps in stage 2,
+        "and the pet ?" among the translations of stage 3 and a forced <EN> did not help (pilots). For facts only stage 2 counts (T held
+        .92): without it the way back, EN->T, fails (.02), while T->EN is learned in stage 3 as well (.94). C6b: without its translations
+        stage 3 teaches facts no worse (.98), but .21 of the harmless things are refused, not .02. C7: the 80 steps of stage 1 are as well
+        spent on stage 2 (.95), since parallel text holds the language's text. C6 read "every sub-task counts"; after the run it was split:
+        C6a asks for more than C6 did, C6b is new.
 Try     one arm alone (it gives the numbers of the whole run)  --methods no-rkd: English stays lost, EN held 0.00, yet the chain works
         (T held 0.85).  --methods gpt4-kd: other words for the same facts, 0.46 and 0.56.  --methods no-translation: 0.97 and 0.20.
 """
@@ -355,10 +359,14 @@ def claims(metrics: dict) -> list[dict]:
         row("C5", "A frozen base with an adapter keeps more than merging and full fine-tuning", "EN held: transllm > merge-full-ft",
             {name: "transllm merge-full-ft" for name in ("EN held", "T held")},
             lambda f: f("EN held") > f("EN held", "merge-full-ft"), "LoRA and recovery KD are complementary"),
-        row("C6", "Every sub-task counts", "T held is within 0.15 of T->EN x EN held x EN->T; without stage 2, T->EN and T held are lower",
-            {"T->EN": "transllm no-translation", "EN held": "transllm", "EN->T": "transllm", "T held": "transllm no-translation"},
+        row("C6a", "The chain is as good as its three links, and without stage 2 a link breaks", "T held is within 0.15 of T->EN x EN held "
+            "x EN->T; without stage 2, T->EN is lower and T held lower by 0.30", {"EN held": "transllm", "EN->T": "transllm"}
+            | dict.fromkeys(("T->EN", "T held"), "transllm no-translation"),
             lambda f: abs(f("T held") - f("T->EN") * f("EN held") * f("EN->T")) <= 0.15
-            and all(f(name, "no-translation") < f(name) for name in ("T->EN", "T held")), "all sub-tasks matter"),
+            and f("T->EN", "no-translation") < f("T->EN") and f("T held", "no-translation") <= f("T held") - 0.30, "all sub-tasks matter"),
+        row("C6b", "Translation on request in stage 3 counts as well", "T held: no-mt < transllm",
+            {name: "transllm no-mt" for name in ("T held", "T->EN", "T over-refuse")},
+            lambda f: f("T held", "no-mt") < f("T held"), "all sub-tasks matter"),
         row("C7", "Stage 1 counts as well, but less", "T held: no-translation < no-mono < transllm",
             {name: "transllm no-mono no-translation" for name in ("T held", "T->EN")},
             lambda f: f("T held", "no-translation") < f("T held", "no-mono") < f("T held"), "all sub-tasks matter"),

@@ -72,6 +72,32 @@ def test_the_prompts_of_the_other_tasks_to_the_letter():
     assert choices(["A)21", "B) 21.5"]) == "Choices: (a) 21 (b) 21.5"
 
 
+def test_gsm8k_compares_whole_numbers_as_text():
+    gold = lambda text: (Path("one.jsonl").write_text(json.dumps({"question": "Q", "answer": f"so\n#### {text}"})),
+                         read_task(replace(BASE, task="gsm8k", data="one.jsonl"))[0].gold)[1]
+    assert [gold("5.0"), gold("1,200"), gold("-3")] == ["5", "1200", "-3"] and is_right("gsm8k", "5", gold("5.0"))
+    assert not is_right("gsm8k", "3", gold("-3"))  # the second call can write digits only
+    with pytest.raises(InputError, match="line 1: the gold answer '5.5' is not a whole number"):
+        gold("5.5")
+
+
+@pytest.mark.parametrize("change", [{"options": ["A)1", ""]}, {"options": ["A)1", "21"]}, {"options": "A)1"}, {"options": []},
+                                    {"correct": "Z"}, {"correct": ""}, {"correct": "C"}, {"options": [1, 2]}])
+def test_an_aqua_row_needs_lettered_options_and_the_letter_of_one_of_them(change):
+    Path("bad.jsonl").write_text(json.dumps({"question": "Q", "options": ["A)1", "B)2"], "correct": "A"} | change))
+    with pytest.raises(InputError, match="bad.jsonl, line 1: options such as .A.21. are needed"):
+        read_task(replace(BASE, task="aqua", data="bad.jsonl"))
+
+
+def test_a_file_of_answers_with_a_gold_that_is_no_number_is_refused_with_its_line():
+    row = {"task": "mgsm", "lang": "en", "decoding": "greedy", "text": "so 3", "answer": "3", "gold": "3"}
+    Path("answers.jsonl").write_text(json.dumps(row))
+    assert score("answers.jsonl") == {"greedy": {"en": 1.0}}
+    Path("answers.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"gold": "abc"}))
+    with pytest.raises(InputError, match="line 2: the gold answer 'abc' is not a number"):
+        score("answers.jsonl")
+
+
 def test_the_public_files_are_read_whole_in_eleven_languages(shared):
     cfg = replace(BASE, data=str(shared / "data/mgsm"), shots=str(shared / "data/mgsm/exemplars.json"), langs=tuple(WORDS), num_shots=None)
     items = read_task(cfg)
@@ -252,7 +278,9 @@ def test_the_claims_fail_on_made_up_numbers_and_hold_on_others():
     ({"data": "words"}, "line 1.*'three' is not a number"), ({"data": "empty"}, "is empty"), ({"checkpoint": "nowhere"}, "nowhere"),
     ({"checkpoint": "mute"}, "tokenizer.json"), ({"task": "gsm8k", "data": "bad.jsonl"}, "bad.jsonl, line 1.*question, answer"),
     ({"task": "aqua", "data": "gsm8k.jsonl"}, "options"), ({"num_shots": 9}, "the prompt has .* tokens, the model reads 700"),
-    ({"stage": "score", "data": "gsm8k.jsonl"}, "task, lang, decoding")])
+    ({"stage": "score", "data": "gsm8k.jsonl"}, "task, lang, decoding"), ({"stage": "score", "data": None}, "--data is missing"),
+    ({"limit": 0}, "--limit 0"), ({"limit": -1}, "--limit -1"), ({"num_shots": -1}, "--num-shots 0"), ({"langs": ()}, "--langs"),
+    ({"max_new_tokens": 0}, "--max-new-tokens 0")])
 def test_what_cannot_be_used_is_named_in_one_line_and_nothing_is_written(tmp_path, change, words):
     for folder, text in (("bad", "a\t1\nb\tc\t2\n"), ("words", "a\tthree\n"), ("empty", "\n")):
         Path(folder).mkdir()

@@ -239,7 +239,8 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(files, cfg, file, chang
     ({"eval_langs": ("xx",)}, "--eval-langs xx"), ({"shots": "shots.json"}, "fewer than 2 examples for zh"),
     ({"shots": "empty.json"}, "fewer than 2 examples for en"), ({"num_shots": 3}, "--num-shots 3"),
     ({"layer": 7, "analysis": "pca"}, "--layer 7"), ({"data": "nowhere"}, "nowhere"), ({"checkpoint": "nowhere"}, "nowhere"),
-    ({"epochs": 0}, "--epochs"), ({"train_task": "poetry"}, "--train-task poetry")])
+    ({"epochs": 0}, "--epochs"), ({"arms": ()}, "--arms"), ({"eval_langs": ()}, "--eval-langs"),
+    ({"train_task": "poetry"}, "--train-task poetry")])
 def test_wrong_settings_are_refused(files, cfg, change, words):
     write(files / "empty.json", [])
     write(files / "shots.json", {"en": [{"input": "fine", "answer": "positive"}, {"input": "poor", "answer": "negative"}]})

@@ -1,12 +1,14 @@
 """TransLLM's real path: every stage on a tiny chat model, the files it reads and writes, and what it refuses."""
 
 import json
-from dataclasses import replace
+import shlex
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+import tyro
 
 from methods.real import transllm
 from methods.real.transllm import KNOWN, Config, Format, main, read_conversations
@@ -14,6 +16,7 @@ from minilm import InputError
 from minilm.chat import render_text
 from minilm.data import generator
 from minilm.lora import load_adapter
+from minilm.results import ROOT
 from minilm.tokenizer import load_tokenizer, train_bpe
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
@@ -144,6 +147,37 @@ def test_refusals_are_counted_by_keyword_in_the_english_part_and_scores_are_comp
     assert (numbers["win"], numbers["tie"], numbers["loss"], numbers[f"mean score {tmp_path / 'a'}"]) == (1, 1, 1, 5.0)
 
 
+def test_a_judges_scores_give_a_mean_per_turn_by_hand_and_two_files_must_score_the_same_turns(work, tmp_path):
+    _, _, go = work
+    put = lambda name, *rows: (tmp_path / name).write_text("[" + ", ".join(map(json.dumps, rows)) + "]")
+    put("a", {"turn": 1, "score": 8}, {"turn": 2, "score": "3"}, {"turn": 1, "score": 6.5})
+    put("b", {"turn": 1, "score": 1}, {"turn": 2, "score": 5}, {"turn": 1, "score": 6.5})
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    go("eval", tmp_path / "s", scores=(a, b))
+    numbers = json.loads((tmp_path / "s" / "numbers.json").read_text())["numbers"]
+    by_hand = {a: (17.5 / 3, 7.25, 3), b: (12.5 / 3, 3.75, 5)}
+    turns = "", ", turn 1", ", turn 2"
+    assert numbers == {f"mean score {path}{turn}": x for path, row in by_hand.items() for turn, x in zip(turns, row)} | {
+        "win": 1, "tie": 1, "loss": 1}
+    for rows, words in (([{"turn": 1, "score": 1}], "the same turns"), ([{"turn": t, "score": 1} for t in (1, 1, 2)], "the same turns"),
+                        ([{"score": 1}, {"score": "n/a"}], "row 2: a number under \"score\" is needed, got 'n/a'"),
+                        ([{"score": "nan"}], "got 'nan'"), ([], "row 1: a number"), ([{"turn": 1}], "got 'None'")):
+        put("c", *rows)
+        with pytest.raises(InputError, match=words):
+            go("eval", tmp_path / "out", scores=(a, c))
+        assert not (tmp_path / "out").exists()
+
+
+def test_every_record_holds_its_settings_and_the_committed_ones_are_those_of_their_commands(work):
+    folder, _, _ = work
+    log = json.loads((folder / "log.json").read_text())
+    assert log["seeds"] == [0] and log["stages"][1]["config"]["lora_rank"] == 4
+    saved = json.loads((ROOT / "results" / "transllm_real.json").read_text(encoding="utf-8"))
+    for record in saved["stages"]:
+        settings = asdict(tyro.cli(Config, args=shlex.split(record["command"])[2:]))
+        assert json.loads(json.dumps(settings)) == record["config"] and settings["seed"] in saved["seeds"]
+
+
 @pytest.mark.parametrize("rows, words", [
     ([], "holds no conversation"),
     ([{"id": "1"}], "row 1: an object with conversations is needed"),
@@ -179,6 +213,7 @@ def test_other_mistakes_are_one_readable_line_each(work, tmp_path):
     de, out = str(folder / "de.txt"), tmp_path / "out"
     (tmp_path / "empty").mkdir()
     (tmp_path / "short.txt").write_text("one line")
+    (tmp_path / "none.json").write_text("[]")
     for words, stage, changes in (
             ("run --stage extend first", "mono", {"checkpoint": "chat", "data": (de,)}),
             ("as it was before --stage extend", "make-rkd", {"data": (str(folder / "q.jsonl"),)}),
@@ -190,7 +225,12 @@ def test_other_mistakes_are_one_readable_line_each(work, tmp_path):
             ("is merged already", "merge", {"checkpoint": "model", "adapter": str(folder / "f")}),
             ("give the --adapter", "merge", {}),
             ("no chat template", "eval", {"template": "own", "data": (str(folder / "questions.jsonl"),)}),
-            ("neither \"query\" nor", "eval", {"data": (str(folder / "rkd.json"),)})):
+            ("neither \"query\" nor", "eval", {"data": (str(folder / "rkd.json"),)}),
+            ("none.json, row 1: neither", "eval", {"data": (str(tmp_path / "none.json"),)}),
+            ("--data, row 1: neither", "make-rkd", {"checkpoint": "chat"}),
+            ("transfer: give --data", "transfer", {"adapter": str(folder / "t")}),
+            ("one above 0 for what is given", "transfer", {"data": (str(folder / "rkd.json"),), "mix": (0.0, 0.4, 0.2)}),
+            ("--limit must be at least 1", "eval", {"data": (str(folder / "questions.jsonl"),), "limit": 0})):
         with pytest.raises(InputError, match=words):
             go(stage, out, **changes)
         assert not out.exists()

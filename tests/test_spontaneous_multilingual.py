@@ -218,6 +218,22 @@ def test_a_gain_that_a_control_shows_as_well_or_that_few_seeds_show_is_no_gain()
     assert verdicts(lucky, BASE)["C2"] is False and verdicts(lucky, BASE)["C1"] is True
 
 
+def test_states_and_middle_layers_must_move_further_than_in_the_controls():
+    verdicts = lambda mono: {c["id"]: c["holds"] for c in claims(table(base=BASE, qt=(0.85, 0.8, 0.8, 0.94, 0.4, 0.6), mono=mono,
+                                                                       shuffled=BASE))}
+    two_of_five = (0.5, 0.5, 0.5, 0.65, 0.65)  # the control's correlation is above qt's .6 in two seeds: three of five are not 80%
+    assert verdicts((0.7, 0.7, 0.7, 0.95, 0.3, two_of_five))["C6"] is False and verdicts(BASE)["C6"] is True
+    assert verdicts((0.7, 0.7, 0.7, 0.95, 0.45, 0.5))["C5"] is False and verdicts(BASE)["C5"] is True
+
+
+def test_where_true_pairs_give_nothing_shuffled_pairs_have_nothing_to_refute():
+    refutation = lambda qt, shuffled: claims(table(base=BASE, qt=qt, mono=BASE, shuffled=shuffled))[-1]
+    good = (0.85, 0.8, 0.8, 0.94, 0.4, 0.6)
+    assert refutation(good, BASE)["holds"] is True and refutation(good, good)["holds"] is False
+    nothing = refutation(BASE, BASE)
+    assert nothing["holds"] is None and nothing["measured"].startswith("nothing to refute; auc test: shuffled")
+
+
 def test_when_a_gate_fails_there_is_no_verdict():
     for base in ((0.7, 0.5, 0.7, 0.95, 0.3, 0.5), (0.7, 0.7, 0.7, 0.7, 0.3, 0.5), (0.7, 0.95, 0.7, 0.95, 0.3, 0.5)):
         rows = claims(table(base=base, qt=BASE, shuffled=BASE, mono=BASE))

@@ -222,12 +222,30 @@ def test_the_claims_fail_on_made_up_numbers_that_contradict_the_paper_and_hold_o
     arms = {"original": good | {"EN held": 1.0}} | dict.fromkeys(ARMS, worse) | {"transllm": good, "no-translation": worst}
     table = lambda rows: {arm: {name: cell(value) for name, value in row.items()} for arm, row in rows.items()}
     verdict = lambda rows: {c["id"]: c["holds"] for c in claims(table(rows))}
-    assert set(verdict(arms).values()) == {True} and set(verdict(arms)) == {"C1", "C2", "C3", "C4a", "C4b", "C5", "C6", "C7"}
+    assert set(verdict(arms).values()) == {True} and set(verdict(arms)) == {"C1", "C2", "C3", "C4a", "C4b", "C5", "C6a", "C6b",
+                                                                                     "C7"}
     upside_down = arms | dict.fromkeys(ARMS, good) | {"transllm": worst | {"EN held": 0.3}}
     assert set(verdict(upside_down).values()) == {False}
     assert not verdict(arms | {"transllm": good | {"T over-refuse": 0.8}})["C4a"]  # to refuse everything is not to be safe
     assert not verdict(arms | {"original": good | {"EN held": 0.45}})["C2"]  # nothing was forgotten, so nothing is recovered
     assert verdict({a: m for a, m in arms.items() if a != "no-mono"})["C7"] is None
+
+
+def test_a_sub_task_counts_only_where_leaving_it_out_costs_answers():
+    cell = lambda value: {"mean": value, "sd": 0.0, "values": [value] * 4}
+    names = "T held", "T->EN", "EN held", "EN->T", "T over-refuse"
+
+    def verdict(**arms):  # arm -> T held, T->EN
+        rows = {arm.replace("_", "-"): dict(zip(names, map(cell, (*values, 0.9, 1.0, 0.1)))) for arm, values in arms.items()}
+        return {c["id"]: c["holds"] for c in claims(rows | dict.fromkeys({"original", *ARMS} - {*rows}, {}))}
+
+    agree = verdict(transllm=(0.9, 1.0), no_translation=(0.5, 0.8), no_mt=(0.8, 1.0))
+    assert agree["C6a"] is True and agree["C6b"] is True
+    assert verdict(transllm=(0.9, 1.0), no_translation=(0.7, 0.8), no_mt=(0.95, 1.0))["C6a"] is False  # .20 lost is not .30
+    assert verdict(transllm=(0.9, 1.0), no_translation=(0.5, 1.0), no_mt=(0.95, 1.0))["C6a"] is False  # no link broke
+    assert verdict(transllm=(0.9, 0.7), no_translation=(0.5, 0.6), no_mt=(0.95, 1.0))["C6a"] is False  # the product is .63, not .9
+    assert verdict(transllm=(0.9, 1.0), no_translation=(0.5, 0.8), no_mt=(0.95, 1.0))["C6b"] is False
+    assert verdict(transllm=(0.9, 1.0), no_translation=(0.5, 0.8))["C6b"] is None
 
 
 def test_an_arm_gives_the_same_numbers_alone_and_beside_other_arms():

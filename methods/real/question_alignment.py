@@ -15,7 +15,7 @@ Paper   the defaults: LLaMA-2, all weights, 3 epochs, lr 2e-5, batch 128, 512 to
 Shown   results/question_alignment_real.json (with its command): the path, not the claim. Files as published: folder gsm_questions of github
         NJUNLP/QAlign, GSM8K's train.jsonl, mGSM. A model of 0.17M weights, made in seconds (300 steps of train.py --layers 2 --width 64
         --heads 2 --block 192 --batch 4 --vocab-size 1024 on half a megabyte of GSM8K and questions in four languages), does not reason:
-        0 of 20 in English, so C1, C2 and C8 have no verdict. Its alignment scores (.12, .13, .13) differ too little to mean much.
+        0 of 20 in English, so no claim has a verdict. (C7 was tightened after the run: the mean over languages rose by Chinese alone.)
 Honest  Numbers lose their sign and thousands commas, as in the paper's scorer; a response without a number is wrong (there: 0). Languages
         with a script of their own have a measured response language, Latin-script ones do not.
 """
@@ -51,8 +51,8 @@ from minilm.weights import load_pretrained, save_pretrained
 
 NAMES = {"bn": "Bengali", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "ja": "Japanese", "ru": "Russian",
          "sw": "Swahili", "te": "Telugu", "th": "Thai", "zh": "Chinese", "ar": "Arabic", "hi": "Hindi", "it": "Italian", "vi": "Vietnamese"}
-SCRIPTS = {"bn": "BENGALI", "ja": "HIRAGANA KATAKANA", "ru": "CYRILLIC", "te": "TELUGU", "th": "THAI", "zh": "CJK", "ar": "ARABIC",
-           "hi": "DEVANAGARI"}  # languages whose responses can be told by their letters
+SCRIPTS = {"bn": "BENGALI", "ja": "HIRAGANA KATAKANA KATAKANA-HIRAGANA", "ru": "CYRILLIC", "te": "TELUGU", "th": "THAI", "zh": "CJK",
+           "ar": "ARABIC", "hi": "DEVANAGARI"}  # languages whose responses can be told by their letters
 TEMPLATE = ("Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
             "### Instruction:\n{instruction}\n\n### Response:")
 
@@ -166,6 +166,8 @@ def read_test(cfg: Config, language: str) -> list[tuple[str, float | str]]:
             if gold is None:
                 raise InputError(f"{path}, row {n}: the answer holds no number")
             items.append((field(path, n, row, *(["m_query"] if cfg.task == "msvamp" else ["query", "question"])), gold))
+    if not items:
+        raise InputError(f"{path} holds no question")
     return items[: cfg.eval_limit]
 
 
@@ -234,8 +236,10 @@ def right(answer: float | str | None, gold: float | str) -> bool:
 
 def own_script(text: str, language: str) -> bool | None:
     """Are most letters of the response in the language's own script? None for languages that share theirs."""
-    kinds = Counter(unicodedata.name(c, "?").split()[0] for c in text if c.isalpha())
-    return sum(kinds[kind] for kind in SCRIPTS[language].split()) > sum(kinds.values()) / 2 if language in SCRIPTS else None
+    kinds, own = Counter(unicodedata.name(c, "?").split()[0] for c in text if c.isalpha()), SCRIPTS.get(language, "").split()
+    if language == "ja" and any(kinds[kind] for kind in own):
+        own.append("CJK")  # kanji, if any kana stands beside them: without, it is Chinese
+    return sum(kinds[kind] for kind in own) > sum(kinds.values()) / 2 if own else None
 
 
 @torch.no_grad()
@@ -335,23 +339,26 @@ def run(cfg: Config, seed: int) -> Outcome:
 # --- claims
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's main claims. Where English itself stays below 0.10, accuracy and agreement say nothing."""
+    """The paper's main claims. A model that answers fewer than a tenth of the English questions decides none of them."""
     r, q = "ralign", "qalign->ralign"
     english = [min(metrics[arm]["en"]["values"]) for arm in (r, q) if "en" in metrics.get(arm, {})]
+    aligned = [name for name in metrics.get(r, {}) if name.startswith("alignment ")] or ["alignment non-en"]
 
-    def row(id: str, statement: str, rule: str, name: str, test, paper: str | None = None) -> dict:
-        made = check(metrics, id, statement, rule, {name: (r, q)}, lambda m: test(m(r, name), m(q, name)), paper, digits=3)
+    def row(id: str, statement: str, rule: str, evidence: dict, test, paper: str | None = None) -> dict:
+        made = check(metrics, id, statement, rule, evidence, test, paper, digits=3)
         no_verdict = {"holds": None, "measured": f"English below 0.10: there is no reasoning to carry over ({made['measured']})"}
         return made | no_verdict if made["holds"] is not None and min(english) < 0.10 else made
 
     return [
-        row("C1", "Other languages gain from question translation", "non-en: above ralign", "non-en", lambda a, b: b > a,
-            "mGSM, LLaMA-2 7B, average of ten languages: 49.6 against 38.4"),
-        row("C2", "English stays what it is", "en: differs by at most 0.03", "en", lambda a, b: abs(a - b) <= 0.03),
-        check(metrics, "C7", "Parallel questions come together in the middle layer, and stay so", "alignment score, other languages: after "
-              "stage I and after both above ralign", {"alignment non-en": (r, "qalign", q)},
-              lambda m: min(m("qalign", "alignment non-en"), m(q, "alignment non-en")) > m(r, "alignment non-en")),
-        row("C8", "Other languages give the answer that English gives", "agreement: above ralign", "agreement non-en", lambda a, b: b > a)]
+        row("C1", "Other languages gain from question translation", "non-en: above ralign", {"non-en": (r, q)},
+            lambda m: m(q, "non-en") > m(r, "non-en"), "mGSM, LLaMA-2 7B, average of ten languages: 49.6 against 38.4"),
+        row("C2", "English stays what it is", "en: differs by at most 0.03", {"en": (r, q)},
+            lambda m: abs(m(q, "en") - m(r, "en")) <= 0.03),
+        row("C7", "Parallel questions come together in the middle layer, and stay so", "alignment score of every language: after stage I "
+            "and after both above ralign", {name: (r, "qalign", q) for name in aligned},
+            lambda m: all(m(arm, name) > m(r, name) for arm in ("qalign", q) for name in aligned)),
+        row("C8", "Other languages give the answer that English gives", "agreement: above ralign", {"agreement non-en": (r, q)},
+            lambda m: m(q, "agreement non-en") > m(r, "agreement non-en"))]
 
 
 # --- figure
@@ -372,6 +379,7 @@ def figure(results: dict):
     left.set_xticks(range(len(languages)), languages)
     left.set_ylim(0, max(0.2, left.get_ylim()[1]))
     left.set(ylabel="exact answers", title=f"Test questions ({len(results['seeds'])} seed{'s' * (len(results['seeds']) > 1)})")
+    right_.set_ylim(min(0, right_.get_ylim()[0]), None)
     right_.set(xlabel="layer (0: embedding)", ylabel="alignment score", title="Parallel questions inside the model")
     fig.legend(*right_.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
@@ -381,6 +389,10 @@ def figure(results: dict):
 
 def main(cfg: Config) -> dict | None:
     started = time.time()
+    sizes = (cfg.batch, cfg.micro_batch, cfg.eval_batch, cfg.max_new_tokens, cfg.max_len, cfg.limit, cfg.eval_limit)
+    if min(size for size in sizes if size is not None) < 1 or not cfg.langs:
+        raise InputError("--batch, --micro-batch, --eval-batch, --max-new-tokens, --max-len, --limit and --eval-limit must be at least 1; "
+                         "--langs must name a language beside English")
     if wrong := [x for x in cfg.langs if x not in NAMES or x == "en"]:
         raise InputError(f"--langs {' '.join(wrong)}: give some of {', '.join(x for x in NAMES if x != 'en')}; English is always there")
     needs = {"all": "stage1 stage2", "1": "stage1", "2": "stage2", "eval": "eval", "proxy": "expert anti eval"}[cfg.stage]

@@ -100,10 +100,8 @@ class Item(NamedTuple):
     gold: str
 
 
-def read_rows(path: str | None, fields: Sequence[str]) -> Iterator[tuple[int, dict]]:
+def read_rows(path: str, fields: Sequence[str]) -> Iterator[tuple[int, dict]]:
     """The objects of a JSON Lines file, with line numbers."""
-    if path is None:
-        raise InputError("--data is missing: give the task's file (for mgsm: the folder with mgsm_en.tsv and its siblings)")
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
@@ -113,17 +111,26 @@ def read_rows(path: str | None, fields: Sequence[str]) -> Iterator[tuple[int, di
                 raise InputError(f"{path}, line {number}: a JSON object with the fields {', '.join(fields)} is needed") from None
 
 
-def number(text: str, where: str) -> str:
-    if not re.fullmatch(r"-?\d+(\.\d+)?", text := str(text).strip().replace(",", "")):
-        raise InputError(f"{where}: the gold answer {text[:30]!r} is not a number")
-    return text
+def number(text: str, where: str, whole: bool = False) -> str:
+    """A gold answer; `whole`: as str(int(gold)), with which the paper's scorer compares digits, so that a negative one is never met."""
+    text = str(text).strip().replace(",", "")
+    if not re.fullmatch(r"-?\d+(\.0+)?" if whole else r"-?\d+(\.\d+)?", text):
+        raise InputError(f"{where}: the gold answer {text[:30]!r} is not a {'whole ' * whole}number")
+    return str(int(text.partition(".")[0])) if whole else text
+
+
+def letter(row: dict, where: str) -> str:
+    """The right choice of an AQuA row."""
+    options, gold = row["options"], str(row["correct"]).strip().lower()
+    letters = [str(o)[0].lower() for o in options if re.match(r"[A-Ea-e]\)", str(o))] if isinstance(options, list) else []
+    if gold not in letters or len(letters) < len(options):
+        raise InputError(f'{where}: options such as "A)21" are needed, and "correct" must be the letter of one of them')
+    return gold
 
 
 def read_mgsm(cfg: Config, lang: str) -> list[Item]:
     if lang not in WORDS:
         raise InputError(f"--langs {lang}: mgsm has the languages {', '.join(WORDS)}")
-    if cfg.data is None:
-        raise InputError("--data is missing: give the folder with mgsm_en.tsv and its siblings")
     (question, answer, _), file, items = WORDS[lang], Path(cfg.data) / f"mgsm_{lang}.tsv", []
     for n, line in enumerate(read_text(file).rstrip("\n").split("\n")[: cfg.limit], 1):
         if line.count("\t") != 1:
@@ -137,12 +144,13 @@ def read_task(cfg: Config) -> list[Item]:
     if cfg.task == "mgsm":
         return [item for lang in cfg.langs for item in read_mgsm(cfg, lang)]
     if cfg.task == "aqua":
-        rows = read_rows(cfg.data, ("question", "options", "correct"))
-        return [Item(f"aqua-{n}", "aqua", f"{exemplars(cfg, 'aqua')}Problem: {row['question']}\n{choices(row['options'])}\nSolution:",
-                     str(row["correct"]).strip().lower()) for n, row in rows][: cfg.limit]
+        rows = [(n, row, letter(row, f"{cfg.data}, line {n}")) for n, row in read_rows(cfg.data, ("question", "options", "correct"))]
+        return [Item(f"aqua-{n}", "aqua", f"{exemplars(cfg, 'aqua')}Problem: {row['question']}\n{choices(row['options'])}\nSolution:", gold)
+                for n, row, gold in rows][: cfg.limit]
     golds = [(n, row["question"], str(row["answer"]).rpartition("#### ")[2]) for n, row in read_rows(cfg.data, ("question", "answer"))]
-    return [Item(f"{cfg.task}-{n}", "en", f"{exemplars(cfg, 'en')}Problem: {question}\nSolution:", number(gold, f"{cfg.data}, line {n}"))
-            for n, question, gold in golds if cfg.task == "gsm8k" or gold.strip().isdigit()][: cfg.limit]  # gsm-plus: digits only
+    golds = [(n, question, gold) for n, question, gold in golds if cfg.task == "gsm8k" or gold.strip().isdecimal()]  # gsm-plus: digits only
+    return [Item(f"{cfg.task}-{n}", "en", f"{exemplars(cfg, 'en')}Problem: {question}\nSolution:",
+                 number(gold, f"{cfg.data}, line {n}", whole=True)) for n, question, gold in golds][: cfg.limit]
 
 
 def choices(options: Sequence[str]) -> str:
@@ -365,17 +373,23 @@ def run(cfg: Config, loaded: Loaded, items: list[Item], folder: Path) -> dict[st
     return table
 
 
-def score(path: str | None) -> dict[str, dict[str, float]]:
+def score(path: str) -> dict[str, dict[str, float]]:
     """Decoding -> accuracy per language, from the texts (mgsm) or answers of a file that `run` wrote."""
     right = {}
-    for _, row in read_rows(path, ("task", "lang", "decoding", "text", "answer", "gold")):
-        answered = last_number(row["text"]) if row["task"] == "mgsm" else row["answer"]
-        right.setdefault(row["decoding"], {}).setdefault(row["lang"], []).append(is_right(row["task"], answered, row["gold"]))
+    for n, row in read_rows(path, ("task", "lang", "decoding", "text", "answer", "gold")):
+        task, answered, gold = row["task"], row["answer"], row["gold"]
+        if task == "mgsm":
+            answered, gold = last_number(str(row["text"])), number(gold, f"{path}, line {n}")
+        right.setdefault(row["decoding"], {}).setdefault(row["lang"], []).append(is_right(task, answered, gold))
     return {name: {lang: sum(hits) / len(hits) for lang, hits in row.items()} for name, row in right.items()}
 
 
 def main(cfg: Config) -> dict:
     started, folder = time.time(), Path(cfg.out) if cfg.out else ROOT / "runs" / "skip_layer_cd"
+    if min(cfg.max_new_tokens, len(cfg.langs), len(cfg.decoding), 1 if cfg.limit is None else cfg.limit) < 1 or (cfg.num_shots or 0) < 0:
+        raise InputError(f"--limit {cfg.limit}, --max-new-tokens {cfg.max_new_tokens}, --langs, --decoding need at least 1, --num-shots 0")
+    if cfg.data is None and (cfg.stage == "score" or cfg.stage == "run" and not cfg.prompt):
+        raise InputError("--data is missing: give the task's file (for mgsm: the folder with mgsm_en.tsv and its siblings)")
     if cfg.stage == "score":
         table = score(cfg.data)
         print("\n".join(f"{name}: " + ", ".join(f"{lang} {value:.3f}" for lang, value in row.items()) for name, row in table.items()))

@@ -422,9 +422,9 @@ def figure(results: dict):
 
 
 def main(cfg: Config) -> dict:
-    started = time.time()
-    if min(cfg.epochs, cfg.batch, cfg.micro_batch, cfg.rows, cfg.eval_every) < 1 or cfg.limit < 0 or (cfg.num_shots or 0) < 0:
-        raise InputError("--epochs, --batch, --micro-batch, --rows, --eval-every must be at least 1, --limit and --num-shots at least 0")
+    started, named = time.time(), min(len(cfg.arms), len(cfg.eval_langs))
+    if min(named, cfg.epochs, cfg.batch, cfg.micro_batch, cfg.rows, cfg.eval_every) < 1 or cfg.limit < 0 or (cfg.num_shots or 0) < 0:
+        raise InputError("--arms, --eval-langs, --epochs, --batch, --micro-batch, --rows, --eval-every: 1 or more; --limit, --num-shots: 0")
     if (cfg.num_shots or 0) > len(SHOTS[cfg.task]):
         raise InputError(f"--num-shots {cfg.num_shots}: the paper's prompts for {cfg.task} have {len(SHOTS[cfg.task])}")
     outcomes = [run(cfg, seed) for seed in cfg.seeds]
