@@ -356,9 +356,9 @@ def claims(metrics: dict) -> list[dict]:
         check(metrics, "C6", "Alignment at the start beats the same steps at the end", "clka clone: late < prealign",
               {"clka clone": ("late", "prealign")}, lambda m: m("late", "clka clone") < m("prealign", "clka clone"), "early is best"),
         *(check(metrics, id, f"Words {which} are aligned too", "their retrieval@1 >= joint's of all words (it has no dictionary) + 0.05",
-                {"retrieval unseen": (arm,), "retrieval": ("joint",)}, lambda m, arm=arm: m(arm, "retrieval unseen") >=
-                m("joint", "retrieval") + 0.05, digits=3) for id, arm, which in (
-                    ("C7a", "half-words", "outside the dictionary"), ("C7b", "half-tokens", "made of syllables outside the dictionary"))),
+                {"retrieval unseen": [arm], "retrieval": ["joint"]}, lambda m, arm=arm: m(arm, "retrieval unseen") - 0.05 >=
+                m("joint", "retrieval"), digits=3) for id, arm, which in (("C7a", "half-words", "outside the dictionary"),
+                                                         ("C7b", "half-tokens", "made of syllables outside the dictionary"))),
         check(metrics, "C8", "Input-only switching puts no foreign words into English", "leak: vanilla-cs >= 3 x prealign",
               {"leak": ("vanilla-cs", "prealign")}, lambda m: m("vanilla-cs", "leak") >= 3 * m("prealign", "leak"), digits=4),
         check(metrics, "C9", "C1 to C3 hold at three widths", "at each: ppl clone <= 0.75 x joint; zs-clt, clka clone >= joint + 0.30",
