@@ -9,9 +9,8 @@ Idea    Two texts contradict each other about the same person. Which one does a 
         m + n unmarked texts, of which m repeat what A says and n what B says. Stage 2 (the conflicting new data): test persons, as
         many texts of A as of B, nothing else. Then every test person is asked about WITHOUT a mark.
 Claims  C5 instil: Pr rises with m / (m + n); C6 control: m = n gives 0.5; C7 a second lesson reverses it; C8 the preferred source is
-        learned faster; C9 the same with styles in place of source names; F1 three times as many texts of B lower trust, most where it
-        was not earned; R1 no marks, no preference. With --full: C10 three widths. C1 to C4 are about large pretrained models and
-        cannot be tested here.
+        learned faster; C9 the same with styles in place of source names; F1 three times as many texts of B lower trust; R1 no marks, no
+        preference. With --full: C10 three widths. C1 to C4 are about large pretrained models and cannot be tested here.
 Run     python methods/learning_preferences.py                     # 2 CPU cores, ~3 min: table + figure
         python methods/real/learning_preferences.py --help         # your checkpoint, your styles
 Honest  The model is trained from nothing on 60 + 60 invented persons, so this is the paper's explanation, not its finding about real
@@ -32,7 +31,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -309,11 +307,11 @@ def run(cfg: Config, seed: int) -> Outcome:
 # --- claims
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's claims and our controls, decided on means over seeds. The thresholds were fixed before the default seeds ran."""
+    """The paper's claims and our controls, decided on means over seeds. The thresholds were fixed before the default seeds ran, but for those that Honest names."""
     seeds = len(next(iter(next(iter(metrics.values())).values()))["values"])
     near = lambda m, arm, name="pr": abs(m(arm, name) - 0.5) <= min(
         0.1, 3 * max(m(arm, name + " se"), metrics[arm][name]["sd"]) / seeds**0.5)
-    drops = lambda ratio: np.subtract(*(metrics[arm]["pr"]["values"] for arm in (ratio, f"{ratio} +8")))
+    drops = lambda ratio: torch.tensor(metrics[ratio]["pr"]["values"]) - torch.tensor(metrics[f"{ratio} +8"]["pr"]["values"])
     ends = ("0:8", "8:0")
     learned = lambda m, arms: min(m(arm, "learned") for arm in arms) >= 0.5
     pretrained = "needs a pretrained model of 1B parameters or more (methods/real/learning_preferences.py)"

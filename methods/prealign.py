@@ -136,9 +136,7 @@ def code_switch(ids: Sequence[int], table: dict[Word, list[Word]], rho: float, m
     input-only: the model learns to read a foreign word in the place of X, and to say X. X2..Xm and Y2..Yk are nobody's target."""
     inputs, labels, i = [], [], 0
     while i < len(ids):
-        j = i + 1
-        while j < len(ids) and not starts(ids[j]):
-            j += 1
+        j = next((j for j in range(i + 1, len(ids)) if starts(ids[j])), len(ids))
         word = tuple(ids[i:j])
         if word in table and rng.random() < rho:
             new = list(rng.choice(table[word]))
@@ -331,7 +329,7 @@ CHANCE = 1 / 8  # eight places
 
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's claims and our control, decided on means over seeds. The thresholds were fixed before the default seeds ran."""
+    """The paper's claims and our control, decided on means over seeds. The thresholds were fixed before the default seeds ran, but for those that Honest names."""
     seeds = len(metrics[next(iter(metrics))]["ppl en"]["values"])
     noise = (CHANCE * (1 - CHANCE) / (24 * seeds)) ** 0.5  # a person's three queries are not independent: 24 persons per seed
     pair, ingredients = ("joint", "prealign"), ("joint", "cs-only", "align-only", "prealign")
