@@ -307,7 +307,7 @@ def run(cfg: Config, seed: int) -> Outcome:
 # --- claims
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's claims and our controls, decided on means over seeds. Rules were fixed before the default seeds ran, but see Honest."""
+    """The paper's claims and our controls, decided on means over seeds. Rules were fixed before the runs, but see Honest."""
     seeds = len(next(iter(next(iter(metrics.values())).values()))["values"])
     near = lambda m, arm, name="pr": abs(m(arm, name) - 0.5) <= min(
         0.1, 3 * max(m(arm, name + " se"), metrics[arm][name]["sd"]) / seeds**0.5)

@@ -320,7 +320,7 @@ def run(cfg: Config, seed: int) -> Outcome:
 # --- claims
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's claims. Rules were fixed before the default seeds ran, but see Honest; "every seed" compares within one, the rest are means."""
+    """The paper's claims. Rules were fixed before the runs, but see Honest; "every seed" compares within one, the rest are means."""
     seeds = range(len(metrics["base"]["old"]["values"]))
     every = lambda test: all(test(lambda arm, name, i=i: metrics[arm][name]["values"][i]) for i in seeds)
     rivals, stages = [*(arm for arm in ARMS if arm.startswith("ft ")), "moe all"], ("stage 1", "review ntp", "lpr")

@@ -329,7 +329,7 @@ CHANCE = 1 / 8  # eight places
 
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's claims and our control, decided on means over seeds. Rules were fixed before the default seeds ran, but see Honest."""
+    """The paper's claims and our control, decided on means over seeds. Rules were fixed before the runs, but see Honest."""
     seeds = len(metrics[next(iter(metrics))]["ppl en"]["values"])
     noise = (CHANCE * (1 - CHANCE) / (24 * seeds)) ** 0.5  # a person's three queries are not independent: 24 persons per seed
     pair, ingredients = ("joint", "prealign"), ("joint", "cs-only", "align-only", "prealign")

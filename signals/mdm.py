@@ -313,7 +313,7 @@ def versus_dm(metrics: dict, id: str, kind: str, dm: str, mdm: str) -> dict:
 
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's claims, decided on means and paired differences over seeds. Rules were fixed before the default seeds ran, but see Honest."""
+    """The paper's claims, decided on means and paired differences over seeds. Rules were fixed before the runs, but see Honest."""
     sizes, huge, loss = ("mdm spc 1", "mdm", "mdm spc 20"), "alpha 100", ("random", "dm", "mdm")
     gain = lambda name: paired(metrics, "mdm", "random", name)
     return [

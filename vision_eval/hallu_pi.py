@@ -202,7 +202,7 @@ def lost(m, arm: str, scenario: str) -> float:
 
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's claims at this scale, on means over seeds. Rules were fixed before the default seeds ran, but see Honest."""
+    """The paper's claims at this scale, on means over seeds. Rules were fixed before the runs, but see Honest."""
     damages, mild = SCENARIOS[:-1], ("noise", "blur", "digital")
     before_after = ("before", *OPS, "concat", "crop before", "crop")
     field_drop = lambda m: [m("clean", f"ACC+ {field} before") - m("clean", f"ACC+ {field} concat") for field in FIELDS
