@@ -9,17 +9,17 @@ Idea    Two texts contradict each other about the same person. Which one does a 
         m + n unmarked texts, of which m repeat what A says and n what B says. Stage 2 (the conflicting new data): test persons, as
         many texts of A as of B, nothing else. Then every test person is asked about WITHOUT a mark.
 Claims  C5 instil: Pr rises with m / (m + n); C6 control: m = n gives 0.5; C7 a second lesson reverses it; C8 the preferred source is
-        learned faster; C9 the same with styles in place of source names; F1 three times as many texts of B win only where A is not
-        trusted; R1 no marks, no preference. With --full: C10 three widths. C1 to C4 are about large pretrained models and cannot be
-        tested here.
+        learned faster; C9 the same with styles in place of source names; F1 three times as many texts of B lower trust; R1 no marks, no
+        preference. With --full: C10 three widths. C1 to C4 are about large pretrained models and cannot be tested here.
 Run     python methods/learning_preferences.py                     # 2 CPU cores, ~3 min: table + figure
         python methods/real/learning_preferences.py --help         # your checkpoint, your styles
 Honest  The model is trained from nothing on 60 + 60 invented persons, so this is the paper's explanation, not its finding about real
         styles. Every arm shares init, persons, values, layouts and order; the arms of C5 differ only in whom the unmarked texts of
         OTHER persons agree with. A and B are mirror images: one token differs. Settings were chosen on seeds 100 to 102.
-        At 4:4 single models still lean to a side (Pr 0.44 to 0.74), so C6 counts the spread over seeds, which a bootstrap over persons
-        (+/- 0.03) does not see and alone would reject. The name is not the cause: with the names exchanged (`4:4 swapped`, added after
-        the default run) the same seeds lean the same way, so it is the draws or their order. No arm reaches 90% in C8: the area decides.
+        C6 is not reproduced: at 4:4 single models lean to a side (Pr 0.57, 0.74, 0.68, 0.44). With the names exchanged (`4:4 swapped`,
+        added after the default run: 0.47, 0.75, 0.66, 0.33) three of the four lean the same way: rather the draws or their order than
+        the name. Tightened after their run: C6 and R1 (tolerance at most 0.1), F1 (paired), C10 (open: at width 32 less than half of
+        the facts are learned). No arm reaches 90% in C8: the area decides.
 Try     (expected Pr at 8:0, in place of 0.9)  --arms 8:0 0:8 --evidence 5: five persons teach no lesson, 0.47;   --arms 8:0 --epochs 0: no
         stage 1, 0.46;   call both sources "Times" in SOURCE: nothing to trust, 0.53 (each +/- 0.04 over seeds 100 and 101).
 """
@@ -307,9 +307,11 @@ def run(cfg: Config, seed: int) -> Outcome:
 # --- claims
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's claims and our controls, decided on means over seeds. The thresholds were fixed before the default seeds ran."""
+    """The paper's claims and our controls, decided on means over seeds. Rules were fixed before the runs, but see Honest."""
     seeds = len(next(iter(next(iter(metrics.values())).values()))["values"])
-    near = lambda m, arm, name="pr": abs(m(arm, name) - 0.5) <= 3 * max(m(arm, name + " se"), metrics[arm][name]["sd"]) / seeds**0.5
+    near = lambda m, arm, name="pr": abs(m(arm, name) - 0.5) <= min(
+        0.1, 3 * max(m(arm, name + " se"), metrics[arm][name]["sd"]) / seeds**0.5)
+    drops = lambda ratio: torch.tensor(metrics[ratio]["pr"]["values"]) - torch.tensor(metrics[f"{ratio} +8"]["pr"]["values"])
     ends = ("0:8", "8:0")
     learned = lambda m, arms: min(m(arm, "learned") for arm in arms) >= 0.5
     pretrained = "needs a pretrained model of 1B parameters or more (methods/real/learning_preferences.py)"
@@ -318,13 +320,18 @@ def claims(metrics: dict) -> list[dict]:
         ("C2", "Clean texts beat misspelled ones", "Pr(clean, typos) > 0.53, growing with the rate", "texts without errors are favoured"),
         ("C3", "Facts in preferred styles are learned in fewer epochs", "area under the accuracy curve", "preferred: learned faster"),
         ("C4", "Larger models have stronger preferences", "Pr grows with the number of parameters", "stronger in larger models"))]
+    wide = [w + r for w in ("d32 ", "", "d128 ") for r in ends]
+    width = check(metrics, "C10", "The effect grows with width (weak)", "pr(8:0) - pr(0:8): larger at each of the widths 32, 64, 128; open "
+                  "unless learned >= 0.5 in all arms", {"pr": wide, "learned": wide}, lambda m: m("d32 8:0", "pr") - m("d32 0:8", "pr")
+                  < m("8:0", "pr") - m("0:8", "pr") < m("d128 8:0", "pr") - m("d128 0:8", "pr"), "stronger in larger models")
+    unlearned = width["holds"] is not None and min(metrics[arm]["learned"]["mean"] for arm in wide) < 0.5
     return untested + [
         check(metrics, "C5", "A preference for a meaningless mark can be instilled by consistency", "pr rises with m/(m+n) (each step); "
               ">= 0.65 at 8:0, <= 0.35 at 0:8; learned >= 0.5", {"pr": RATIOS, "learned": ends},
               lambda m: all(m(a, "pr") < m(b, "pr") for a, b in zip(RATIOS, RATIOS[1:])) and m("8:0", "pr") >= 0.65
               and m("0:8", "pr") <= 0.35 and learned(m, RATIOS), "preferences follow consistency with the rest of the data"),
         check(metrics, "C6", "Control: no difference in consistency, no preference", "4:4, and all ratios before stage 2, within 3 "
-              "standard errors of 0.5 (over persons, by bootstrap, or over seeds: the larger)",
+              "standard errors of 0.5 (over persons, by bootstrap, or over seeds: the larger), and within 0.1",
               {"pr": ("4:4",), "pr se": ("4:4",), "pr before": RATIOS},
               lambda m: near(m, "4:4") and all(near(m, arm, "pr before") for arm in RATIOS)),
         check(metrics, "C7", "A second lesson reverses the preference", "reverse (8:0, then fresh persons at 0:8): pr below 0.5 by "
@@ -337,14 +344,13 @@ def claims(metrics: dict) -> list[dict]:
               and m("A only", "epochs to 90%") <= m("B only", "epochs to 90%"), "preferred features are learned faster"),
         check(metrics, "C9", "The same with styles, asked in a third style", "pr >= 0.65 at style 8:0, <= 0.35 at style 0:8",
               {"pr": ("style 0:8", "style 8:0")}, lambda m: m("style 8:0", "pr") >= 0.65 and m("style 0:8", "pr") <= 0.35),
-        check(metrics, "C10", "The effect grows with width (weak)", "pr(8:0) - pr(0:8): larger at each of the widths 32, 64, 128",
-              {"pr": [w + r for w in ("d32 ", "", "d128 ") for r in ends]}, lambda m: m("d32 8:0", "pr") - m("d32 0:8", "pr")
-              < m("8:0", "pr") - m("0:8", "pr") < m("d128 8:0", "pr") - m("d128 0:8", "pr"), "stronger in larger models"),
+        width | ({"holds": None, "measured": "facts not learned at every width; " + width["measured"]} if unlearned else {}),
         check(metrics, "R1", "Refutation: without marks the preference vanishes", "no marks (else as 8:0): pr within 3 standard errors "
-              "of 0.5", {"pr": ("no marks", "8:0"), "pr se": ("no marks",)}, lambda m: near(m, "no marks")),
-        check(metrics, "F1", "Repetition wins where nobody is trusted, not against a trusted source", "8 extra texts of B (3 : 1): "
-              "4:4 +8 below 0.5 and at least 0.1 below 4:4, but 8:0 +8 still >= 0.6", {"pr": ("4:4", "4:4 +8", "8:0", "8:0 +8")},
-              lambda m: m("4:4 +8", "pr") < min(0.5, m("4:4", "pr") - 0.1) and m("8:0 +8", "pr") >= 0.6)]
+              "of 0.5, and within 0.1", {"pr": ("no marks", "8:0"), "pr se": ("no marks",)}, lambda m: near(m, "no marks")),
+        check(metrics, "F1", "Repetition lowers trust, most where it was not earned", "8 extra texts of B (3 : 1): 4:4 falls by at least "
+              "0.1, to below 0.5, and in every seed by more than 8:0 does, which stays >= 0.6", {"pr": ("4:4", "4:4 +8", "8:0", "8:0 +8")},
+              lambda m: m("4:4 +8", "pr") < min(0.5, m("4:4", "pr") - 0.1) and m("8:0 +8", "pr") >= 0.6
+              and (drops("4:4") > drops("8:0")).all())]
 
 
 # --- figure

@@ -14,9 +14,10 @@ Run     python methods/moe_lpr.py                     # 2 CPU cores, ~5 min: tab
         python methods/real/moe_lpr.py --help         # your own checkpoint and texts
 Honest  Five invented languages in two scripts that share 8 letters; 2 layers, 107 thousand weights (311 with 4 experts). The base has seen
         a little of the new languages, as the paper's had. All arms share base, texts and order; those without a review read its
-        old-language text in stage 1. Refuted if the review recovered as much without the routing loss. Not reproduced: C10 (training all
-        weights learns the new languages better here, 0.58 against 0.74 nats), C9 (0.76, 0.74, 0.76, 0.76 with 2, 4, 6, 8 experts: one
-        copy is enough for two new languages) and C11 (an old language without review text stays lost, with the routing loss or not).
+        old-language text in stage 1. Not reproduced: C10 (training all weights learns the new languages better, 0.58 against 0.74 nats),
+        C9 (0.76, 0.74, 0.76, 0.76 with 2, 4, 6, 8 experts), C11 (an old language without review text stays lost). The best arm of --full
+        is not the paper's: `one stage` keeps old languages as well (0.81) and is better on new ones (0.67 against 0.74) and on the
+        unreviewed one (1.67 against 1.94) in all four seeds. C6 and C10 were tightened after their run: open unless every arm ran.
 Try     (seed 100: recovery 92%, new cost 7%)  `moe.experts` for `moe.experts[1:]` in set_trainable: no frozen expert to return to,
         recovery 35%.  --gamma 3: recovery 96%, new cost 13%.  --scripts one: letters no longer tell languages apart, new cost 26%.
 """
@@ -53,7 +54,7 @@ class Config:
     steps: int = 400  # stage 1: optimizer steps, one pass over as much text
     batch: int = 16  # stage 1: blocks per step
     lr: float = 3e-3  # stage 1: learning rate
-    alpha: float = 0.01  # stage 1: weight of the load-balancing loss
+    alpha: float = 0.01  # stage 1: weight of the load-balancing loss, in the paper's form (the official code's 0.01 is 0.02 here: K times)
     review_old: int = 62  # review: blocks of old-language text (0.97% of stage 1); twice as many of new-language text
     review_batch: int = 1  # review: blocks per step, one pass
     review_lr: float = 1e-2  # review: learning rate; routers are small and want a large one
@@ -267,10 +268,8 @@ def make_base(cfg: Config, texts: Texts, seed: int) -> Transformer:
 
 def stage_1(cfg: Config, arm: Arm, base: Transformer, texts: Texts, seed: int) -> Transformer:
     """Post-pretraining on new languages; arms with `replay` read the old-language text that others keep for their review."""
-    if arm.start in ("upcycled", "random"):
-        model = upcycle(base, cfg.num_experts, cfg.experts_per_token, copies=arm.start == "upcycled", generator=generator(seed, "router"))
-    else:
-        model = copy.deepcopy(base)
+    model = copy.deepcopy(base) if arm.start in ("dense", "lora") else upcycle(
+        base, cfg.num_experts, cfg.experts_per_token, copies=arm.start == "upcycled", generator=generator(seed, "router"))
     if arm.start == "lora":
         add_lora(model, rank=8, alpha=16, generator=generator(seed, "lora"))
     set_trainable(model, arm.trains)
@@ -281,8 +280,7 @@ def stage_1(cfg: Config, arm: Arm, base: Transformer, texts: Texts, seed: int) -
 
 def review(cfg: Config, arm: Arm, model: Transformer, texts: Texts) -> Transformer:
     """Stage 2: the routers alone, one pass over a little text of old and new languages, with or without the routing loss."""
-    model = copy.deepcopy(model)
-    set_trainable(model, "routers")
+    set_trainable(model := copy.deepcopy(model), "routers")
     data = texts.batches(texts.replay + texts.review_new, cfg.review_batch, "review")
     train(model, data, cfg.review_lr, "review", gamma=cfg.gamma if arm.review == "lpr" else 0.0, form=cfg.lpr_form)
     return model
@@ -298,16 +296,14 @@ def run(cfg: Config, seed: int) -> Outcome:
         difference = (upcycled(ids).logits - base(ids).logits).abs().max().item()
     outcome.metrics.update({"base": at_base, "upcycled": {"logit difference": difference}})
     for name in cfg.methods:
-        arm = ARMS[name]
-        c = replace(cfg, **arm.changes)
+        arm, c = ARMS[name], replace(cfg, **ARMS[name].changes)
         texts = Texts(c, seed)
         key = arm._replace(review=None, changes=(c.num_experts, c.lr, arm.replay and c.review_old, arm.lpr and c.lpr_form))
         if key not in stages:
             model = stage_1(c, arm, base, texts, seed)
             stages[key] = model, evaluate(model, texts.held_out)[0]
         model, at_stage_1 = stages[key]
-        if arm.review:
-            model = review(c, arm, model, texts)
+        model = review(c, arm, model, texts) if arm.review else model
         metrics, scores = evaluate(model, texts.held_out)
         if arm.review:
             metrics["recovery"] = (at_stage_1["old"] - metrics["old"]) / (at_stage_1["old"] - at_base["old"])
@@ -324,12 +320,13 @@ def run(cfg: Config, seed: int) -> Outcome:
 # --- claims
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's claims. The rules were fixed before the default seeds ran; "every seed" compares within a seed, the rest are means."""
+    """The paper's claims. Rules were fixed before the runs, but see Honest; "every seed" compares within one, the rest are means."""
     seeds = range(len(metrics["base"]["old"]["values"]))
     every = lambda test: all(test(lambda arm, name, i=i: metrics[arm][name]["values"][i]) for i in seeds)
-    tuned, stages = [arm for arm in ARMS if arm.startswith("ft ") and arm in metrics], ("stage 1", "review ntp", "lpr")
-    full, sizes, experts = [*tuned, "moe all"], [*SIZES.values()], [*EXPERTS.values()]
-    return [
+    rivals, stages = [*(arm for arm in ARMS if arm.startswith("ft ")), "moe all"], ("stage 1", "review ntp", "lpr")
+    full, sizes, experts = [arm for arm in rivals if arm in metrics], [*SIZES.values()], [*EXPERTS.values()]
+    absent = ", ".join(arm for arm in rivals if arm not in metrics)
+    rows = [
         check(metrics, "C1", "Upcycling with K >= 2 changes nothing", "max |logit difference| < 1e-4 in every seed",
               {"logit difference": ["upcycled"]}, lambda m: every(lambda s: s("upcycled", "logit difference") < 1e-4), digits=7),
         check(metrics, "C2", "Stage 1 forgets the old languages although no original tensor changes", "every seed: 0 tensors changed; old "
@@ -364,12 +361,13 @@ def claims(metrics: dict) -> list[dict]:
               m("2 experts", "new") and max(m(e, "recovery") for e in experts) - min(m(e, "recovery") for e in experts) <= 0.1,
               "new better from 2 to 8, old stable"),
         check(metrics, "C10", "It learns new languages as well as full fine-tuning and the fully trained mixture", "new loss: lpr at most "
-              "moe all and the best ft", {"new": [*full, "lpr"]}, lambda m: m("lpr", "new") <= min(m(arm, "new") for arm in full),
+              "moe all and the best of 3 ft", {"new": [*full, "lpr"]}, lambda m: all(m("lpr", "new") <= m(arm, "new") for arm in full),
               "new: full FT 41.12, MoE 42.25, MoE-LPR 45.07 points"),
         check(metrics, "C11", "It also protects old languages that the review never saw", "ood loss: lpr < review ntp and < one stage",
               {"ood": ["base", *stages, "one stage"]}, lambda m: m("lpr", "ood") < min(m("review ntp", "ood"), m("one stage", "ood")),
-              "old, not reviewed: w/o LPR 44.22, one stage 43.71, MoE-LPR 45.25 points"),
-    ]
+              "old, not reviewed: w/o LPR 44.22, one stage 43.71, MoE-LPR 45.25 points")]
+    return [row | {"holds": None, "measured": f"open, not in this run: {absent}; {row['measured']}"}
+            if absent and row["holds"] and row["id"] in ("C6", "C10") else row for row in rows]
 
 
 # --- figure

@@ -9,15 +9,15 @@ Idea    A model that reads mostly English learns by itself that two languages sa
         *label* (input-only code-switching): the alignment stays alive, and no foreign word is ever taught as English output.
 Claims  C1 clone perplexity; C2 zero-shot transfer; C3 knowledge read in English is used in the clone; C4 both stages matter;
         C5 the alignment survives; C8 input-only switching does not leak; C11 nothing beats perfect alignment; R1 a shuffled dictionary
-        kills C3. With --full: C6 early beats late; C7 words outside the dictionary; C9 three widths.
+        kills C3. With --full: C6 early beats late; C7a words outside the dictionary, C7b also of unseen syllables; C9 three widths.
 Run     python methods/prealign.py                     # 2 free CPU cores, ~5 min: table + figure; --full 12 min
         python methods/real/prealign.py --help         # your own corpora, dictionaries, tokenizer, checkpoint
 Honest  The world is synthetic: 176 words, English and English-Clone (same sentences, disjoint tokens; 30 English documents to 1 clone
         document, never parallel). All arms share init, documents and their order; arms without stage 1 get as many more pretraining steps
-        as stage 1 reads tokens. `joint` has no dictionary: `cs-only` is the baseline with the same information. C9 is not reproduced:
-        at width 32 knowledge and transfer gain, but the clone's perplexity does not (12.1 against 10.2). C7 holds by its rule, yet only
-        just for words made of unseen syllables (.02 against .01): what carries to unseen words (.42) are the syllables they share.
-        Real language pairs (C10) need real corpora. The world has its own file, methods/prealign_world.py.
+        as stage 1 reads tokens. `joint` has no dictionary: `cs-only` is the baseline with the same information. Of C2's test sentences
+        53.5, 49.5, 43, 48.5% (seeds 0 to 3) have their English original among the 256 labelled ones. Not reproduced: C9 (at width 32
+        the clone's perplexity is 12.1 against 10.2) and C7b: what carries to unseen words (.42) are the syllables they share; of words
+        made of unseen ones .015 are found (joint .006). C7 was split and tightened after its run. The world: methods/prealign_world.py.
 Try     with --seeds 100 (knowledge in the clone: 0.99)  --align-layers top: 0.64, the lower layers are not aligned.  --rho 0: 0.49,
         stage 2 lets go of what it does not use.  --ratio 1: joint now models the clone as well as prealign (perplexity 1.81), and still
         knows nothing in it (0.06 against 0.74).  Without `fill_diagonal_` in alignment_loss: 0.99, only the loss has another floor.
@@ -136,9 +136,7 @@ def code_switch(ids: Sequence[int], table: dict[Word, list[Word]], rho: float, m
     input-only: the model learns to read a foreign word in the place of X, and to say X. X2..Xm and Y2..Yk are nobody's target."""
     inputs, labels, i = [], [], 0
     while i < len(ids):
-        j = i + 1
-        while j < len(ids) and not starts(ids[j]):
-            j += 1
+        j = next((j for j in range(i + 1, len(ids)) if starts(ids[j])), len(ids))
         word = tuple(ids[i:j])
         if word in table and rng.random() < rho:
             new = list(rng.choice(table[word]))
@@ -331,12 +329,11 @@ CHANCE = 1 / 8  # eight places
 
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's claims and our control, decided on means over seeds. The thresholds were fixed before the default seeds ran."""
+    """The paper's claims and our control, decided on means over seeds. Rules were fixed before the runs, but see Honest."""
     seeds = len(metrics[next(iter(metrics))]["ppl en"]["values"])
     noise = (CHANCE * (1 - CHANCE) / (24 * seeds)) ** 0.5  # a person's three queries are not independent: 24 persons per seed
     pair, ingredients = ("joint", "prealign"), ("joint", "cs-only", "align-only", "prealign")
-    halves, widths = ("half-words", "half-tokens"), ("", " d32", " d128")
-    transfer = ("ppl clone", "zs-clt clone", "clka clone")
+    widths, transfer = ("", " d32", " d128"), ("ppl clone", "zs-clt clone", "clka clone")
     return [
         check(metrics, "C1", "The clone is modelled better, English as well", "ppl clone <= 0.75 x joint; ppl en differs by < 5%",
               {"ppl clone": pair, "ppl en": pair}, lambda m: m("prealign", "ppl clone") <= 0.75 * m("joint", "ppl clone")
@@ -356,9 +353,10 @@ def claims(metrics: dict) -> list[dict]:
               m("prealign", "retrieval") >= max(0.5, m("align-only", "retrieval") - 0.05)),
         check(metrics, "C6", "Alignment at the start beats the same steps at the end", "clka clone: late < prealign",
               {"clka clone": ("late", "prealign")}, lambda m: m("late", "clka clone") < m("prealign", "clka clone"), "early is best"),
-        check(metrics, "C7", "Words outside the dictionary are aligned too", "retrieval@1 of held-out words and of words made of held-out "
-              "tokens: each above joint's retrieval@1", {"retrieval unseen": halves, "retrieval": ("joint",)},
-              lambda m: all(m(arm, "retrieval unseen") > m("joint", "retrieval") for arm in halves)),
+        *(check(metrics, id, f"Words {which} are aligned too", "their retrieval@1 >= joint's of all words (it has no dictionary) + 0.05",
+                {"retrieval unseen": [arm], "retrieval": ["joint"]}, lambda m, arm=arm: m(arm, "retrieval unseen") - 0.05 >=
+                m("joint", "retrieval"), digits=3) for id, arm, which in (("C7a", "half-words", "outside the dictionary"),
+                                                         ("C7b", "half-tokens", "made of syllables outside the dictionary"))),
         check(metrics, "C8", "Input-only switching puts no foreign words into English", "leak: vanilla-cs >= 3 x prealign",
               {"leak": ("vanilla-cs", "prealign")}, lambda m: m("vanilla-cs", "leak") >= 3 * m("prealign", "leak"), digits=4),
         check(metrics, "C9", "C1 to C3 hold at three widths", "at each: ppl clone <= 0.75 x joint; zs-clt, clka clone >= joint + 0.30",
@@ -366,8 +364,8 @@ def claims(metrics: dict) -> list[dict]:
               lambda m: all(m("prealign" + w, "ppl clone") <= 0.75 * m("joint" + w, "ppl clone") and
                             all(m("prealign" + w, name) >= m("joint" + w, name) + 0.30 for name in transfer[1:]) for w in widths),
               "at several model sizes"),
-        claim("C10", "The gain holds for real languages", "perplexity, transfer, knowledge in real languages", "needs large real corpora, "
-              "dictionaries and a GPU (methods/real/prealign.py); a synthetic world cannot show it", None, "English with zh, de, ar, ru"),
+        claim("C10", "The gain holds for real languages", "perplexity, transfer, knowledge in real languages",
+              "needs large real corpora, dictionaries and a GPU (methods/real/prealign.py)", None, "English with zh, de, ar, ru"),
         check(metrics, "C11", "Perfect alignment is the upper bound", "full at least as good as prealign on every clone metric, up to "
               "0.03 of noise (a violation means a bug)", {name: ("full", "prealign") for name in transfer},
               lambda m: m("full", "ppl clone") <= m("prealign", "ppl clone") + 0.03

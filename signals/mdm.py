@@ -6,9 +6,9 @@ Idea    Replace a large labelled set of radio signals T by a few *learned* ones 
         together. MDM does so in two domains, on the signal x and on its magnitude spectrum x~ (of I and of Q) through the same psi:
             L = sum_c E_psi [ || mean psi(T_c) - mean psi(S_c) ||^2  +  alpha || mean psi(T~_c) - mean psi(S~_c) ||^2 ]
         Only S is trained, by gradient descent through psi; a fresh psi at every step.
-Claims  C1 learned signals beat chosen ones; C2a, C2b MDM against DM, with a deep and a shallow encoder; C3 they train a network that did
-        not make them; C4 the mechanism: DM leaves the spectrum unmatched, MDM matches it at no cost in time; C5 the spectrum alone is
-        not enough, and more signals are better, up to the full set. With --full: C6 a huge alpha loses.
+Claims  C1 learned signals beat chosen ones; C2a, C2b MDM against DM, with a deep and a shallow encoder; C3 they train a related network
+        that did not make them; C4 the mechanism: DM leaves the spectrum unmatched, MDM matches it at no cost in time; C5 the spectrum
+        alone is not enough, and more signals are better, up to the full set. With --full: C3b unrelated networks; C6 a huge alpha loses.
 Run     python signals/mdm.py                           # 2 CPU cores, ~3 min: table + figure; --full ~12 min
         python signals/mdm.py --data rml2016a --path RML2016.10a_dict.pkl --methods random dm mdm --spc 10 --encoder alexnet --workers 1 \\
           --eval-arch alexnet resnet18 vgg16 --eval-steps 1000 --steps 20000 --optimizer sgd --lr 1 --batch 256 --device cuda
@@ -17,8 +17,8 @@ Honest  The signals are synthetic (signals/radio.py): 11 classes, SNR 10 to 18 d
         signals, encoders, steps, evaluation networks. The paper's alpha, augmentation and baselines could not be verified: those here
         are ours, as is the orthonormal DFT (alpha is N times that of an unnormalised one). Alpha was chosen among 0.1 ... 30 on held-out
         training signals of pilot seeds (1; shallow: 0.1). C2, a tie, is decided by --full, on eight seeds that nothing was chosen on.
-        That run also shows limits: C3's network is a relative of the encoder; ResNet18 learns *less* from learned signals than from
-        random ones, AlexNet hardly anything from either. With a flat head, augmented random signals beat every learned set of their size.
+        C3b, split from C3 after its run, is not reproduced: ResNet18 learns *less* from learned signals than from random ones, AlexNet
+        hardly anything from either. With a flat head, augmented random signals beat every learned set of their size.
 Try     with --methods random mdm --seeds 100 (accuracy: random 0.41, mdm 0.48): --encoder conv3k7-instance -> 0.41, no better than random;
         --init noise --lr 0.05 -> 0.30; --fd-norm none, as if alpha were 128 -> 0.43; in distill(), the same psi at every step -> 0.44
 """
@@ -313,18 +313,19 @@ def versus_dm(metrics: dict, id: str, kind: str, dm: str, mdm: str) -> dict:
 
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's claims, decided on means and paired differences over seeds. The thresholds were fixed before the default seeds ran."""
+    """The paper's claims, decided on means and paired differences over seeds. Rules were fixed before the runs, but see Honest."""
     sizes, huge, loss = ("mdm spc 1", "mdm", "mdm spc 20"), "alpha 100", ("random", "dm", "mdm")
     gain = lambda name: paired(metrics, "mdm", "random", name)
     return [
         check(metrics, "C1", "Learned signals beat chosen ones, 5 per class", "acc: paired mdm - random >= 3 points and > 2 standard "
-              "errors; dm and mdm above herding", {"acc": ("random", "herding", "dm", "mdm")}, lambda m: gain("acc")[0] >= 3 and
-              gain("acc")[0] > 2 * gain("acc")[1] and min(m("dm", "acc"), m("mdm", "acc")) > m("herding", "acc"), "beats its baselines",
-              digits=3),
+              "errors; dm and mdm above herding", {"acc": ("random", "herding", "dm", "mdm")}, lambda m: 3 <= gain("acc")[0] >
+              2 * gain("acc")[1] and min(m("dm", "acc"), m("mdm", "acc")) > m("herding", "acc"), "beats its baselines", digits=3),
         versus_dm(metrics, "C2a", "deep", "dm", "mdm"), versus_dm(metrics, "C2b", "shallow", "shallow dm", "shallow mdm"),
-        check(metrics, "C3", "They train a network that did not make them", "accuracy of the unseen network: paired mdm - random > 2 "
-              "standard errors", {"unseen": ("random", "mdm")}, lambda m: gain("unseen")[0] > 2 * gain("unseen")[1],
-              "works across architectures", digits=3),
+        check(metrics, "C3", "They train a related network that did not make them", "accuracy of the unseen network: paired mdm - random "
+              "> 2 standard errors", {"unseen": ("random", "mdm")}, lambda m: gain("unseen")[0] > 2 * gain("unseen")[1], digits=3),
+        check(metrics, "C3b", "They train unrelated networks", "accuracy of AlexNet and of ResNet18: as C3, for both",
+              dict.fromkeys(MATRIX, ("random", "mdm")), lambda m: all(gain(net)[0] > 2 * gain(net)[1] for net in MATRIX), "works across "
+              "architectures", digits=3) | ({} if MATRIX[0] in metrics.get("mdm", {}) else {"measured": "only --full trains them"}),
         check(metrics, "C4", "Time-domain matching leaves the spectrum unmatched; MDM matches it at no cost in time",
               "whole classes, fresh networks: L_FD(mdm) <= L_FD(dm) / 3; L_TD(mdm) <= 1.3 L_TD(dm); L_TD of both <= a third of the start "
               "(random)", {"loss TD": loss, "loss FD": loss}, lambda m: m("mdm", "loss FD") <= m("dm", "loss FD") / 3 and
@@ -342,8 +343,7 @@ def claims(metrics: dict) -> list[dict]:
 # --- figure
 
 def figure(results: dict):
-    """Above: accuracy by number of signals; how well each method matches each domain; MDM - DM seed by seed. Below: a real signal, what
-    it became, and the spectra of its class."""
+    """Above: accuracy by number of signals; each domain's match; MDM - DM by seed. Below: a real signal, what it became, the spectra."""
     metrics, series = results["metrics"], results["series"]
     fig, axes = new_figure(5, 3, width=11, height=10)
     axes[0, 0].get_gridspec().set_height_ratios([2.8, 1, 1, 1, 1])
@@ -364,12 +364,12 @@ def figure(results: dict):
     for (label, name), color in zip((("time", "loss TD"), ("frequency", "loss FD")), (COLORS[4], COLORS[5])):
         if arms:
             values = np.array([metrics[arm][name]["values"] for arm in arms]).T  # (seeds, arms)
-            plot_seeds(middle, range(len(arms)), values, label, color, marker="o", linestyle=":")
+            middle.plot(range(len(arms)), values.T, "o", color=color, alpha=0.35, markersize=5)
+            middle.plot(range(len(arms)), values.mean(0), "_", color=color, markersize=22, markeredgewidth=2.5, label=label)
             middle.legend()
     middle.set_xticks(range(len(arms)), [{"random": "start"}.get(arm, arm.upper()) for arm in arms])
     middle.set(yscale="log", ylabel="distance of class means", xlabel="method", title="Each domain's match")
-    pairs = [("deep", "dm", "mdm"), ("shallow", "shallow dm", "shallow mdm")]
-    pairs = [pair for pair in pairs if set(pair[1:]) <= set(metrics)]
+    pairs = [pair for pair in (("deep", "dm", "mdm"), ("shallow", "shallow dm", "shallow mdm")) if set(pair[1:]) <= set(metrics)]
     for x, (_, dm, mdm) in enumerate(pairs):
         mean, _, low, high, n = paired(metrics, mdm, dm)
         each = [100 * (a - b) for a, b in zip(metrics[mdm]["acc"]["values"], metrics[dm]["acc"]["values"])]
@@ -385,7 +385,7 @@ def figure(results: dict):
                 if f"{name} {axis}" in series.get(arm, {}):
                     ax.plot(series[arm][f"{name} {axis}"]["values"][0], color=color, linewidth=1.3)
             ax.set(ylim=(-2.6, 2.6), title=title if row == 0 else "", xlabel="sample" if row == 3 else "")
-        axes[row + 1, 0].set_ylabel(name)
+        axes[row + 1, 0].set_ylabel(f"{name}\n(RMS = 1)")
         ax = axes[row + 1, 2]
         for arm, label, color, width in (("full", "whole class", COLORS[7], 4), ("dm", "DM", COLORS[2], 2), ("mdm", "MDM", COLORS[3], 2)):
             if f"{name} spectrum" in series.get(arm, {}):

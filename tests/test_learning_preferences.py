@@ -256,7 +256,7 @@ def good():
     table = {"0:8": row(0.1), "2:6": row(0.3), "4:4": row(0.5), "6:2": row(0.7), "8:0": row(0.9), "no marks": row(0.51),
              "reverse": row(0.2), "style 0:8": row(0.1), "style 8:0": row(0.9), "d32 0:8": row(0.3), "d32 8:0": row(0.7),
              "d128 0:8": row(0.05), "d128 8:0": row(0.95)}
-    table |= {"8:0 +8": row(0.7), "4:4 +8": row(0.2)}
+    table |= {"8:0 +8": row(0.8), "4:4 +8": row(0.3)}
     speeds = lambda epochs: {"epochs to 90%": epochs, "area": 1 / epochs, "top-1": 1.0}
     return table | {"A only": speeds(3), "B only": speeds(6)}
 
@@ -278,11 +278,24 @@ def test_the_claims_hold_on_made_up_numbers_that_agree_with_them_and_are_open_wi
     ("C6", "4:4", {"pr": 0.56}), ("C6", "0:8", {"pr before": 0.44}), ("C7", "reverse", {"pr": 0.48}), ("C7", "8:0", {"pr": 0.5}),
     ("C8", "A only", {"epochs to 90%": 7}), ("C8", "A only", {"area": 0.2}), ("C9", "style 8:0", {"pr": 0.5}),
     ("C9", "style 0:8", {"pr": 0.5}), ("C10", "d128 8:0", {"pr": 0.6}), ("R1", "no marks", {"pr": 0.9}), ("F1", "8:0 +8", {"pr": 0.4}),
-    ("F1", "4:4 +8", {"pr": 0.5})])
+    ("F1", "4:4 +8", {"pr": 0.5}), ("F1", "8:0 +8", {"pr": 0.65})])
 def test_a_claim_fails_on_made_up_numbers_that_contradict_it(id, arm, change):
     table = good()
     table[arm] = table[arm] | change
     assert verdicts(table)[id] is False
+
+
+def test_a_spread_over_seeds_does_not_excuse_a_lean_of_more_than_a_tenth():
+    table = cells(good())
+    for mean, holds in ((0.59, True), (0.61, False)):
+        table["4:4"]["pr"] = {"mean": mean, "sd": 0.13, "values": [mean] * 4}
+        assert {c["id"]: c["holds"] for c in claims(table)}["C6"] is holds
+
+
+def test_widths_are_not_compared_where_one_has_not_learned_the_facts():
+    table = good()
+    table["d32 8:0"]["learned"] = 0.47
+    assert verdicts(table)["C10"] is None and "facts not learned" in {c["id"]: c for c in claims(cells(table))}["C10"]["measured"]
 
 
 def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path, capsys):

@@ -263,6 +263,15 @@ def test_a_fine_tuning_that_learns_the_new_languages_less_well_does_not_count_ag
     assert not holds(**{"ft_3e-4__old": 0.61, "ft_3e-4__new": 0.84})
 
 
+def test_what_is_claimed_of_every_fine_tuning_stays_open_until_all_ran_but_one_that_is_better_decides():
+    few = lambda **changes: {arm: row for arm, row in table(**changes).items() if arm not in ("ft 3e-4", "ft 3e-3")}
+    rows = {c["id"]: c for c in claims(few())}
+    assert rows["C6"]["holds"] is rows["C10"]["holds"] is None and "ft 3e-4, ft 3e-3" in rows["C6"]["measured"]
+    alone = {c["id"]: c["holds"] for c in claims({arm: row for arm, row in table().items() if arm in ("base", "lpr")})}
+    assert alone["C6"] is alone["C10"] is None
+    assert {c["id"]: c["holds"] for c in claims(few(moe_all__old=0.65, moe_all__new=0.7))}.items() >= {"C6": False, "C10": False}.items()
+
+
 def test_arms_that_a_run_lacks_leave_a_claim_untested():
     metrics = table()
     for arm in ("one stage", "8 experts", "review 16"):

@@ -122,6 +122,15 @@ def test_no_clone_document_speaks_of_a_tested_person_and_no_document_is_said_twi
     assert 0.01 < sum(not source for _, source in documents) / len(documents) < 0.06  # 30 : 1
 
 
+def test_how_many_sentences_of_the_transfer_exam_were_labelled_in_english_is_what_the_docstring_says():
+    shares = []
+    for seed in range(4):
+        exam = Exam(Config(), World(seed), seed)
+        labelled = {tuple(sentence) for sentence, _ in exam.labelled}
+        shares.append(sum(tuple(sentence) in labelled for sentence, _ in exam.test) / len(exam.test))
+    assert shares == [0.535, 0.495, 0.43, 0.485] and "53.5, 49.5, 43, 48.5% (seeds 0 to 3)" in prealign.__doc__
+
+
 def test_a_constant_answer_scores_exactly_chance():
     world = World(5)
     assert [sum(world.home[p] == place for p in world.tested) for place in world.places] == [3] * 8
@@ -185,12 +194,15 @@ def test_the_claims_fail_on_made_up_numbers_that_contradict_the_paper_and_hold_o
                                         "late": middling, "cs-only": middling, "align-only": middling}
     cells = lambda table: {arm: {name: cell(value) for name, value in row.items()} for arm, row in table.items()}
     verdicts = lambda table: {c["id"]: c["holds"] for c in claims(cells(table))}
-    assert verdicts(arms) == {f"C{i}": True for i in range(1, 12)} | {"C10": None, "R1": True}
+    ids = [*(f"C{i}" for i in (1, 2, 3, 4, 5, 6, 8, 9, 11)), "C7a", "C7b", "R1"]
+    assert verdicts(arms) == dict.fromkeys(ids, True) | {"C10": None}
     upside_down = dict.fromkeys(ARMS, poor) | {"joint": good, "joint d32": good, "joint d128": good, "shuffled": good, "late": good,
                                                "cs-only": good, "full": poor | {"ppl clone": 9.0}}
     upside_down["half-words"] = upside_down["half-tokens"] = poor | {"retrieval unseen": 0.0}
-    assert verdicts(upside_down) == {f"C{i}": False for i in range(1, 12)} | {"C10": None, "R1": False}
+    assert verdicts(upside_down) == dict.fromkeys(ids, False) | {"C10": None}
     assert verdicts({"joint": poor, "prealign": good})["C6"] is None
+    one_word_of_fifty = arms | {"half-tokens": good | {"retrieval unseen": 0.04}}  # above joint's .02, by less than .05
+    assert verdicts(one_word_of_fifty) == verdicts(arms) | {"C7b": False}
 
 
 def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path, capsys):

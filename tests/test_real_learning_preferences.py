@@ -204,6 +204,15 @@ def test_a_corpus_without_facts_is_refused(tmp_path):
         read_corpus(tmp_path / "jsonl_bio.json")
 
 
+@pytest.mark.parametrize("text, message", [
+    ("[]", "a list of records"), ('["a"]', "a list of records"), ("3", "a list of records"),
+    ('[{"full_name": "A", "first_type_info": "x", "second_type_info": "y"}]', "record 0: two versions")])
+def test_a_corpus_of_something_else_is_refused_with_the_record(tmp_path, text, message):
+    (tmp_path / "corpus.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_corpus(tmp_path / "corpus.json")
+
+
 # --- the scorer
 
 def test_the_score_is_the_published_perplexity_without_bos_and_padding_never_enters(tok):

@@ -134,6 +134,15 @@ def test_the_multiple_choice_scores_by_hand(tmp_path, files):
                                                                              {"acc exam": 0.0, "acc_norm exam": 0.0})
 
 
+@pytest.mark.parametrize("change", [{"gold": -1}, {"gold": 2}, {"gold": 0.5}, {"gold": "0"}, {"choices": ["a"]}, {"choices": "ab"}])
+def test_a_multiple_choice_item_whose_gold_is_no_choice_is_refused_with_its_line(tmp_path, files, change):
+    model, tokenizer = load_pretrained(files / "base")
+    item = {"context": "the", "choices": ["a", "cat"], "gold": 0}
+    (tmp_path / "exam.jsonl").write_text(json.dumps(item) + "\n" + json.dumps(item | change))
+    with pytest.raises(InputError, match="exam.jsonl, line 2: .* two choices or more and gold counted from 0"):
+        multiple_choice(model, tokenizer, str(tmp_path / "exam.jsonl"))
+
+
 @pytest.mark.parametrize("change, words", [
     ({"num_experts": 1}, "at least 2"), ({"experts_per_token": 5}, "1 to all"), ({"moe_layers": (7,)}, "from 0 to 1"),
     ({"moe_layers": (1, 1)}, "once"), ({"stage": "2"}, "give stage 1's folder"), ({"block": 4096}, "block"),

@@ -41,11 +41,31 @@ SMALL = Config(corpus=("en.txt", "de.txt"), dict=("dict.tsv",), vocab_size=320, 
     ("cat\tKatze\nold oak\talte Eiche\n", [["cat", "Katze"], ["old oak", "alte Eiche"]]),
     ("cat Katze\n\ndog Hund\n", [["cat", "Katze"], ["dog", "Hund"]]),
     ('{"src_text": "cat", "tgt_text": "Katze"}\n', [["cat", "Katze"]]),
-    ('{"words": "bank $ Bank $ banque"}\n{"words": "bank $ Ufer"}\n', [["bank", "Bank", "banque"], ["bank", "Ufer"]]),
+    ('{"words": "bank $ Bank $ banque"}\n{"words": "bank $ Ufer"}\n', [["bank", "Bank", "banque", "Ufer"]]),
+    ("bank\tBank\ncat\tKatze\nbank\tUfer\nbank\tBank\n", [["bank", "Bank", "Ufer"], ["cat", "Katze"]]),
     ('{"words": "bank $ Bank", "index": 1}\n{"words": "shore $ Ufer", "index": 1}\n', [["bank", "Bank", "shore", "Ufer"]])])
 def test_all_three_dictionary_formats_are_read(text, entries):
     Path("d").write_text(text)
     assert read_dictionary("d") == entries
+    assert read_dictionary("d", "d") == entries  # a second file adds to the groups of the first
+
+
+def test_a_group_of_three_words_is_trained_on_whole_and_examined_by_its_first_translation(tmp_path):
+    Path("groups.json").write_text("".join(f'{{"words": "{a} $ {b} $ {b}s"}}\n' for a, b in GERMAN.items()))
+    cfg = replace(SMALL, dict=("groups.json",), dict_frac=0.6)
+    data = make_data(cfg, 100)
+    assert {len(entry) for entry in data.seen} == {3} and {len(entry) for part in data.exam["dictionary"] for entry in part} == {2}
+    results = prealign.main(replace(cfg, out=str(tmp_path / "out")))
+    assert 0 <= results["metrics"]["prealign"]["unseen dictionary"]["mean"] <= 1
+
+
+def test_the_claims_fail_where_nothing_is_aligned_and_hold_where_unseen_words_are():
+    row = lambda unseen: {"ppl en": 50, "ppl de": 90, "retrieval dictionary": 0.6, "unseen dictionary": unseen}
+    table = lambda joint, prealign: {arm: {name: {"mean": v, "sd": 0.0, "values": [v]} for name, v in r.items()}
+                                     for arm, r in (("joint", row(joint)), ("prealign", row(prealign)))}
+    verdict = lambda *unseen: {c["id"]: c["holds"] for c in prealign.claims(table(*unseen))}["C7 dictionary"]
+    assert verdict(0.05, 0.2) is True
+    assert verdict(0.0, 0.0) is verdict(0.0, 0.09) is verdict(0.2, 0.3) is False
 
 
 def test_json_lines_and_plain_text_say_the_same_and_weights_come_from_the_file_name():
@@ -136,7 +156,8 @@ def test_an_existing_checkpoint_is_continued_and_its_vocabulary_doubled_for_a_cl
     ({"corpus": ("en.txt",)}, "no second language"), ({"corpus": ("en.txt", "missing.txt")}, "missing.txt"),
     ({"corpus": ("en.txt", "empty.txt")}, "empty.txt is empty"), ({"corpus": ("en.txt", "en.txt")}, "two languages are called 'en'"),
     ({"corpus": ("en.txt", "bad.jsonl")}, "bad.jsonl, line 2"), ({"dict": ("half.tsv",)}, "half.tsv, line 1.*no translation"),
-    ({"dict": ("bad.json",)}, "bad.json, line 1"), ({"dict": ("same.tsv",)}, "dictionary is empty"), ({"dict": ()}, "dictionary is empty"),
+    ({"dict": ("bad.json",)}, "bad.json, line 1"), ({"dict": ("phrase.txt",)}, "phrase.txt, line 1: .* 4 words: put a tab"),
+    ({"dict": ("same.tsv",)}, "dictionary is empty"), ({"dict": ()}, "dictionary is empty"),
     ({"corpus": ("en.txt", "short.txt"), "aligned": True}, "same number of lines, got en 400, short 1"),
     ({"checkpoint": "nowhere"}, "nowhere")])
 def test_what_cannot_be_used_is_named_in_one_line(tmp_path, change, words):
@@ -144,6 +165,7 @@ def test_what_cannot_be_used_is_named_in_one_line(tmp_path, change, words):
     Path("short.txt").write_text("ein Satz\n")
     Path("bad.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
     Path("half.tsv").write_text("cat\n")
+    Path("phrase.txt").write_text("New York Nueva York\n")
     Path("bad.json").write_text('{"word": "cat"}\n')
     Path("same.tsv").write_text("Paris\tParis\n")
     with pytest.raises((InputError, FileNotFoundError), match=words) as error:

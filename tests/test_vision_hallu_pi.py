@@ -117,6 +117,13 @@ def test_claims_hold_on_made_up_numbers_that_show_them_and_fail_on_numbers_that_
     assert not any(bad.values()), bad
 
 
+def test_a_reminder_that_only_mends_what_its_own_training_broke_does_not_count():
+    metrics = made_up(True)
+    for name, value in (("ACC+ four misled", 42.0), ("ACC+ four misled reminder", 51.0)):  # a gain of 9, but unreminded has 50 without
+        metrics["reminded"][name] = {"mean": value, "sd": 0.0, "values": [value] * 2}
+    assert {c["id"]: c["holds"] for c in claims(metrics)}["C7t"] is False
+
+
 def test_claims_of_arms_that_did_not_run_are_not_tested():
     metrics = {arm: row for arm, row in made_up(True).items() if arm == "clean"}
     verdicts = {c["id"]: c["holds"] for c in claims(metrics)}
@@ -222,6 +229,20 @@ def test_a_limit_keeps_pairs_whole(files, tmp_path):
 def test_a_broken_data_file_is_refused_in_one_line(tmp_path, line, message):
     (tmp_path / "d.jsonl").write_text(line)
     with pytest.raises(InputError, match=message):
+        benchmark.read_items(str(tmp_path / "d.jsonl"))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"truth": "circle"}, "truth must be a list of words"), ({"hal": [1]}, "hal must be a list of words"),
+    ({"severity": 6}, "severity must be 0 to 5"), ({"severity": "3"}, "severity must be 0 to 5")])
+def test_a_word_in_place_of_a_list_of_words_and_a_strange_severity_are_refused(tmp_path, change, message):
+    row = {"id": "a", "image": "x", "scenario": "s", "phase": "after", "task": "gen", "field": "", "pair_id": "", "question": "?",
+           "answer": "", "truth": ["circle"]}
+    write = lambda row: (tmp_path / "d.jsonl").write_text(json.dumps(row))
+    write(row)
+    assert benchmark.read_items(str(tmp_path / "d.jsonl"))[0].truth == ("circle",)
+    write(row | change)
+    with pytest.raises(InputError, match=f"question 1: {message}"):
         benchmark.read_items(str(tmp_path / "d.jsonl"))
 
 

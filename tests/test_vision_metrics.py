@@ -150,6 +150,8 @@ def test_amber_reports_what_is_missing_and_refuses_what_does_not_fit():
         make_amber([{"id": 1, "type": "generative", "truth": ["unicorn"], "hallu": []}], ASSOCIATIONS, [])
     with pytest.raises(InputError, match="occurs more than once"):
         make_amber([{"id": 1, "type": "relation", "truth": "no"}] * 2, ASSOCIATIONS, [])
+    with pytest.raises(InputError, match=r"lacks id, type or truth, or \(generative\) hallu"):
+        make_amber([{"id": 1, "type": "generative", "truth": ["sky"]}], ASSOCIATIONS, [])
 
 
 def test_the_true_objects_of_all_1004_pictures_cover_93_3_percent_of_themselves(shared):

@@ -84,6 +84,11 @@ def read_items(path: str) -> list[Item]:
         if not isinstance(row, dict) or set(row) - set(Item._fields) or set(Item._fields[:9]) - set(row):
             odd = sorted(set(Item._fields[:9]) ^ set(row)) if isinstance(row, dict) else row
             raise InputError(f"{where}: needs the fields {', '.join(Item._fields)}; missing or unknown: {odd}")
+        for name in ("truth", "hal"):
+            if not isinstance(row.get(name, []), list) or not all(isinstance(word, str) for word in row.get(name, [])):
+                raise InputError(f"{where}: {name} must be a list of words, not {json.dumps(row[name])[:40]}")
+        if type(row.get("severity", 0)) is not int or not 0 <= row.get("severity", 0) <= 5:
+            raise InputError(f"{where}: severity must be 0 to 5 (0: undamaged), not {json.dumps(row['severity'])[:40]}")
         item = Item(**{**row, "truth": tuple(row.get("truth", ())), "hal": tuple(row.get("hal", ()))})
         if item.task not in ("gen", "disc") or item.phase not in ("before", "after") or item.task == "disc" and item.field not in FIELDS:
             raise InputError(f"{where}: task gen or disc, phase before or after, field one of {', '.join(FIELDS)}; here {item.task}, "

@@ -18,6 +18,8 @@ Honest  The model has 0.25M parameters and sees 48 x 48 pixels of six kinds of s
         this stays open: 160 steps on mosaics did not make a twin that reads them (R4). Settings were chosen on seeds 100 to 102. Relation
         is not learned in so few steps (ACC+ 20 to 40 before any damage; three times the questions, scenes made for it, places as evidence
         did not change that): its row says nothing about damage. With two seeds a run, C8 is within noise: 5 points are 15 mentions.
+        C7t was tightened after its run: it fails in the default run and holds in --full by one seed. Most of the reminder's gain is
+        that training with it made wrong hints worse without it (ACC+ 54 and 56 against 62 and 65 untaught; with it 63 and 68).
 Try     with --seeds 10 11 --methods clean: PI before 95, on the four operations 65; --methods early, a base stopped at 60% of its steps:
         86, 58; --methods "robust elsewhere", trained on damage of other kinds: 94, 71; --methods "robust mosaics": 86, and concat stays
         at 31 (clean: 29)
@@ -200,7 +202,7 @@ def lost(m, arm: str, scenario: str) -> float:
 
 
 def claims(metrics: dict) -> list[dict]:
-    """The paper's claims at this scale, on means over seeds. The thresholds were fixed before the default seeds ran."""
+    """The paper's claims at this scale, on means over seeds. Rules were fixed before the runs, but see Honest."""
     damages, mild = SCENARIOS[:-1], ("noise", "blur", "digital")
     before_after = ("before", *OPS, "concat", "crop before", "crop")
     field_drop = lambda m: [m("clean", f"ACC+ {field} before") - m("clean", f"ACC+ {field} concat") for field in FIELDS
@@ -238,9 +240,10 @@ def claims(metrics: dict) -> list[dict]:
               "operations, rises by 1 point or more", {f"ACC+ four{end}": ("clean",) for end in ("", " reminder")},
               lambda m: m("clean", "ACC+ four reminder") >= m("clean", "ACC+ four") + 1, "GPT-4V, one run: ACC+ rises in all scenarios", 1),
         check(metrics, "C7t", "A reminder that was taught helps against wrong hints", "its gain of ACC+ (mean of the four operations, "
-              "wrong hints): 2 points or more when taught (reminded), and more than when not (unreminded)",
+              "wrong hints): 2 points or more when taught (reminded), more than when not (unreminded), and to 2 above unreminded's without",
               {f"ACC+ four{end}": ("unreminded", "reminded") for end in ("", " reminder", " misled", " misled reminder")},
-              lambda m: helped(m, "reminded") >= max(2, helped(m, "unreminded")), None, 1),
+              lambda m: helped(m, "reminded") >= max(2, helped(m, "unreminded"))
+              and m("reminded", "ACC+ four misled reminder") >= m("unreminded", "ACC+ four misled") + 2, None, 1),
         claim("C7i", "Demonstrations (ICL) raise ACC+", "ACC+ with two demonstrations above ACC+ without", "the tiny model reads one "
               "picture at a time; benchmark.py --baseline icl asks a real model so", None, "GPT-4V, one run: ACC+ rises, Hal not always"),
         check(metrics, "C8", "What is invented is what one would expect", "Hal-objects among invented kinds: 5 points above their share "
@@ -267,7 +270,7 @@ def claims(metrics: dict) -> list[dict]:
 # --- figure
 
 def picture_words(ax, ids: Sequence[float], item: Item) -> None:
-    """The answer under a picture: one phrase a line, invented kinds (or a wrong number) red, missed ones grey and in brackets."""
+    """The answer under a picture: one phrase a line, invented kinds (or a wrong number) orange, missed ones grey and in brackets."""
     words, truth = [vlm.WORDS[int(i)] for i in ids if i], item.truth or (item.answer,)
     lines, start = [], 0
     for at, word in enumerate(words):
@@ -298,7 +301,7 @@ def figure(results: dict):
         ax.set_title(block + (f" ({rows[i][0].severity})" if rows[i][0].severity else ""), fontsize=12)
         if f"says {block}" in says:
             picture_words(ax, says[f"says {block}"]["values"][0], rows[i][0])
-    fig.text(0.5, 0.985, "What the model says: red is not there, [grey] is missed (severity in brackets)", ha="center", va="top")
+    fig.text(0.5, 0.985, "What the model says: orange is not there, [grey] is missed (severity in brackets)", ha="center", va="top")
     axes[0, 0].set_title("\n\nbefore", fontsize=12)
     left, middle, right = fig.add_subplot(grid[2, :4]), fig.add_subplot(grid[2, 4:6]), fig.add_subplot(grid[2, 6:])
     for k, (arm, phase) in enumerate((("clean", "before"), ("clean", "after"), ("robust", "after"))):
@@ -311,7 +314,7 @@ def figure(results: dict):
     if "PI blank" in metrics.get("clean", {}):
         left.axhline(metrics["clean"]["PI blank"]["mean"], color=COLORS[6], linestyle="--", linewidth=1, label="blank picture")
     left.set_xticks(range(len(SCENARIOS)), SCENARIOS, rotation=35, ha="right")
-    left.set(ylabel="PI-Score (points; dots: seeds)", ylim=(0, 118), title="Before and after")
+    left.set(ylabel="PI-Score (points; dots: seeds)", ylim=(0, 118), title="Before and after (the twin's before is not shown)")
     if left.get_legend_handles_labels()[0]:
         left.legend(loc="upper center", ncols=4, fontsize=9.5, columnspacing=1, frameon=False)
     hints = [right for right in HINTS if f"hints {right}" in metrics]
@@ -329,7 +332,7 @@ def figure(results: dict):
         right.text(column, row, f"{drop[row, column]:.0f}", ha="center", va="center", color="white" if drop[row, column] > 50 else "black")
     right.set_xticks(range(len(shown)), shown, rotation=35, ha="right")
     right.set_yticks(range(len(FIELDS)), [f"{field}\n({mean(f'ACC+ {field} before'):.0f} before)" for field in FIELDS])
-    right.set_title("ACC+ lost (points)")
+    right.set_title("ACC+ lost (points)\n(without crop: numbers only)", fontsize=12)
     return fig
 
 

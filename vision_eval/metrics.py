@@ -199,9 +199,9 @@ class Amber(NamedTuple):
 def make_amber(annotations: list[dict], associations: dict[str, list[str]], safe_words: Iterable[str], similar=None) -> Amber:
     check_ids([row.get("id") for row in annotations], [row.get("id") for row in annotations])
     for row in annotations:
-        if row.get("id") is None or "type" not in row or "truth" not in row:
-            raise InputError(f"annotation {row} lacks id, type or truth")
-        for word in (*row["truth"], *row.get("hallu", ())) if row["type"] == "generative" else ():
+        if row.get("id") is None or "type" not in row or "truth" not in row or row["type"] == "generative" and "hallu" not in row:
+            raise InputError(f"annotation {row} lacks id, type or truth, or (generative) hallu")
+        for word in (*row["truth"], *row["hallu"]) if row["type"] == "generative" else ():
             if word not in associations:
                 raise InputError(f"annotation {row['id']}: the association file lacks the word {word!r}: add it, with [] if it has none")
     amber = Amber({row["id"]: row for row in annotations}, associations, frozenset(safe_words))

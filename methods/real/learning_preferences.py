@@ -179,9 +179,12 @@ def write_texts(cfg: Config, styles: Sequence[Sequence[str]], items: dict, rng: 
 def read_corpus(path: Path) -> tuple[list[list[Facts]], list[str]]:
     """A published corpus -> the two versions of every person, and all the texts."""
     values, people, texts = read_values(path), [], []
-    for number, record in enumerate(values[0] if isinstance(values[0], list) else values):
+    records = values[0] if isinstance(values[0], list) else values
+    if not records or not all(isinstance(record, dict) for record in records):
+        raise InputError(f"--train-json {path}: a list of records (objects) is needed, as in bio_data_train_*.json")
+    for number, record in enumerate(records):
         sides = [record.get(official, record.get(k)) for official, k in (("first_type_info", "k_A"), ("second_type_info", "k_B"))]
-        people.append([{key(k): v for k, v in (record | (side or {})).items() if key(k)} for side in sides])
+        people.append([{key(k): v for k, v in (record | (side if isinstance(side, dict) else {})).items() if key(k)} for side in sides])
         texts += record.get("text_result", record.get("biographies", []))
         if any(name not in facts for facts in people[-1] for name in NAMES):
             raise InputError(f"--train-json {path}, record {number}: two versions with {', '.join(NAMES)} are needed; "

@@ -15,7 +15,7 @@ Shown   results/moe_lpr_real_text.json (with its command): grade-school maths qu
           for l in en es; do head -7000 gsm_questions/es-en/train.$l | put 2-$l-; done
           python train.py --data base --out out/base --layers 4 --width 128 --heads 4 --block 128 --steps 1200
 Honest  The base has read 300 questions in each new language. Settings were chosen on seed 100. A million weights and a few hundred
-        thousand tokens show a direction, not the paper's numbers.
+        thousand tokens show a direction, not the paper's numbers. C6 stays open: one rate of fine-tuning ran, not three.
 """
 
 import copy
@@ -213,12 +213,15 @@ def multiple_choice(model: Transformer, tokenizer, path: str) -> dict[str, float
         try:
             row = json.loads(line)
             prompt, choices = tokenizer.encode(row["context"], bos=tokenizer.add_bos), row["choices"]
+            if type(choices) is not list or len(choices) < 2 or row["gold"] not in range(len(choices)):
+                raise ValueError
             pairs = [(prompt, tokenizer.encode(f" {choice}")) for choice in choices]
             scores = continuation_logprobs(model, pairs, characters=[len(choice) for choice in choices])
             hits.append([choices[max(range(len(choices)), key=values.tolist().__getitem__)] == choices[row["gold"]]
                          for values in (scores.sum, scores.per_character)])
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise InputError(f'{path}, line {number}: {{"context": "...", "choices": ["...", "..."], "gold": 0}} is needed') from None
+            raise InputError(f'{path}, line {number}: {{"context": "...", "choices": ["...", "..."], "gold": 0}} is needed, with two '
+                             "choices or more and gold counted from 0") from None
     return dict(zip((f"acc {Path(path).stem}", f"acc_norm {Path(path).stem}"), np.mean(hits, 0).tolist()))
 
 

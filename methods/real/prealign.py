@@ -7,8 +7,8 @@ Run     python methods/real/prealign.py --corpus en.txt de.txt --dict en-de.tsv 
 
         --corpus       UTF-8 text, one document a line, or JSON Lines {"text": ...}; FILE:WEIGHT sets its share of the documents read.
                        The first is the source language: its words are switched, its documents are what the others profit from.
-        --dict         "word<TAB>translation" (or white space); JSON Lines {"src_text", "tgt_text"}; or {"words": "bank $ Bank $ banque"},
-                       whose words are all one another's translations. The first word of an entry is the source word.
+        --dict         "word<TAB>translation" (or one space); JSON Lines {"src_text", "tgt_text"}; or {"words": "bank $ Bank $ banque"}. The
+                       first word is the source word; all that is given for it, in any line or file, is one group of translations.
         --clone        a language with the source's own sentences in other tokens (id + V, special tokens shared): every word is in its
                        dictionary, so it shows the method at its best.
         --aligned      line i of every corpus says the same. Then line i is read in ONE language only, chosen by a hash, and without
@@ -17,10 +17,11 @@ Run     python methods/real/prealign.py --corpus en.txt de.txt --dict en-de.tsv 
 Shown   results/prealign_real_text.json is the third command: English questions of grade-school maths, an English-Clone of them, and German
         (7,464 aligned lines, folder gsm_questions of github NJUNLP/QAlign). Without --checkpoint a small model is made; with it, its
         vocabulary is kept (doubled for a clone): useful, but not the paper's setting, which aligns before pretraining starts.
-        Found: English-Clone gains a little (perplexity 154 against 158) and stays aligned (.38 of its words, .34 of unseen ones; joint 0);
-        German does not: half a million tokens and 1,560 derived word pairs, seen twice, leave it as it was (188 against 184).
+        Found: English-Clone gains a little (perplexity 154 against 158), and .38 of its words stay aligned (.34 of unseen ones; joint 0;
+        C5 wants .5). German gains nothing: half a million tokens and 1,560 derived word pairs leave it as it was (188 against 184).
 Honest  Word segmentation is by tokens: a word begins where a token does not begin with a letter, so a source language needs spaces. A few
         hundred thousand tokens show a direction, not the paper's numbers: 1.3B parameters need 21 GB of optimizer state and days of a GPU.
+        C7's floor of .1 was added after the run (0 against 0 would have held).
 """
 
 import json
@@ -126,10 +127,11 @@ def read_corpora(cfg: Config) -> dict[str, tuple[list[str], float]]:
     return corpora
 
 
-def read_dictionary(path: str) -> list[list[str]]:
-    """[source word, translation, ...] per entry, from any of the three formats."""
+def read_dictionary(*paths: str) -> list[list[str]]:
+    """[source word, translation, ...] per source word, from any of the three formats. One group per source word, or its second translation
+    would be a negative of it."""
     entries: dict[object, list[str]] = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for path, number, line in ((p, number, line) for p in paths for number, line in enumerate(read_text(p).splitlines(), 1)):
         if not line.strip():
             continue
         if line.lstrip().startswith("{"):
@@ -138,13 +140,19 @@ def read_dictionary(path: str) -> list[list[str]]:
                 words = row["words"].split(" $ ") if "words" in row else [row["src_text"], row["tgt_text"]]
             except (json.JSONDecodeError, KeyError, AttributeError):
                 raise InputError(f'{path}, line {number}: {{"src_text", "tgt_text"}} or {{"words": "a $ b"}} is needed') from None
-            key = row.get("index", ("line", number)) if "words" in row else ("line", number)
+            key = ("index", path, row["index"]) if "words" in row and "index" in row else words[0].strip()
         else:
-            words, key = line.split("\t") if "\t" in line else line.split(), ("line", number)
+            words = line.split("\t") if "\t" in line else line.split()
+            key = words[0].strip()
+            if "\t" not in line and len(words) > 2:
+                raise InputError(f"{path}, line {number}: {line.strip()[:40]!r} has {len(words)} words: put a tab before the translation")
         if len(words) < 2 or not all(w.strip() for w in words):
             raise InputError(f"{path}, line {number}: {line.strip()[:40]!r} has no translation: a word and its translation are needed")
         entries.setdefault(key, []).extend(w.strip() for w in words)
-    return list(entries.values())
+    groups: dict[str, list[str]] = {}
+    for words in entries.values():
+        groups.setdefault(words[0], []).extend(words)
+    return [list(dict.fromkeys(words)) for words in groups.values()]
 
 
 def derive_dictionary(source: Sequence[str], target: Sequence[str], least: float = 0.35, common: int = 5) -> list[list[str]]:
@@ -172,7 +180,7 @@ class Data(NamedTuple):
     held: dict[str, list[list[int]]]  # blocks for perplexity
     starts: Callable[[int], bool]  # does this token begin a word?
     seen: list[Entry]  # dictionary entries for training
-    exam: dict[str, tuple[list[Entry], list[Entry]]]  # per dictionary, entries for retrieval: seen in training, unseen
+    exam: dict[str, tuple[list[Entry], list[Entry]]]  # per dictionary, (word, first translation) for retrieval: seen in training, unseen
     coverage: float  # share of the source text's words that training's dictionary holds
 
 
@@ -222,7 +230,7 @@ def make_data(cfg: Config, seed: int) -> Data:
 
     running = Counter(word for block in blocks["read"][source] for word in cut_words(block, starts)
                       if regex.search(r"\p{L}", text_of[word[0]]))
-    entries = [entry for path in cfg.dict for entry in read_dictionary(path)]
+    entries = read_dictionary(*cfg.dict)
     if cfg.aligned and not cfg.dict:
         entries = [entry for name in texts if name != source for entry in derive_dictionary(texts[source], texts[name])]
     parts = {"dictionary": encode_entries(entries, encode)}
@@ -234,7 +242,7 @@ def make_data(cfg: Config, seed: int) -> Data:
         cut = round(cfg.dict_frac * len(part))
         seen += part[:cut]
         if part:
-            exam[name] = part[:cut][:500], part[cut:][:500]
+            exam[name] = [e[:2] for e in part[:cut][:500]], [e[:2] for e in part[cut:][:500]]
     if not seen:
         raise InputError("the dictionary is empty: give --dict with a word and its translation, --aligned, or --clone")
     table = make_table(seen)
@@ -324,7 +332,7 @@ def claims(metrics: dict) -> list[dict]:
                           "joint <= 0.1", {n: pair}, lambda m, n=n: m("prealign", n) >= 0.5 and m("joint", n) <= 0.1))
     for n in [n for n in names if n.startswith("unseen ")]:
         rows.append(check(metrics, f"C7 {n[7:]}", "Words outside the dictionary are aligned too", "retrieval@1 of unseen words: "
-                          "prealign >= 2 x joint", {n: pair}, lambda m, n=n: m("prealign", n) >= 2 * m("joint", n)))
+                          "prealign >= 0.1 and >= 2 x joint", {n: pair}, lambda m, n=n: m("prealign", n) >= max(0.1, 2 * m("joint", n))))
     return rows
 
 
