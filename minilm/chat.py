@@ -5,6 +5,8 @@ own text may hold special tokens; what a user wrote never becomes one, whatever 
 """
 
 import json
+import re
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -45,20 +47,25 @@ def render_text(template: str, messages: list[dict], answer: bool = True, **vari
 
 def render_chat(template: str, messages: list[dict], tokenizer, answer: bool = True) -> list[int]:
     """Messages [{"role", "content"}] -> ids, as transformers' apply_chat_template gives them, but for special tokens inside contents:
-    these are broken up by a mark that no content holds, and the mark is taken out again once the template's own tokens are found."""
-    mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if not any(c in m["content"] for m in messages))
-    safe = [{**m, "content": _break_up(m["content"], tokenizer.special, mark)} for m in messages]
+    there, stand-ins that occur nowhere else take the place of one character each until the template's own tokens are found."""
+    used = template + "".join(m["content"] for m in messages)
+    free = (c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used)
+    stand_in = dict(zip(sorted(set("".join(tokenizer.special))), free))
+    safe = [{**m, "content": _hide(m["content"], tokenizer.special, stand_in)} for m in messages]
     names = {token: next((text for text, i in tokenizer.special.items() if i == id_), "")
              for token, id_ in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))}
-    return tokenizer.encode_template(render_text(template, safe, answer, **names), mark)
+    return tokenizer.encode_template(render_text(template, safe, answer, **names), {ord(s): c for c, s in stand_in.items()})
 
 
-def _break_up(content: str, special: dict[str, int], mark: str) -> str:
-    """Puts `mark` behind the first character of every special token in the content, and of the beginning of one at its end, which the
-    template's next words might complete."""
-    for token in special:
-        content = content.replace(token, token[0] + mark + token[1:])
-        tail = max((k for k in range(1, len(token)) if content.endswith(token[:k])), default=0)
-        if tail:
-            content = content[: len(content) - tail + 1] + mark + content[len(content) - tail + 1 :]
-    return content
+def _hide(content: str, special: Iterable[str], stand_in: dict[str, str]) -> str:
+    """Replaces the first character of every special token in a content, and of every part of one that the template's words might complete:
+    the "<|im_" of "see <|im_", the "|>" of "|> x", all of "INST" between a template's "[" and "]"."""
+    core = content.strip()  # what a template's `trim` leaves
+    hidden, n, blank = list(content), len(core), content.find(core)
+    for token in special if core else ():
+        k = len(token)  # it may start before the content, inside (also twice, overlapping), or so late that it goes on behind it
+        starts = [*range(1 - k, 0), *(m.start() for m in re.finditer(f"(?={re.escape(token)})", core)), *range(max(0, n - k + 1), n)]
+        for at in starts:
+            if core[max(0, at) : at + k] == token[max(0, -at) : n - at]:
+                hidden[blank + max(0, at)] = stand_in[core[max(0, at)]]
+    return "".join(hidden)

@@ -1,5 +1,6 @@
 """From text to batches: memory-mapped token files, packing, prompt-masked examples, and the random generators that order them."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -58,6 +59,18 @@ def read_json(file: Path) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"{file} holds a {type(value).__name__}, a JSON object is needed")
     return value
+
+
+@contextlib.contextmanager
+def reading(file: Path):
+    """Around code that takes a file's values for what they should be; where they are not, an InputError names the file."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise error if str(file.parent) in str(error) else InputError(f"{file}: {error}") from None
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{file} holds a value of a kind that is not read ({why}): download or save it again") from error
 
 
 def write_json(file: Path, value) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import NamedTuple
 
 import torch
@@ -10,13 +10,15 @@ import torch.nn.functional as F
 
 from minilm import InputError
 from minilm.data import pad
+from minilm.generate import check_context, has_hidden
 
 
 def token_logprobs(model, ids: torch.Tensor, attention_mask: torch.Tensor | None = None, chunk_bytes: int = 2**28) -> torch.Tensor:
     """log p(ids[:, t + 1] | ids[:, :t + 1]) in float32, [B, T - 1]; at padding the value means nothing. A Transformer's logits are made
     and dropped in chunks of `chunk_bytes`; any other model (two contrasted ones, say) gives all its logits at once."""
+    check_context(model, ids.shape[1], room=0)
     labels = ids[:, 1:]
-    if not hasattr(model, "hidden"):
+    if not has_hidden(model):
         return -F.cross_entropy(model(ids, attention_mask=attention_mask).logits[:, :-1].float().transpose(1, 2), labels, reduction="none")
     h = model.hidden(ids, attention_mask=attention_mask)[:, :-1]
     rows = max(1, chunk_bytes // (4 * model.config.vocab_size))
@@ -76,7 +78,8 @@ def last_number(text: str) -> str | None:
 
     "so 1,200 + 34 = $1,234." -> "1234";  "it is -3.50" -> "-3.5";  "7.0" -> "7";  ".5" -> "0.5"."""
     found = re.findall(r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?|(?<!\d)-?\.\d+", text)
-    return f"{Decimal(found[-1].replace(',', '')).normalize() + 0:f}" if found else None
+    exact = Context(prec=len(text) + 1)  # Decimal's own context rounds to 28 digits
+    return f"{exact.normalize(exact.add(Decimal(found[-1].replace(',', '')), 0)):f}" if found else None
 
 
 def masked_mean(h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -31,12 +31,17 @@ def choose(logits: torch.Tensor, temperature: float = 0.0, top_k: int | None = N
     return torch.multinomial(logits.softmax(-1).cpu(), 1, generator=gen).to(logits.device)[:, 0]
 
 
-def check_context(model, longest: int) -> int | None:
-    """The model's context length (None if it tells none). Raises InputError when a prompt fills it."""
+def check_context(model, longest: int, room: int = 1) -> int | None:
+    """The model's context length (None if it tells none). Raises InputError when a text leaves no `room` in it for new tokens."""
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if context is not None and longest >= context:
-        raise InputError(f"the prompt has {longest} tokens, the model reads {context}: shorten the prompt to at most {context - 1}")
+    if context is not None and longest + room > context:
+        raise InputError(f"the prompt has {longest} tokens, the model reads {context}: shorten the prompt to at most {context - room}")
     return context
+
+
+def has_hidden(model) -> bool:
+    """Whether `lm_head(hidden(ids))` is what its forward gives: not for a subclass with a forward of its own and an inherited `hidden`."""
+    return "hidden" in vars(next(c for c in type(model).__mro__ if {"hidden", "forward"} & vars(c).keys()))
 
 
 @torch.inference_mode()
@@ -57,7 +62,7 @@ def stream(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_token
     cache, gen, padded = model.new_cache(len(rows)), torch.Generator().manual_seed(seed), not bool(mask.all())
     for _ in range(max_new_tokens):
         arguments = {"cache": cache, "attention_mask": mask} if padded else {"cache": cache}
-        if hasattr(model, "hidden"):  # the logits of the last position only: a long prompt need not build [B, T, V]
+        if has_hidden(model):  # the logits of the last position only: a long prompt need not build [B, T, V]
             logits = model.lm_head(model.hidden(ids, **arguments)[:, -1])
         else:
             logits = model(ids, **arguments).logits[:, -1]

@@ -87,13 +87,13 @@ class MoE(nn.Module):
         return grouped_linear(h, down, ends)
 
     def _use_grouped(self, x) -> bool:
-        if self.grouped is not None or not x.is_cuda:
-            return bool(self.grouped)
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+        if not (x.is_cuda if self.grouped is None else self.grouped):
+            return False
         linears = [getattr(expert, name, None) for expert in self.experts for name in ("gate_proj", "up_proj", "down_proj")]
         if not all(isinstance(m, nn.Linear) and m.bias is None for m in linears):  # a LoRALinear is none: it computes more
             return False
-        return can_group(x.device, dtype, [m.weight.shape for m in linears])
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+        return self.grouped or can_group(x.device, dtype, [m.weight.shape for m in linears])
 
 
 # --- losses and statistics
@@ -170,7 +170,7 @@ def upcycle(model: nn.Module, num_experts: int, experts_per_token: int = 2, laye
         raise InputError(f"a {c.model_type} model{biases} has no mixture layout to become; these have: {', '.join(MIXTURE_OF)}")
     if experts_per_token == 1:
         warnings.warn("experts_per_token=1: the upcycled model does not compute what the dense one does: each MLP's output is scaled by "
-                      "the router's probability", stacklevel=2)
+                      "the router's probability; and as Mixtral, transformers reads another model: it renormalises", stacklevel=2)
     model = copy.deepcopy(model)
     model.config = dataclasses.replace(
         c, model_type=MIXTURE_OF[c.model_type], num_experts=num_experts, num_experts_per_tok=experts_per_token,

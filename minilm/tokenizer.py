@@ -58,17 +58,18 @@ class Tokenizer:
         encode(text, add_special_tokens=False, split_special_tokens=True)."""
         return [*([self.bos_id] if bos and self.bos_id is not None else []), *self._split(text, self._plain)]
 
-    def encode_template(self, text: str, mark: str) -> list[int]:
-        """Ids of a text of our own making, special tokens read as such. `mark` is a character that breaks up those which a user's part
-        of the text holds; it is taken out once the real ones are found (see chat.py)."""
-        return self._split(text, self._all, mark)
+    def encode_template(self, text: str, stand_for: dict[int, str]) -> list[int]:
+        """Ids of a text of our own making, special tokens read as such. The characters `stand_for` {code: character} break up those which
+        a user's part of the text holds; they are put back once the real ones are found (see chat.py)."""
+        return self._split(text, self._all, stand_for)
 
-    def _split(self, text: str, added: regex.Pattern | None, mark: str = "") -> list[int]:
+    def _split(self, text: str, added: regex.Pattern | None, stand_for: dict[int, str] | None = None) -> list[int]:
+        encode = lambda part, first: self._encode(part.translate(stand_for) if stand_for else part, first)
         ids, at = [], 0
         for found in added.finditer(text) if added else ():
-            ids += [*self._encode(text[at : found.start()].replace(mark, ""), at == 0), self.added[found[found.lastindex]]]
+            ids += [*encode(text[at : found.start()], at == 0), self.added[found[found.lastindex]]]
             at = found.end()
-        return ids + self._encode(text[at:].replace(mark, ""), at == 0)
+        return ids + encode(text[at:], at == 0)
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of ids; half a character (bytes that are not UTF-8 yet) shows as U+FFFD, an id that is no token as nothing."""

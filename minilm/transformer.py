@@ -58,21 +58,28 @@ class Config:
     router_aux_loss_coef: float = 0.001
 
     def __post_init__(self):
-        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        if self.head_dim is None:
-            if self.hidden_size % self.num_attention_heads:
-                raise InputError(f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}: "
-                                 "change one, or set head_dim")
-            self.head_dim = self.hidden_size // self.num_attention_heads
+        for key, least in {"vocab_size": 1, "hidden_size": 1, "intermediate_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1,
+                           "num_key_value_heads": 1, "head_dim": 1, "max_position_embeddings": 1, "sliding_window": 1, "num_experts": 0,
+                           "num_experts_per_tok": 1, "moe_intermediate_size": 1, "shared_expert_intermediate_size": 0,
+                           "decoder_sparse_step": 1, "rms_norm_eps": 0.0, "rope_theta": 1.0}.items():
+            value, whole = getattr(self, key), isinstance(least, int)
+            if value is not None and not (isinstance(value, int if whole else (int, float)) and value >= least):
+                raise InputError(f"{key} {value!r} must be a {'whole ' * whole}number of at least {least}")
+        L, D, H, types = self.num_hidden_layers, self.hidden_size, self.num_attention_heads, self.layer_types
+        if types is not None and (len(types) != L or not set(types) <= {"full_attention", "sliding_attention"}):
+            raise InputError(f"layer_types {types}: give each of the {L} layers full_attention or sliding_attention")
+        self.num_key_value_heads = self.num_key_value_heads or H
+        if self.head_dim is None and D % H:
+            raise InputError(f"hidden_size {D} is not divisible by num_attention_heads {H}: change one, or set head_dim")
+        self.head_dim = self.head_dim or D // H
         if self.head_dim % 2:
             raise InputError(f"head_dim {self.head_dim} must be even: rotary embedding turns pairs of coordinates")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise InputError(f"num_attention_heads {self.num_attention_heads} must be a multiple of num_key_value_heads "
-                             f"{self.num_key_value_heads}")
+        if H % self.num_key_value_heads:
+            raise InputError(f"num_attention_heads {H} must be a multiple of num_key_value_heads {self.num_key_value_heads}")
         if self.num_experts:
             self.moe_intermediate_size = self.moe_intermediate_size or self.intermediate_size
-        if self.num_experts and not 1 <= self.num_experts_per_tok <= self.num_experts:
-            raise InputError(f"num_experts_per_tok {self.num_experts_per_tok} must lie between 1 and num_experts {self.num_experts}")
+            if self.num_experts_per_tok > self.num_experts:
+                raise InputError(f"num_experts_per_tok {self.num_experts_per_tok} must lie between 1 and num_experts {self.num_experts}")
 
     @property
     def qkv_bias(self) -> bool:

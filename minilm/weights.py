@@ -8,6 +8,7 @@ already carries Hugging Face's parameter names and configuration fields.
 import dataclasses
 import os
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from minilm import InputError
-from minilm.data import read_json, write_atomically, write_json
+from minilm.data import read_json, reading, write_atomically, write_json
 from minilm.rotary import inverse_frequencies
 from minilm.tokenizer import load_tokenizer
 from minilm.transformer import Config, Transformer
@@ -36,6 +37,8 @@ FAMILIES = {
     "olmoe": ("OlmoeForCausalLM", {"num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "rms_norm_eps": 1e-5,
                                    "max_position_embeddings": 4096}),
 }
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+ONE_WINDOW = ("mixtral", "qwen3_moe")  # files that cannot give a layer a window of its own
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,65 +49,74 @@ def read_config(folder: str | Path) -> Config:
     """config.json -> Config. Raises InputError for a family, activation or rope type that the model does not implement."""
     file = Path(folder) / "config.json"
     raw = read_json(file)
-    family = raw.get("model_type")
-    if family not in FAMILIES:
-        raise InputError(f"{file}: model_type {family!r} is not read; minilm reads {', '.join(FAMILIES)}")
-    missing = [k for k in REQUIRED if raw.get(k) is None]
-    if missing:
-        raise InputError(f"{file} lacks the field {missing[0]!r}: is it the config.json of a {family} model?")
-    for key in (*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings"):
-        if raw.get(key) is not None and not (isinstance(raw[key], int) and raw[key] >= 1):
-            raise InputError(f"{file}: {key} {raw[key]!r} must be a whole number of at least 1")
-    values = {**FAMILIES[family][1], **{k: v for k, v in raw.items() if v is not None or k == "sliding_window"}}
-    for key, only in {"hidden_act": "silu", "clip_qkv": None, "partial_rotary_factor": 1.0, "qkv_bias": True}.items():
-        if values.get(key, only) != only:
-            raise InputError(f"{file}: {key} {values[key]!r} is not read; minilm reads {only!r} only")
-    rope = values.get("rope_parameters") or {}  # how transformers 5 stores rope_theta and rope_scaling
-    if rope:
-        values["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10000.0))
-        values["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
-    if family == "mixtral" or (family == "qwen3_moe" and "num_local_experts" in raw):  # new Qwen3 files use Mixtral's word
-        values["num_experts"] = values["num_local_experts"]
-    if family in ("llama", "mistral", "qwen2", "qwen3"):
-        values["num_experts"] = 0
-    if family.startswith("qwen"):
-        values.update(_qwen_windows(values))
-    try:
+    with reading(file):
+        family = raw.get("model_type")
+        if family not in FAMILIES:
+            raise InputError(f"model_type {family!r} is not read; minilm reads {', '.join(FAMILIES)}")
+        if missing := [k for k in REQUIRED if raw.get(k) is None]:
+            raise InputError(f"the field {missing[0]!r} is missing: is it the config.json of a {family} model?")
+        nullable = ("sliding_window", "num_key_value_heads")  # null is not the same as left out: no window, as many as heads
+        values = {**FAMILIES[family][1], **{k: v for k, v in raw.items() if v is not None or k in nullable}}
+        for key, only in {"hidden_act": "silu", "clip_qkv": None, "partial_rotary_factor": 1.0, "qkv_bias": True}.items():
+            if values.get(key, only) != only:
+                raise InputError(f"{key} {values[key]!r} is not read; minilm reads {only!r} only")
+        rope = values.get("rope_parameters") or {}  # how transformers 5 stores rope_theta and rope_scaling
+        if rope:
+            values["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10000.0))
+            values["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
+        if family == "mixtral" or (family == "qwen3_moe" and "num_local_experts" in raw):  # new Qwen3 files use Mixtral's word
+            values["num_experts"] = values["num_local_experts"]
+        if family not in MIXTURES:
+            values["num_experts"] = 0
+        values |= _windows(family, values)
         config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config) if f.name in values})
         inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)  # refuses a scaling that is not read
         return config
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
 
 
-def _qwen_windows(values: dict) -> dict:
-    """Qwen slides a window over the layers from `max_window_layers` on, and only if `use_sliding_window` says so."""
-    if not values.get("use_sliding_window") or values.get("sliding_window") is None:
+def _windows(family: str, values: dict) -> dict:
+    """Which layers slide a window, if the file has one (and, for Qwen, `use_sliding_window`): none in Llama and OLMoE, all in Mistral,
+    Mixtral and Qwen3-MoE, those from `max_window_layers` on in Qwen2 and Qwen3, every second one before it in Qwen2-MoE."""
+    if family in ("llama", "olmoe") or family.startswith("qwen") and not values.get("use_sliding_window"):
         return {"sliding_window": None, "layer_types": None}
-    layers, first = values["num_hidden_layers"], values.get("max_window_layers", 28)
-    return {"layer_types": values.get("layer_types") or ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]}
+    if family in ONE_WINDOW:
+        return {"layer_types": None}
+    if family == "mistral" or values.get("layer_types"):
+        return {}
+    first = values.get("max_window_layers", 28)
+    slides = (lambda i: i % 2 == 0 and i < first) if family == "qwen2_moe" else (lambda i: i >= first)
+    return {"layer_types": ["sliding_attention" if slides(i) else "full_attention" for i in range(values["num_hidden_layers"])]}
 
 
 def config_json(config: Config, dtype: torch.dtype) -> dict:
-    """The config.json that Hugging Face's class of this family reads as the same model."""
-    family = config.model_type
+    """The config.json that Hugging Face's class of this family reads as the same model. InputError where it would read another."""
+    family, windows = config.model_type, [config.window(i) for i in range(config.num_hidden_layers)]
     if family not in FAMILIES:
         raise InputError(f"model_type {family!r} cannot be saved; minilm writes {', '.join(FAMILIES)}")
-    if config.sliding_window is not None and family in ("llama", "olmoe"):
-        raise InputError(f"a {family} checkpoint cannot say sliding_window {config.sliding_window}: use model_type 'mistral'")
-    if (config.num_experts > 0) != (family in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")):
-        raise InputError(f"model_type {family!r} does not fit num_experts {config.num_experts}: see minilm.moe.upcycle")
-    if family in ("mixtral", "olmoe") and (config.mlp_only_layers or config.decoder_sparse_step != 1):
-        raise InputError(f"a {family} checkpoint has experts in every layer: layers {config.mlp_only_layers} of this model have none")
-    if family == "qwen3_moe" and len(set(config.layer_types or [])) > 1:
-        raise InputError("a qwen3_moe checkpoint slides its window over all layers or none, this model over some")
+    if dtype not in DTYPES.values():
+        raise InputError(f"weights of {dtype} cannot be saved: convert the model to {', '.join(DTYPES)} first")
+    dense_layers = config.mlp_only_layers or config.decoder_sparse_step != 1
+    for field, unsaid in {
+            "num_experts": (config.num_experts > 0) != (family in MIXTURES),
+            "sliding_window": family in ("llama", "olmoe") and any(windows), "layer_types": family in ONE_WINDOW and len(set(windows)) > 1,
+            "mlp_only_layers": family in ("mixtral", "olmoe") and dense_layers, "mlp_bias": config.mlp_bias and family != "llama",
+            "attention_bias": config.attention_bias and family in ("mistral", "mixtral"),
+            "moe_intermediate_size": family in ("mixtral", "olmoe") and config.moe_intermediate_size != config.intermediate_size,
+            "shared_expert_intermediate_size": config.shared_expert_intermediate_size and family != "qwen2_moe"}.items():
+        if unsaid:
+            raise InputError(f"a {family} checkpoint cannot say {field} {getattr(config, field)}: its class in transformers has no such "
+                             "form; choose another model_type (minilm.moe.upcycle gives a mixture the right one)")
+    if family == "mixtral" and not config.norm_topk_prob:
+        warnings.warn("a mixtral checkpoint that does not renormalise its router's weights is read as such by minilm alone: transformers "
+                      "always renormalises", stacklevel=3)
     values = {"architectures": [FAMILIES[family][0]], **dataclasses.asdict(config), "hidden_act": "silu",
               "torch_dtype": next(name for name, d in DTYPES.items() if d == dtype)}
     if family == "mixtral":
-        values["num_local_experts"] = values.pop("num_experts")
+        values |= {"num_local_experts": values.pop("num_experts"), "sliding_window": windows[0]}
     if family.startswith("qwen"):
-        values["use_sliding_window"] = config.sliding_window is not None
-        values["max_window_layers"] = config.num_hidden_layers if config.sliding_window is None else 0
+        values["use_sliding_window"] = any(windows)
+        if family != "qwen3_moe":
+            values["layer_types"] = ["sliding_attention" if w else "full_attention" for w in windows]
     return {k: v for k, v in values.items() if v is not None or k == "sliding_window"}
 
 
@@ -151,22 +163,24 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     config = read_config(folder)
     with torch.device("meta"):
         model = Transformer(config)
-    wanted = {to_hf(name, config.model_type): name for name in model.state_dict()}
-    where = _find_tensors(folder)
+    our_name = {to_hf(name, config.model_type): name for name in model.state_dict()}  # "model.norm.weight" -> "norm.weight"
+    file_of = _find_tensors(folder)
     if config.tie_word_embeddings:
-        wanted.pop("lm_head.weight")
-    stored = {n: _stored(n, where) for n in wanted}  # (name in the files, part of that tensor)
-    used = {name for name, _ in stored.values()}
-    unused = [n for n in where if n not in used and not n.endswith("rotary_emb.inv_freq")
-              and not (n == "lm_head.weight" and config.tie_word_embeddings)]
-    missing = [n for n, (name, _) in stored.items() if name not in where]
+        head, embed = our_name.pop("lm_head.weight"), "model.embed_tokens.weight"
+        other = file_of.pop(head, None)  # stored nevertheless
+        if other and embed in file_of and not torch.equal(_map(other, head), _map(file_of[embed], embed)):
+            raise InputError(f"{other}: config.json ties {head} to {embed}, but they differ: set tie_word_embeddings to false")
+    stored_as = {n: _stored(n, file_of) for n in our_name}  # -> (name in the files, part of that tensor)
+    used = {name for name, _ in stored_as.values()}
+    unused = [n for n in file_of if n not in used and not n.endswith("rotary_emb.inv_freq")]
+    missing = [n for n, (name, _) in stored_as.items() if name not in file_of]
     _report(folder, "lacks", missing, "the download may be incomplete, or config.json is of another model")
     _report(folder, "has unexpected", unused, "config.json may be of another model")
     shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     state = {}
-    for theirs, ours in wanted.items():
-        name, part = stored[theirs]
-        state[ours] = _read_tensor(where[name], name, shapes[ours], dtype, device, part and (*part, config.num_experts))
+    for theirs, ours in our_name.items():
+        name, part = stored_as[theirs]
+        state[ours] = _read_tensor(file_of[name], name, shapes[ours], dtype, device, part and (*part, config.num_experts))
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)
@@ -190,8 +204,9 @@ def _find_tensors(folder: Path) -> dict[str, Path]:
         old = " (pytorch_model.bin is a pickle, which is never loaded: convert it to safetensors)" if any(folder.glob("*.bin")) else ""
         raise FileNotFoundError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json{old}")
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise InputError(f"{index} lacks the field 'weight_map': download or save it again")
+    if not isinstance(weight_map, dict) or not all(re.fullmatch(r"[\w.-]+\.safetensors", str(f)) for f in weight_map.values()):
+        raise InputError(f"{index} lacks the field 'weight_map' with a .safetensors file of this folder for every tensor: download or save "
+                         "it again")
     where = {name: folder / file for name, file in weight_map.items()}
     for file in sorted(set(where.values())):
         if not file.exists():
@@ -223,13 +238,13 @@ def _read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device
         tensor = torch.empty(shape, dtype=dtype, device=device)
         for start in range(0, len(tensor), rows):  # each in a mapping of its own: what was converted need not stay mapped
             tensor[start : start + rows] = _map(file, name, shape, part)[start : start + rows]
-    if not all(torch.isfinite(chunk.sum(dtype=torch.float32)) for chunk in tensor.split(rows)):
+    if not all(chunk.sum(dtype=torch.float32).isfinite() or chunk.isfinite().all() for chunk in tensor.split(rows)):  # one pass is the rule
         raise InputError(f"{file}: {name} holds NaN or infinite values in {dtype}: the checkpoint is damaged"
                          + (", or its numbers are too large for this type: use bfloat16" if dtype == torch.float16 else ""))
     return tensor
 
 
-def _map(file: Path, name: str, shape: tuple, part: tuple[int, str, int] | None) -> torch.Tensor:
+def _map(file: Path, name: str, shape: tuple = (), part: tuple[int, str, int] | None = None) -> torch.Tensor:
     with safe_open(file, "pt") as f:
         if part is None:
             return f.get_tensor(name)
@@ -271,7 +286,6 @@ def save_pretrained(model: Transformer, folder: str | Path, tokenizer=None, max_
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(state, max_shard_bytes)
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    old = set(read_json(index).get("weight_map", {}).values()) if index.exists() else set()
     if len(shards) == 1:
         write_atomically(single, lambda path: save_file(_clone(shards[0]), path, {"format": "pt"}))
         index.unlink(missing_ok=True)
@@ -285,8 +299,8 @@ def save_pretrained(model: Transformer, folder: str | Path, tokenizer=None, max_
         weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
         write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
         single.unlink(missing_ok=True)
-    for file in old - set(files):
-        (folder / file).unlink(missing_ok=True)
+    for old in {*folder.glob("model-*-of-*.safetensors")} - {folder / file for file in files}:
+        old.unlink()
     write_json(folder / "config.json", config)
     if getattr(model, "generation_config", None):
         write_json(folder / "generation_config.json", model.generation_config)

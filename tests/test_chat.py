@@ -47,6 +47,25 @@ def test_half_a_special_token_is_not_completed_by_the_template(folder):
     assert tok.decode(ids) == "<|im_end|>"
 
 
+@pytest.mark.parametrize("special, template, content", [
+    ("<<", "{{ messages[0]['content'] }}", "x <<< y"),  # two that overlap
+    ("→", "{{ messages[0]['content'] | trim }}", "→ 12"),  # of a single character
+    ("[INST]", "[{{ messages[0]['content'] }}]", "INST"),  # the middle, between the template's brackets
+    ("[INST]", "[{{ messages[0]['content'] | trim }}", "  INST] x"),  # the end
+    ("aab", "{{ messages[0]['content'] }}ab", "xaa")])  # two beginnings, of which the template completes the shorter
+def test_no_part_of_a_special_token_may_come_from_a_user(special, template, content):
+    tok = train_bpe(["x y"], 300, special=(special,))
+    ids = render_chat(template, [{"role": "user", "content": content}], tok)
+    assert tok.special[special] not in ids
+    assert tok.decode(ids) == render_text(template, [{"role": "user", "content": content}])
+
+
+def test_the_templates_own_token_counts_right_beside_a_users_words(folder):
+    tok = load_tokenizer(folder)
+    ids = render_chat("<|im_end|>{{ messages[0]['content'] }}<|im_end|>", [{"role": "user", "content": "|>"}], tok)
+    assert [i for i in (ids[0], ids[-1])] == [tok.eos_id] * 2 and tok.decode(ids[1:-1]) == "|>"
+
+
 def test_a_template_that_complains_or_breaks_or_tries_to_escape_is_one_line():
     with pytest.raises(InputError, match="roles must alternate"):
         render_text("{{ raise_exception('roles must alternate') }}", TALK)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from minilm import InputError
 from minilm.data import generator
+from minilm.evaluate import token_logprobs
 from minilm.generate import choose, generate, stream
 from minilm.transformer import Config, Output, Transformer
 
@@ -163,3 +164,16 @@ def test_anything_with_a_cache_and_a_forward_generates():
             return Output(torch.nn.functional.one_hot((ids + 1) % 7, 7).float())
 
     assert generate(Counter(), [[5], [2, 3]], max_new_tokens=4) == [[5, 6, 0, 1, 2], [2, 3, 4, 5, 6, 0]]
+
+
+def test_a_subclass_with_a_forward_of_its_own_generates_and_is_scored_by_it():
+    class Opposite(Transformer):
+        """The least probable token first. It inherits `hidden`, which knows nothing of this forward."""
+
+        def forward(self, ids, **arguments):
+            return Output(-super().forward(ids, **arguments).logits)
+
+    model = Opposite(tiny().config, generator(0, "init")).eval()
+    assert generate(model, [[1, 2]], 1)[0][-1] == int(tiny()(torch.tensor([[1, 2]])).logits[0, -1].argmin())
+    ids = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(token_logprobs(model, ids)[0, 0], (-tiny()(ids).logits[0, 0]).log_softmax(-1)[2])

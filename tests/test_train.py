@@ -75,6 +75,32 @@ def test_resuming_with_other_flags_or_without_a_run_is_refused():
         train.main(replace(TINY, steps=4, lr=1e-3, resume=True))
 
 
+def test_a_run_is_not_resumed_on_other_data_or_from_another_kind_of_file():
+    train.main(replace(TINY, steps=4))
+    Path("other.txt").write_text(TEXT.upper(), encoding="utf-8")  # as long, and as many characters
+    with pytest.raises(InputError, match="other data"):
+        train.main(replace(TINY, steps=4, data="other.txt", resume=True))
+    Path("moved.txt").write_text(TEXT, encoding="utf-8")  # the same text under another name
+    train.main(replace(TINY, steps=4, data="moved.txt", resume=True))
+    torch.save({"weights": torch.zeros(1)}, "out/training.pt")
+    with pytest.raises(InputError, match="training.pt was made with other flags"):
+        train.main(replace(TINY, steps=4, resume=True))
+
+
+def test_the_token_cache_belongs_to_a_tokenizer_and_not_to_a_path():
+    cfg = replace(TINY, checkpoint="out")  # two checkpoints, one after the other, in one folder
+    for corpus in (["the cat the cat"], ["sees the cow"]):
+        tokenizer = train.train_bpe(corpus, 262)
+        tokens = train.make_data(cfg, tokenizer)[1]
+        assert TEXT.startswith(tokenizer.decode(tokens[:40].tolist()))
+
+
+def test_a_block_longer_than_the_checkpoints_context_is_refused():
+    train.main(replace(TINY, steps=4))  # its model reads 1,024 tokens
+    with pytest.raises(InputError, match="--block 2000: out reads 1024 tokens"):
+        train.main(replace(TINY, checkpoint="out", block=2000))
+
+
 def test_gradient_accumulation_gives_the_losses_of_the_whole_batch():
     whole = train.main(replace(TINY, steps=4, out="whole"))
     parts = train.main(replace(TINY, steps=4, micro_batch=4 // 2, out="parts"))
