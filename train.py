@@ -183,7 +183,20 @@ def make_model(cfg: Config, vocab_size: int) -> Transformer:
     return Transformer(config, generator(cfg.seed, "init"))
 
 
+def check(cfg: Config) -> None:
+    """Refuses numbers that no run can be made of, before anything is read."""
+    least = dict.fromkeys(("layers", "width", "heads", "kv_heads", "experts_per_token", "block", "batch", "micro_batch", "eval_every",
+                           "eval_batches"), 1) | dict.fromkeys(("num_experts", "steps", "warmup", "weight_decay"), 0)
+    for name, value in asdict(cfg).items():
+        flag = f"--{name.replace('_', '-')} {value}"
+        if value is not None and name in least and not value >= least[name]:
+            raise InputError(f"{flag}: give {least[name]} or more")
+        if name in ("lr", "clip") and not 0 < value < math.inf:
+            raise InputError(f"{flag}: give a number above 0")
+
+
 def main(cfg: Config) -> dict:
+    check(cfg)
     device = pick_device(cfg.device)
     world = start_world(device)
     chief = world.rank == 0
@@ -229,6 +242,8 @@ def main(cfg: Config) -> dict:
         order.set_state(state["orders"][world.rank].cpu())
         log, first, trained_seconds = state["log"], state["step"], state["seconds"]
 
+    autocast(device, cfg.dtype), schedule(0, cfg.steps, cfg.schedule)  # a name that is not known is refused before anything is written,
+    out.mkdir(parents=True, exist_ok=True)  # and what cannot be written before the training
     started, running = time.time() - trained_seconds, []
     bar = tqdm(range(first, cfg.steps), initial=first, total=cfg.steps, desc="training", disable=not chief, dynamic_ncols=True)
     for step in bar:
@@ -250,6 +265,9 @@ def main(cfg: Config) -> dict:
             bar.set_postfix_str(f"loss {float(total):.3f}, {speed:,.0f} tokens/s")
         if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
             val = evaluate(cfg, loss_module, val_tokens, device)
+            if not math.isfinite(val):
+                raise InputError(f"the loss is {val} at step {step + 1}: use a smaller --lr, or a longer --warmup. The last "
+                                 f"{out}/training.pt is left as it was")
             log["step"].append(step + 1)
             log["train"].append(float(torch.stack(running).mean()))
             log["val"].append(val)

@@ -14,19 +14,20 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minilm import InputError
-from minilm.data import read_json
+from minilm.data import read_json, read_text, reading
 
 
 def load_chat_template(folder: str | Path) -> str | None:
     """The template of chat_template.jinja or tokenizer_config.json ("default", if there are several); None if the folder has none."""
-    folder = Path(folder)
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if not (folder / "tokenizer_config.json").exists():
-        return None
-    template = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):
-        template = next((t["template"] for t in template if t["name"] == "default"), None)
+    file, config = Path(folder) / "chat_template.jinja", Path(folder) / "tokenizer_config.json"
+    if file.exists():
+        return read_text(file)
+    template = read_json(config).get("chat_template") if config.exists() else None
+    with reading(config):
+        if isinstance(template, list):
+            template = {t["name"]: t["template"] for t in template}.get("default")
+        if not isinstance(template, str | None):
+            raise InputError(f"chat_template {template!r} must be a text")
     return template
 
 
@@ -41,7 +42,7 @@ def render_text(template: str, messages: list[dict], answer: bool = True, **vari
     environment.globals.update(raise_exception=complain, strftime_now=lambda form: datetime.now().strftime(form))
     try:
         return environment.from_string(template).render(messages=messages, add_generation_prompt=answer, **variables)
-    except jinja2.TemplateError as error:  # broken syntax, or an attempt to leave the sandbox
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError) as error:  # broken, or leaves the sandbox
         raise InputError(f"the chat template cannot be rendered ({error})") from None
 
 

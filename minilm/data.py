@@ -38,11 +38,11 @@ def read_text(path: str | Path) -> str:
 
 
 def read_documents(path: str | Path, endings: Sequence[str] = (".txt", ".md", ".py")) -> list[str]:
-    """A file is one document; a folder is all its files with one of the endings, in sorted order."""
+    """A file is one document; a folder is all its files with one of the endings that are not blank, in sorted order."""
     path = Path(path)
     if not path.is_dir():
         return [read_text(path)]
-    files = sorted(p for p in path.rglob("*") if p.suffix in endings and p.is_file() and p.stat().st_size)
+    files = sorted(p for p in path.rglob("*") if p.suffix in endings and p.is_file() and p.read_bytes().strip())
     if not files:
         raise InputError(f"{path} holds no text: no file that ends in {', '.join(endings)}")
     return [read_text(p) for p in files]

@@ -31,6 +31,16 @@ def choose(logits: torch.Tensor, temperature: float = 0.0, top_k: int | None = N
     return torch.multinomial(logits.softmax(-1).cpu(), 1, generator=gen).to(logits.device)[:, 0]
 
 
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raises InputError for settings that `choose` cannot draw with."""
+    if not (temperature == 0 or temperature >= 1e-6):
+        raise InputError(f"temperature {temperature}: give 0 (most probable), or 1e-6 or more")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k {top_k}: give 1 or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top_p {top_p}: give a probability above 0 and up to 1")
+
+
 def check_context(model, longest: int, room: int = 1) -> int | None:
     """The model's context length (None if it tells none). Raises InputError when a text leaves no `room` in it for new tokens."""
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
@@ -51,6 +61,7 @@ def stream(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_token
 
     Prompts of different lengths are padded on the left: every row then ends where the next token goes. Raises InputError for an empty
     prompt and for one longer than the context."""
+    check_sampling(temperature, top_k, top_p)
     rows = [list(map(int, p)) for p in prompts]
     if not rows or not all(rows):
         raise InputError("a prompt is empty: give at least one token (BOS, if the tokenizer has one)")

@@ -34,13 +34,13 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 def cli(main: Callable, Config: type) -> None:
     """Builds a Config from the command line (each field's trailing comment is its --help) and calls main(cfg). A user's mistake
-    (InputError, FileNotFoundError) is one line on stderr and exit status 2; any other exception keeps its traceback."""
+    (InputError, a path of the wrong kind) is one line on stderr and exit status 2; any other exception keeps its traceback."""
     doc = sys.modules[main.__module__].__doc__
     paragraphs = re.sub(r"\n(?=[A-Z]\w+ {2,})", "\n\n", doc)  # so that --help keeps Idea, Claims and Run apart
     cfg = tyro.cli(Config, description=paragraphs)
     try:
         main(cfg)
-    except (InputError, FileNotFoundError) as error:
+    except (InputError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
@@ -57,6 +57,8 @@ class Outcome(NamedTuple):
 def run_seeds(run: Callable, cfg, seeds: Sequence[int], workers: int | None = None) -> list[Outcome]:
     """[run(cfg, seed) for seed in seeds], each in a process of its own with one thread, `workers` (default: one per core) at a time.
     One thread also when nothing runs beside it: the number of threads changes the order of sums, and with it the last digits."""
+    if not seeds or (workers or 1) < 1:
+        raise InputError(f"--seeds {list(seeds)}, --workers {workers}: give at least one of each")
     workers = min(workers or os.cpu_count() or 1, len(seeds))
     if workers == 1:
         threads = torch.get_num_threads()
@@ -137,7 +139,8 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], seed: int = 0, samp
     """Mean of a - b over items (persons, problems), with the 95% percentile interval of `samples` resamplings of the items."""
     d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     rng = np.random.default_rng(seed)
-    means = np.concatenate([d[rng.integers(0, len(d), (k, len(d)))].mean(1) for k in [min(500, samples)] * max(1, samples // 500)])
+    sizes = [min(500, samples - at) for at in range(0, samples, 500)]
+    means = np.concatenate([d[rng.integers(0, len(d), (k, len(d)))].mean(1) for k in sizes])
     return float(d.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 

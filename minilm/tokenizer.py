@@ -20,7 +20,7 @@ import tiktoken
 
 from minilm import InputError
 from minilm.bpe import CHAR_TO_BYTE, PATTERN, continue_merges, learn_merges, merge, spell
-from minilm.data import read_json, write_json
+from minilm.data import read_json, read_text, reading, write_json
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Pre-tokenizer "individual digits, then GPT2": a space stays outside the digit after it, so a run of spaces before a digit is one piece.
@@ -269,24 +269,22 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     file = Path(folder) / "tokenizer.json"
     read = lambda name: read_json(file.with_name(name)) if file.with_name(name).exists() else {}
     spec, config = read_json(file), read("tokenizer_config.json")
-    names = {t["id"]: t["content"] for t in spec.get("added_tokens") or []}
-    for other in (read("generation_config.json"), read("config.json")):  # some folders name BOS and EOS by id only
-        for key in ("bos_token", "eos_token"):
-            if key not in config and isinstance(other.get(key + "_id"), int):
-                config[key] = names.get(other[key + "_id"])
-    if file.with_name("chat_template.jinja").exists():
-        config["chat_template"] = file.with_name("chat_template.jinja").read_text(encoding="utf-8")
-    model = spec["model"] if isinstance(spec.get("model"), dict) else {}
-    if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
-        raise InputError(f"{file}: tokenizer model {model.get('type')!r} is not read; minilm reads BPE (byte-level, or SentencePiece-type)")
-    if odd := [k for k in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(k)]:
-        raise InputError(f"{file}: a BPE with {odd[0]} {model[odd[0]]!r} is not read")
-    plain = not (model.get("merges") or spec.get("pre_tokenizer") or spec.get("normalizer"))
-    kind = ByteLevelBPE if "ByteLevel" in json.dumps(spec.get("pre_tokenizer")) else CharLevel if plain else SentencePieceBPE
-    try:
+    with reading(file):
+        names = {t["id"]: t["content"] for t in spec.get("added_tokens") or []}
+        for other in (read("generation_config.json"), read("config.json")):  # some folders name BOS and EOS by id only
+            for key in ("bos_token", "eos_token"):
+                if key not in config and isinstance(other.get(key + "_id"), int):
+                    config[key] = names.get(other[key + "_id"])
+        if file.with_name("chat_template.jinja").exists():
+            config["chat_template"] = read_text(file.with_name("chat_template.jinja"))
+        model = spec["model"] if isinstance(spec.get("model"), dict) else {}
+        if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+            raise InputError(f"tokenizer model {model.get('type')!r} is not read; minilm reads BPE (byte-level, or SentencePiece-type)")
+        if odd := [k for k in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(k)]:
+            raise InputError(f"a BPE with {odd[0]} {model[odd[0]]!r} is not read")
+        plain = not (model.get("merges") or spec.get("pre_tokenizer") or spec.get("normalizer"))
+        kind = ByteLevelBPE if "ByteLevel" in json.dumps(spec.get("pre_tokenizer")) else CharLevel if plain else SentencePieceBPE
         return kind(spec, config)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
 
 
 def _splitter(added: list[dict]) -> regex.Pattern | None:

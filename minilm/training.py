@@ -21,12 +21,13 @@ from minilm.ops import newton_schulz
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """"auto" is cuda where there is one, else cpu; any other name is taken as it is."""
+    """"auto" is cuda where there is one, else cpu; any other name is tried."""
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: this machine (or this build of torch) has no CUDA; use --device cpu or auto")
-    return torch.device(name)
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise InputError(f"--device {name}: this machine (or this build of torch) has none; use --device cpu or auto") from None
 
 
 def autocast(device: torch.device, dtype: str):

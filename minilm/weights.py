@@ -174,8 +174,8 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     used = {name for name, _ in stored_as.values()}
     unused = [n for n in file_of if n not in used and not n.endswith("rotary_emb.inv_freq")]
     missing = [n for n, (name, _) in stored_as.items() if name not in file_of]
-    _report(folder, "lacks", missing, "the download may be incomplete, or config.json is of another model")
-    _report(folder, "has unexpected", unused, "config.json may be of another model")
+    report(folder, "lacks", missing, "the download may be incomplete, or config.json is of another model")
+    report(folder, "has unexpected", unused, "config.json may be of another model")
     shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     state = {}
     for theirs, ours in our_name.items():
@@ -212,7 +212,7 @@ def _find_tensors(folder: Path) -> dict[str, Path]:
         if not file.exists():
             raise FileNotFoundError(f"{file} is missing, but {index.name} needs it: complete the download")
         absent = {n for n, f in where.items() if f == file} - set(_names(file))
-        _report(file, "lacks", sorted(absent), "the index and the shard do not belong together")
+        report(file, "lacks", sorted(absent), "the index and the shard do not belong together")
     return where
 
 
@@ -262,7 +262,7 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def _report(where: Path, verb: str, names: list[str], remedy: str) -> None:
+def report(where: Path, verb: str, names: list[str], remedy: str) -> None:
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise InputError(f"{where} {verb} {', '.join(names[:3])}{more}: {remedy}")

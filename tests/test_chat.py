@@ -69,8 +69,9 @@ def test_the_templates_own_token_counts_right_beside_a_users_words(folder):
 def test_a_template_that_complains_or_breaks_or_tries_to_escape_is_one_line():
     with pytest.raises(InputError, match="roles must alternate"):
         render_text("{{ raise_exception('roles must alternate') }}", TALK)
-    with pytest.raises(InputError, match="cannot be rendered"):
-        render_text("{% for %}", TALK)
+    for broken in ("{% for %}", "{{ 1 + 'a' }}", "{{ 1 / 0 }}", "{{ strftime_now(3) }}"):
+        with pytest.raises(InputError, match="cannot be rendered"):
+            render_text(broken, TALK)
     with pytest.raises(InputError, match="cannot be rendered"):
         render_text("{{ ''.__class__.__mro__[1].__subclasses__() }}", TALK)
 
@@ -82,3 +83,14 @@ def test_the_template_is_found_where_folders_keep_it(tmp_path):
     assert load_chat_template(tmp_path) == "D"
     (tmp_path / "chat_template.jinja").write_text("J")
     assert load_chat_template(tmp_path) == "J"
+
+
+@pytest.mark.parametrize("config, words", [({"chat_template": 5}, "tokenizer_config.json: chat_template 5 must be a text"),
+                                           ({"chat_template": [{"template": "T"}]}, "tokenizer_config.json holds .* 'name'")])
+def test_a_template_that_is_no_text_is_refused_by_name(tmp_path, config, words):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=words):
+        load_chat_template(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="chat_template.jinja is not UTF-8 text"):
+        load_chat_template(tmp_path)

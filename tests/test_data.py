@@ -28,6 +28,8 @@ def test_a_folder_is_read_in_sorted_order_and_other_endings_are_left_alone(tmp_p
     (tmp_path / "picture.png").write_bytes(b"\xff\xfe")
     assert read_documents(tmp_path) == ["first: é", "second"]
     assert read_documents(tmp_path / "b.txt") == ["second"]
+    (tmp_path / "blank.txt").write_text("\n \n")
+    assert "second" in read_documents(tmp_path)  # one blank file does not stop a corpus
 
 
 @pytest.mark.parametrize("content, words", [(b"", "is empty: give a file with text"), (b" \n\t", "is empty"),

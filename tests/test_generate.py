@@ -143,6 +143,14 @@ def test_a_prompt_that_is_empty_or_longer_than_the_context_is_refused(prompts, w
         generate(tiny(context=10), prompts)
 
 
+@pytest.mark.parametrize("settings, words", [
+    ({"temperature": -1.0}, "temperature -1.0"), ({"temperature": float("nan")}, "temperature nan"),
+    ({"temperature": 1e-40}, "temperature 1e-40: give 0"), ({"top_k": 0}, "top_k 0"), ({"top_p": 0.0}, "top_p 0.0")])
+def test_settings_that_nothing_can_be_drawn_with_are_refused(settings, words):
+    with pytest.raises(InputError, match=words):
+        generate(tiny(), [[1]], 3, **{"temperature": 1.0} | settings)
+
+
 def test_streaming_yields_the_tokens_that_generate_returns():
     model = tiny()
     streamed = [tokens.tolist() for tokens in stream(model, [[1, 2], [3]], 6)]

@@ -178,6 +178,30 @@ def test_a_folder_without_text_and_wrong_settings_are_named():
         assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("flag, value", [
+    *dict.fromkeys(("batch", "eval_every", "eval_batches", "heads", "width", "layers", "block", "micro_batch", "clip"), 0).items(),
+    ("micro_batch", -1), ("lr", float("nan")), ("lr", 0.0), ("steps", -5), ("warmup", -3), ("device", "foo")])
+def test_a_number_that_no_run_can_be_made_of_is_refused_by_its_flag(flag, value):
+    with pytest.raises(InputError, match=f"--{flag.replace('_', '-')} {value}: "):
+        train.main(replace(TINY, **{flag: value}))
+    assert not Path("out").exists()
+
+
+def test_a_run_that_diverges_says_so_and_leaves_the_last_state_as_it_was():
+    train.main(replace(TINY, steps=4))
+    before = Path("out/training.pt").read_bytes(), Path("out/model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="the loss is nan at step 4: use a smaller --lr"):
+        train.main(replace(TINY, steps=4, lr=1e30))
+    assert (Path("out/training.pt").read_bytes(), Path("out/model.safetensors").read_bytes()) == before
+
+
+def test_a_file_in_the_place_of_the_output_folder_is_refused_before_training(capsys):
+    Path("out").write_text("mine")
+    with pytest.raises(FileExistsError):
+        train.main(TINY)
+    assert "step" not in capsys.readouterr().out and Path("out").read_text() == "mine"
+
+
 def test_the_command_line_refuses_in_one_message_with_status_2():
     for arguments, words in ((["train.py", "--stepps", "3"], "stepps"), (["train.py", "--data", "nowhere"], "error: nowhere: no such file"),
                              (["sample.py", "--checkpoint", "nowhere"], "error: nowhere: no such folder")):
@@ -213,8 +237,8 @@ def test_samples_differ_between_each_other_and_repeat_with_the_seed(capsys):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"temperature": -1.0}, "--temperature -1.0"), ({"top_p": 1.5}, "--top-p 1.5"), ({"top_k": 0}, "--top-k 0"),
-    ({"dtype": "int4"}, "int4"),
+    ({"temperature": -1.0}, "temperature -1.0"), ({"top_p": 1.5}, "top_p 1.5"), ({"top_k": 0}, "top_k 0"),
+    ({"prompt": "a\udcff"}, "--prompt or --system is not UTF-8"), ({"dtype": "int4"}, "int4"),
     ({"prompt": "x" * 3}, "character 'x' at position 0"), ({"prompt": ""}, "empty"), ({"prompt": "the " * 300}, "1,?200 tokens.*1,?024"),
     ({"chat": True}, "no chat template"), ({"max_new_tokens": 0}, "--max-new-tokens 0")])
 def test_what_cannot_be_sampled_is_said_in_one_line(change, words):

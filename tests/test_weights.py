@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -236,6 +237,14 @@ BAD_CONFIG = {
     "config.json: rope_scaling of type 'yarn' needs the field 'factor'": lambda f: change_config(f, rope_scaling={"type": "yarn"}),
     "config.json: hidden_act 'gelu' is not read; minilm reads 'silu' only": lambda f: change_config(f, hidden_act="gelu"),
 }
+BAD_CONFIG |= {f"config.json.* {key} {re.escape(repr(bad))} must be a {kind}": lambda f, key=key, bad=bad: change_config(f, **{key: bad})
+               for key, bad, kind in (("rms_norm_eps", "x", "number"), ("rope_theta", [], "number"),
+                                      ("decoder_sparse_step", 0, "whole number"), ("hidden_size", 16.0, "whole number"))}
+BAD_CONFIG |= {f"config.json(: | holds).*{words}": lambda f, change=change: change_config(f, **change) for words, change in (
+    ("unhashable type: 'list'", {"model_type": ["qwen3"]}), ("'list' object has no attribute", {"rope_scaling": ["x"]}),
+    ("NoneType", {"rope_scaling": {"rope_type": "linear", "factor": None}}), ("layer_types .* each of the 1 layers", {
+        "layer_types": ["full_attention"] * 2, "use_sliding_window": True}),
+    ("sliding_window '8' must be a whole number", {"sliding_window": "8", "use_sliding_window": True}))}
 BAD_WEIGHTS = {
     "holds neither model.safetensors nor model.safetensors.index.json": lambda f: (f / "model.safetensors").unlink(),
     "pytorch_model.bin is a pickle, which is never loaded: convert it": lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
