@@ -1,8 +1,7 @@
 """Conversations: the folder's own chat template, rendered to token ids.
 
 A template is a small program that comes with a checkpoint, so it runs in jinja2's sandbox: it can read the messages and nothing else. Its
-own text may hold special tokens; what a user wrote never becomes one, whatever it looks like.
-"""
+own text may hold special tokens; what a user wrote never becomes one, whatever it looks like."""
 
 import json
 import re
@@ -32,11 +31,9 @@ def load_chat_template(folder: str | Path) -> str | None:
 
 
 def render_text(template: str, messages: list[dict], answer: bool = True, **variables) -> str:
-    """The template's text for messages [{"role", "content"}]; `answer` opens the assistant's turn. Raises InputError with the template's
-    own complaint (roles out of order, say)."""
+    """The template's text for messages [{"role", "content"}]; `answer` opens the assistant's turn. Its own complaint is an InputError."""
     def complain(message):
         raise InputError(f"the chat template refuses these messages: {message}")
-
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = lambda x, indent=None, **_: json.dumps(x, ensure_ascii=False, indent=indent)
     environment.globals.update(raise_exception=complain, strftime_now=lambda form: datetime.now().strftime(form))

@@ -16,8 +16,7 @@ IGNORE = -100  # a label that no loss counts (torch's own default)
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """A random generator of its own for every purpose ("init", "order", "dropout of arm 2"): adding a draw to one of them, or a new
-    arm beside the others, cannot move any other number."""
+    """A random generator of its own for every purpose ("init", "order"): one more draw, or one more arm, moves no other number."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
@@ -74,17 +73,19 @@ def reading(file: Path):
 
 
 def write_json(file: Path, value) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def write_atomically(path: Path, save: Callable[[Path], object]) -> None:
     """save(temporary path), flush to disk, rename: a process killed at any moment leaves the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
+    temporary.touch()
+    mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes files that only their owner can read
     save(temporary)
     with open(temporary, "rb+") as f:
-        os.fchmod(f.fileno(), 0o644)  # safetensors makes files that only their owner can read
+        os.fchmod(f.fileno(), mode)
         os.fsync(f.fileno())
     os.replace(temporary, path)
 
@@ -93,13 +94,11 @@ def write_atomically(path: Path, save: Callable[[Path], object]) -> None:
 
 def write_tokens(path: Path, tokens: Iterable[int], vocab_size: int) -> None:
     """One flat .npy array, uint16 if the vocabulary fits (else uint32), that `np.load(mmap_mode="r")` maps. Renamed into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     array = np.fromiter(tokens, dtype=np.uint16 if vocab_size <= 2**16 else np.uint32)
 
     def save(temporary):
         with open(temporary, "wb") as f:  # (given a name, np.save would add an ending to it)
             np.save(f, array)
-
     write_atomically(path, save)
 
 
@@ -145,8 +144,7 @@ def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int = 0
 def prompt_masked(examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
     """(prompt, answer) pairs of ids -> inputs, labels [B, T]: the prompt is read, only the answer is learned.
 
-        prompt = [5, 6], answer = [7, 8]  ->  inputs [5, 6, 7], labels [IGNORE, 7, 8]
-    """
+        prompt = [5, 6], answer = [7, 8]  ->  inputs [5, 6, 7], labels [IGNORE, 7, 8]"""
     for i, (prompt, _) in enumerate(examples):
         if not len(prompt):
             raise InputError(f"example {i} has an empty prompt: put BOS before the answer, or nothing predicts its first token")

@@ -75,7 +75,6 @@ def perplexity(model, rows: Sequence[Sequence[int]], batch: int = 64) -> float:
 def last_number(text: str) -> str | None:
     """The last number of a text, always spelled the same way, so that equal numbers are equal strings; None if there is none. Thousands
     commas, a dollar sign, a trailing full stop and needless zeros are dropped; digits of any script are read.
-
     "so 1,200 + 34 = $1,234." -> "1234";  "it is -3.50" -> "-3.5";  "7.0" -> "7";  ".5" -> "0.5"."""
     found = re.findall(r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?|(?<!\d)-?\.\d+", text)
     exact = Context(prec=len(text) + 1)  # Decimal's own context rounds to 28 digits
@@ -89,7 +88,7 @@ def masked_mean(h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def pca(x: torch.Tensor, k: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Projections [n, k] of x [n, D] on its k directions of largest variance, and the share of the variance each explains [k].
+    """Projections [n, k] of x [n, D] on its k directions of largest variance (min(n, D) at most), and the share that each explains [k].
     A direction's sign is arbitrary: it is chosen so that its largest coordinate is positive."""
     centred = (x - x.mean(0)).double()
     _, s, vt = torch.linalg.svd(centred, full_matrices=False)

@@ -1,8 +1,7 @@
 """Generation: one loop for every model and for every way to combine models.
 
 `model` is anything with `new_cache(B)` and `forward(ids, cache=..., attention_mask=...) -> Output` (the mask is passed only for prompts
-of different lengths). A decoding method is an nn.Module with these two, twenty lines in its script, and generates through this file.
-"""
+of different lengths). A decoding method is an nn.Module with these two, twenty lines in its script, and generates through this file."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,8 +14,7 @@ from minilm.data import pad
 def choose(logits: torch.Tensor, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
            gen: torch.Generator | None = None) -> torch.Tensor:
     """Next tokens [B] from logits [B, V]: the largest at temperature 0 (ties: the lowest id), else a draw from
-    softmax(logits / temperature), cut to the `top_k` most probable tokens and to the smallest set whose probability reaches `top_p`
-    (Holtzman et al. 2020)."""
+    softmax(logits / temperature), cut to the `top_k` most probable and to the smallest set that reaches `top_p` (Holtzman et al. 2020)."""
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / temperature
@@ -57,10 +55,8 @@ def has_hidden(model) -> bool:
 @torch.inference_mode()
 def stream(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_tokens: int = 64, temperature: float = 0.0,
            top_k: int | None = None, top_p: float | None = None, seed: int = 0) -> Iterator[torch.Tensor]:
-    """Yields the next token of every prompt, int64 [B] on the CPU, until `max_new_tokens` or the end of the context.
-
-    Prompts of different lengths are padded on the left: every row then ends where the next token goes. Raises InputError for an empty
-    prompt and for one longer than the context."""
+    """Yields the next token of every prompt, int64 [B] on the CPU, until `max_new_tokens` or the end of the context. Prompts of different
+    lengths are padded on the left: every row then ends where the next token goes."""
     check_sampling(temperature, top_k, top_p)
     rows = [list(map(int, p)) for p in prompts]
     if not rows or not all(rows):
@@ -87,7 +83,6 @@ def generate(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_tok
              top_k: int | None = None, top_p: float | None = None, eos_id: int | Sequence[int] | None = None,
              seed: int = 0) -> list[list[int]]:
     """Continues every prompt (lists of ids, or int64 [B, T]) -> lists of ids, prompt included, cut after the first EOS.
-
     Greedy at temperature 0. The same seed gives the same samples. Stops early when every row has ended."""
     rows = [list(map(int, p)) for p in prompts]
     stops = set() if eos_id is None else {eos_id} if isinstance(eos_id, int) else set(eos_id)

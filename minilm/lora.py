@@ -5,8 +5,7 @@
     add_lora(model, rank=8, alpha=16)      # in place; B = 0, so nothing changes before training, and only A and B learn
     merge_lora(model)                      # W <- W + s B A for fast inference; unmerge_lora(model) gives back the very same W
     save_adapter(model, "out/adapter");  load_adapter(model, "out/adapter")     # the files of the `peft` package, read and written
-    extend_vocabulary(model, pieces)       # rows for the tokens that tokenizer.extend_tokenizer has added
-"""
+    extend_vocabulary(model, pieces)       # rows for the tokens that tokenizer.extend_tokenizer has added"""
 
 import math
 import re
@@ -22,7 +21,7 @@ from torch import nn
 from minilm import InputError
 from minilm.data import read_json, reading, write_atomically, write_json
 from minilm.ops import Linear
-from minilm.weights import read_safetensors, report, to_hf
+from minilm.weights import names_in, read_tensor, report, to_hf
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # never norms, never a router
 PREFIX = "base_model.model."
@@ -67,9 +66,7 @@ class LoRALinear(nn.Module):
 def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16, targets: Sequence[str] = TARGETS, dropout: float = 0.0,
              rslora: bool = False, generator: torch.Generator | None = None) -> None:
     """Freezes the model, then gives every linear layer whose name ends in one of `targets` an adapter, in place: rank r, scale alpha / r.
-    `embed` and `lm_head` have no adapter: train them in full by switching their requires_grad on afterwards (PEFT's modules_to_save).
-
-    Raises InputError when nothing has such a name, ValueError when the model already has adapters."""
+    `embed` and `lm_head` have no adapter: train them in full by switching their requires_grad on afterwards (PEFT's modules_to_save)."""
     if lora_layers(model):
         raise ValueError("the model has LoRA layers already: merge_lora(model, keep=False) or start from a fresh model")
     found = {name: name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.split(".")[-1] in targets}
@@ -136,7 +133,7 @@ def extend_vocabulary(model: nn.Module, pieces: Sequence[Sequence[int]], first: 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
     """adapter_config.json and adapter_model.safetensors: A and B of every layer, and `embed` or `lm_head` in full if they were trained."""
-    layers, folder, family = lora_layers(model), Path(folder), model.config.model_type
+    layers, family, file = lora_layers(model), model.config.model_type, Path(folder) / "adapter_model.safetensors"
     if not layers:
         raise ValueError("the model has no LoRA layers to save")
     first, full = next(iter(layers.values())), [m for m, ours in MODULES.items() if getattr(model, ours).weight.requires_grad]
@@ -146,10 +143,9 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
               "rank_pattern": {to_hf(n, family): m.rank for n, m in layers.items() if m.rank != first.rank},
               "alpha_pattern": {to_hf(n, family): m.alpha for n, m in layers.items() if m.alpha != first.alpha},
               "modules_to_save": full or None}
-    folder.mkdir(parents=True, exist_ok=True)
     data = {name: t.detach().cpu().contiguous().clone() for name, t in _tensors(model, layers, full).items()}
-    write_atomically(folder / "adapter_model.safetensors", lambda path: save_file(data, path, {"format": "pt"}))
-    write_json(folder / "adapter_config.json", config)
+    write_atomically(file, lambda path: save_file(data, path, {"format": "pt"}))
+    write_json(file.with_name("adapter_config.json"), config)
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> None:
@@ -174,16 +170,11 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
                 layers[name] = LoRALinear(module, rank, alpha, config.get("lora_dropout", 0.0), bool(config.get("use_rslora")), None)
         if not layers:
             raise InputError(f"target_modules {config.get('target_modules')!r} names no linear layer of this model")
-    tensors, wanted = read_safetensors(file), _tensors(model, layers, full)
+    held, wanted = names_in(file), _tensors(model, layers, full)
     remedy = "adapter_config.json and the weights do not belong together, or to this model"
-    report(file, "lacks", [n for n in wanted if n not in tensors], remedy)
-    report(file, "has unexpected", [n for n in tensors if n not in wanted], remedy)
-    for name, parameter in wanted.items():
-        if tensors[name].shape != parameter.shape:
-            raise InputError(f"{file}: {name} has shape {list(tensors[name].shape)}, {list(parameter.shape)} is needed: the adapter is of "
-                             "another model (or its vocabulary was extended)")
-        if not torch.isfinite(tensors[name]).all():
-            raise InputError(f"{file}: {name} holds NaN or infinite values: the adapter is damaged")
+    report(file, "lacks", [n for n in wanted if n not in held], remedy)
+    report(file, "has unexpected", [n for n in held if n not in wanted], remedy)
+    tensors = {name: read_tensor(file, name, tuple(p.shape), p.dtype, p.device) for name, p in wanted.items()}
     if full and model.config.tie_word_embeddings and not torch.equal(*(tensors[n] for n in list(wanted)[-2:])):
         raise InputError(f"{file}: lm_head and embed_tokens differ, but this model ties them: the adapter was trained on an untied model")
     model.requires_grad_(False)

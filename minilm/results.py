@@ -1,7 +1,6 @@
 """Runs and results: what the ten paper scripts share. Command line, seeds, statistics, the claims table, the JSON file, the figure's style.
 
-A script hands in `run(cfg, seed) -> Outcome`, `claims(metrics) -> list[dict]` and `figure(results) -> Figure`, and keeps every loop.
-"""
+A script hands in `run(cfg, seed) -> Outcome`, `claims(metrics) -> list[dict]` and `figure(results) -> Figure`, and keeps every loop."""
 
 import dataclasses
 import math
@@ -189,9 +188,8 @@ def print_metrics(metrics: dict, columns: Sequence[str], digits: int = 2) -> Non
 
 
 def destination(script: str, cfg) -> Path:
-    """Where a run's files go, without their endings: `results/NAME` for the default Config, `results/NAME_full` for `--full` alone,
-    `runs/NAME/NAME` for anything else; NAME is the script's, with _real behind it for methods/real/. `workers`, `device` and `out` change
-    no number, so they do not count; `out` wins."""
+    """Where a run's files go, without their endings: `results/NAME` for the default Config, `results/NAME_full` for `--full` alone, else
+    `runs/NAME/NAME`; NAME is the script's (in methods/real/: NAME_real). `workers` and `device` change no number and do not count."""
     name = Path(script).stem + ("_real" if Path(script).parent.name == "real" else "")
     if getattr(cfg, "out", None):
         return Path(cfg.out) / name
@@ -229,7 +227,6 @@ def _relative_argv() -> list[str]:
         full = Path(path).resolve()
         inside = str(full.relative_to(ROOT)) if full.is_relative_to(ROOT) else full.name
         return inside if Path(path).is_absolute() else path
-
     return ["=".join(map(shown, word.split("=", 1))) if word.startswith("--") else shown(word) for word in sys.argv]
 
 
@@ -269,7 +266,6 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 11.0, height: flo
     """A figure in the house style, readable when shown 800 pixels wide -> (figure, axes as plt.subplots returns them)."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-
     with rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 13, "legend.frameon": False,
                      "legend.fontsize": 10.5, "lines.linewidth": 2.0, "axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 110}):
         fig = Figure(figsize=(width, height), layout="constrained")
@@ -291,5 +287,4 @@ def bar_seeds(ax, x: float, values, color: str, width: float = 0.8, label: str |
 
 
 def save_figure(fig, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: fig.savefig(temporary, format="png", dpi=150, metadata={"Software": None}))

@@ -5,8 +5,7 @@
     tok, pieces = extend_tokenizer(tok, german_texts, 2000)     # for another language; see lora.extend_vocabulary for the model's side
 
 Every tokenizer here IS its tokenizer.json (`spec`) and tokenizer_config.json (`config`): saving writes the two back, and `transformers`
-reads them. Byte-level files run on tiktoken; bpe.merge, the plain loop, serves the rest.
-"""
+reads them. Byte-level files run on tiktoken; bpe.merge, the plain loop, serves the rest."""
 
 import json
 import unicodedata
@@ -206,8 +205,7 @@ class CharLevel(Tokenizer):
 
 def train_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str] = (), eos: str | None = None, bos: str | None = None,
               pattern: str = PATTERN) -> ByteLevelBPE:
-    """A byte-level BPE of our own: ids 0-255 are the bytes, then one per merge, the special tokens last; fewer than `vocab_size` in all
-    when a short text has no pair left that occurs twice."""
+    """A byte-level BPE of our own: ids 0-255 are the bytes, then one per merge (fewer if no pair occurs twice), the special tokens last."""
     count = vocab_size - 256 - len(special)
     if missing := {bos, eos} - {None, *special}:
         raise InputError(f"bos or eos {missing.pop()!r} must be among the special tokens {list(special)}")

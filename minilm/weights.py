@@ -1,9 +1,7 @@
-"""The weight loader: a Hugging Face folder <-> a Transformer. No table of names is needed beyond two short ones, because the model
-already carries Hugging Face's parameter names and configuration fields.
+"""The weight loader: a Hugging Face folder <-> a Transformer, which carries Hugging Face's parameter names and configuration fields.
 
     model, tokenizer = load_pretrained("path/to/folder", dtype=torch.bfloat16, device="cuda")
-    save_pretrained(model, "out/model", tokenizer)        # transformers.AutoModelForCausalLM.from_pretrained("out/model") loads it
-"""
+    save_pretrained(model, "out/model", tokenizer)        # transformers.AutoModelForCausalLM.from_pretrained("out/model") loads it"""
 
 import dataclasses
 import os
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from minilm import InputError
 from minilm.data import read_json, reading, write_atomically, write_json
@@ -27,16 +25,17 @@ FAMILIES = {
     "mistral": ("MistralForCausalLM", {"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131072}),
     "qwen2": ("Qwen2ForCausalLM", {"max_position_embeddings": 32768}),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 128, "max_position_embeddings": 32768}),
-    "mixtral": ("MixtralForCausalLM", {"rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True,
-                                       "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}),
-    "qwen2_moe": ("Qwen2MoeForCausalLM", {"num_experts": 60, "num_experts_per_tok": 4, "norm_topk_prob": False, "num_key_value_heads": 16,
-                                          "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
-                                          "max_position_embeddings": 32768}),
-    "qwen3_moe": ("Qwen3MoeForCausalLM", {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": False, "num_key_value_heads": 4,
-                                          "moe_intermediate_size": 768, "max_position_embeddings": 32768}),
-    "olmoe": ("OlmoeForCausalLM", {"num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "rms_norm_eps": 1e-5,
-                                   "max_position_embeddings": 4096}),
-}
+    "mixtral": ("MixtralForCausalLM", {
+        "num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True, "num_key_value_heads": 8, "rope_theta": 1e6,
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}),
+    "qwen2_moe": ("Qwen2MoeForCausalLM", {
+        "num_experts": 60, "num_experts_per_tok": 4, "norm_topk_prob": False, "num_key_value_heads": 16, "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632, "max_position_embeddings": 32768}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {
+        "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": False, "num_key_value_heads": 4, "moe_intermediate_size": 768,
+        "max_position_embeddings": 32768}),
+    "olmoe": ("OlmoeForCausalLM", {
+        "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096})}
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 ONE_WINDOW = ("mixtral", "qwen3_moe")  # files that cannot give a layer a window of its own
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -136,9 +135,8 @@ _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 
 def _stored(name: str, where) -> tuple[str, tuple[int, str] | None]:
-    """Hugging Face's name on disk -> the name that these files use, and which part (expert, gate | up | down) of that tensor it is.
-    Newer transformers hold a layer's experts fused in memory, `mlp.experts.gate_up_proj` [E, 2F, D] (gate rows first) and
-    `mlp.experts.down_proj` [E, D, F], also in Mixtral; a state_dict() that was saved as it is has these names."""
+    """Hugging Face's name on disk -> the name that these files use, and which part (expert, gate | up | down) of that tensor it is: a
+    state_dict() of newer transformers has `mlp.experts.gate_up_proj` [E, 2F, D] (gate rows first) and `mlp.experts.down_proj` [E, D, F]."""
     if name in where:
         return name, None
     fused = name.replace(".block_sparse_moe.", ".mlp.")
@@ -154,7 +152,6 @@ def _stored(name: str, where) -> tuple[str, tuple[int, str] | None]:
 
 def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
     """-> (model in eval mode, tokenizer or None if the folder has none). The model keeps the folder's generation_config as a dictionary.
-
     Tensors are memory-mapped and converted one by one: the peak stays near the weights in the target dtype. Everything in the file is
     used or refused: InputError names the first missing, unexpected, misshapen or non-finite tensors, and a file that is cut short."""
     folder = Path(folder)
@@ -170,7 +167,7 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
         other = file_of.pop(head, None)  # stored nevertheless
         if other and embed in file_of and not torch.equal(_map(other, head), _map(file_of[embed], embed)):
             raise InputError(f"{other}: config.json ties {head} to {embed}, but they differ: set tie_word_embeddings to false")
-    stored_as = {n: _stored(n, file_of) for n in our_name}  # -> (name in the files, part of that tensor)
+    stored_as = {n: _stored(n, file_of) for n in our_name}  # -> name in the files, and which part, as (3, "up"), of it
     used = {name for name, _ in stored_as.values()}
     unused = [n for n in file_of if n not in used and not n.endswith("rotary_emb.inv_freq")]
     missing = [n for n, (name, _) in stored_as.items() if name not in file_of]
@@ -180,7 +177,7 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     state = {}
     for theirs, ours in our_name.items():
         name, part = stored_as[theirs]
-        state[ours] = _read_tensor(file_of[name], name, shapes[ours], dtype, device, part and (*part, config.num_experts))
+        state[ours] = read_tensor(file_of[name], name, shapes[ours], dtype, device, part and (*part, config.num_experts))
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)
@@ -199,7 +196,7 @@ def _find_tensors(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file that holds it, from model.safetensors or the index of a sharded checkpoint."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
-        return dict.fromkeys(_names(single), single)
+        return dict.fromkeys(names_in(single), single)
     if not index.exists():
         old = " (pytorch_model.bin is a pickle, which is never loaded: convert it to safetensors)" if any(folder.glob("*.bin")) else ""
         raise FileNotFoundError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json{old}")
@@ -211,12 +208,12 @@ def _find_tensors(folder: Path) -> dict[str, Path]:
     for file in sorted(set(where.values())):
         if not file.exists():
             raise FileNotFoundError(f"{file} is missing, but {index.name} needs it: complete the download")
-        absent = {n for n, f in where.items() if f == file} - set(_names(file))
+        absent = {n for n, f in where.items() if f == file} - set(names_in(file))
         report(file, "lacks", sorted(absent), "the index and the shard do not belong together")
     return where
 
 
-def _names(file: Path) -> list[str]:
+def names_in(file: Path) -> list[str]:
     try:
         with safe_open(file, "pt") as f:
             return list(f.keys())
@@ -224,11 +221,11 @@ def _names(file: Path) -> list[str]:
         raise InputError(f"{file} is not a complete safetensors file ({error}): download or save it again") from None
 
 
-def _read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device, part: tuple[int, str, int] | None = None) -> torch.Tensor:
+def read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device, part: tuple[int, str, int] | None = None) -> torch.Tensor:
     """`part`: (expert, gate | up | down, number of experts) of a fused tensor."""
     tensor = _map(file, name, shape, part)
     if tuple(tensor.shape) != shape:
-        raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}")
+        raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, {list(shape)} is needed: it is of another model")
     if not tensor.dtype.is_floating_point:
         raise InputError(f"{file}: {name} has dtype {tensor.dtype}: quantised checkpoints are not read")
     rows = max(1, 2**24 * len(tensor) // max(1, tensor.nbytes))  # 16 MB at a time: the peak stays near the target's size
@@ -252,14 +249,8 @@ def _map(file: Path, name: str, shape: tuple = (), part: tuple[int, str, int] | 
         whole, rows = f.get_slice(name), shape[0]
         fused = [num_experts, shape[0] * (1 if which == "down" else 2), shape[1]]
         if whole.get_shape() != fused:
-            raise InputError(f"{file}: {name} has shape {whole.get_shape()}, config.json asks for {fused}")
+            raise InputError(f"{file}: {name} has shape {whole.get_shape()}, {fused} is needed: it is of another model")
         return whole[expert, rows : 2 * rows] if which == "up" else whole[expert, :rows]
-
-
-def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
-    """All tensors of one safetensors file. Raises InputError when it is cut short."""
-    _names(file)
-    return load_file(file)
 
 
 def report(where: Path, verb: str, names: list[str], remedy: str) -> None:
@@ -272,9 +263,9 @@ def report(where: Path, verb: str, names: list[str], remedy: str) -> None:
 
 def save_pretrained(model: Transformer, folder: str | Path, tokenizer=None, max_shard_bytes: int = 5 * 10**9) -> None:
     """Writes config.json, the weights (in shards above `max_shard_bytes`) and the tokenizer. A tied head is written once.
-
-    Each file is written under a temporary name, flushed and renamed, and shards become visible by their index only: a process killed at
-    any moment leaves the last complete checkpoint."""
+    Each file is written under a temporary name, flushed and renamed, shards become visible by their index only: a process killed at any
+    moment leaves the last complete weights. Give a model of another shape or tokenizer a folder of its own: a kill between two files would
+    leave the fields of the old one beside the weights of the new."""
     folder = Path(folder)
     if any(".lora_" in name for name in model.state_dict()):
         raise InputError("the model has LoRA layers: save_adapter(model, folder), or merge_lora(model, keep=False) and then save it")
@@ -283,18 +274,18 @@ def save_pretrained(model: Transformer, folder: str | Path, tokenizer=None, max_
         del state["lm_head.weight"]
     dtype = next(iter(state.values())).dtype
     config = config_json(model.config, dtype)
-    folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(state, max_shard_bytes)
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    on_cpu = lambda shard: {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
+    files = []
     if len(shards) == 1:
-        write_atomically(single, lambda path: save_file(_clone(shards[0]), path, {"format": "pt"}))
+        write_atomically(single, lambda path: save_file(on_cpu(shards[0]), path, {"format": "pt"}))
         index.unlink(missing_ok=True)
-        files = []
     else:
         generation = os.urandom(4).hex()  # new names: the shards of the last checkpoint stay whole until the index is renamed
         files = [f"model-{generation}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
         for file, shard in zip(files, shards):
-            write_atomically(folder / file, lambda path, shard=shard: save_file(_clone(shard), path, {"format": "pt"}))
+            write_atomically(folder / file, lambda path, shard=shard: save_file(on_cpu(shard), path, {"format": "pt"}))
         total = sum(t.numel() * t.element_size() for t in state.values())
         weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
         write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -316,7 +307,3 @@ def _shards(state: dict, limit: int) -> list[dict]:
             shards, size = [*shards, {}], 0
         shards[-1][name], size = tensor, size + bytes_
     return shards
-
-
-def _clone(shard: dict) -> dict:
-    return {name: tensor.cpu().contiguous() for name, tensor in shard.items()}

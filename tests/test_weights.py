@@ -254,7 +254,7 @@ BAD_WEIGHTS = {
     "lacks model.embed_tokens.weight, model.layers.0.* and 11 more": lambda f: change_weights(f, dict.clear),
     "has unexpected model.layers.9.mlp.up_proj.weight: config.json may be of another model": lambda f: change_weights(
         f, lambda s: s.update({"model.layers.9.mlp.up_proj.weight": torch.zeros(2, 2)})),
-    Q + r" has shape \[4, 16\], config.json asks for \[16, 16\]": lambda f: change_weights(f, lambda s: s.update({Q: torch.zeros(4, 16)})),
+    Q + r" has shape \[4, 16\], \[16, 16\] is needed": lambda f: change_weights(f, lambda s: s.update({Q: torch.zeros(4, 16)})),
     "model.norm.weight holds NaN or infinite values in torch.float32: the checkpoint is damaged": lambda f: change_weights(f, nan),
     "model.norm.weight holds NaN or infinite": lambda f: change_weights(f, overflow),
     f"{Q} has dtype torch.int8: quantised checkpoints are not read": lambda f: change_weights(f, lambda s: s.update({Q: s[Q].char()})),
