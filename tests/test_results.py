@@ -161,6 +161,14 @@ def test_the_paired_bootstrap_agrees_with_the_normal_interval_and_repeats():
     assert paired_bootstrap([1, 1, 0], [1, 1, 0], samples=100) == (0.0, 0.0, 0.0)
 
 
+def test_as_many_resamplings_are_drawn_as_were_asked_for(monkeypatch):
+    drawn, quantile = [], np.quantile
+    monkeypatch.setattr(np, "quantile", lambda means, q: drawn.append(len(means)) or quantile(means, q))
+    for samples in (3, 500, 700, 10_000):
+        paired_bootstrap([1.0, 2, 3], [0.0, 1, 1], samples=samples)
+    assert drawn == [3, 3, 500, 500, 700, 700, 10_000, 10_000]  # one quantile at each end
+
+
 # --- claims
 
 METRICS = {"method": {"acc": {"mean": 0.9, "sd": 0.01, "values": [0.89, 0.91]}},
