@@ -46,7 +46,7 @@ def render_text(template: str, messages: list[dict], answer: bool = True, **vari
 def render_chat(template: str, messages: list[dict], tokenizer, answer: bool = True) -> list[int]:
     """Messages [{"role", "content"}] -> ids, as transformers' apply_chat_template gives them, but for special tokens inside contents:
     there, stand-ins that occur nowhere else take the place of one character each until the template's own tokens are found."""
-    used = template + "".join(m["content"] for m in messages)
+    used = "".join((template, *tokenizer.special, *(m["content"] for m in messages)))
     free = (c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used)
     stand_in = dict(zip(sorted(set("".join(tokenizer.special))), free))
     safe = [{**m, "content": _hide(m["content"], tokenizer.special, stand_in)} for m in messages]

@@ -65,9 +65,9 @@ def reading(file: Path):
     """Around code that takes a file's values for what they should be; where they are not, an InputError names the file."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
-            raise error if str(file.parent) in str(error) else InputError(f"{file}: {error}") from None
+            raise error if str(error).startswith(str(file.parent)) else InputError(f"{file}: {error}") from None
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"{file} holds a value of a kind that is not read ({why}): download or save it again") from error
 

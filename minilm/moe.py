@@ -31,7 +31,7 @@ class TopKRouter(nn.Module):
         """x [N, D] -> logits [N, E], weights [N, K] and indices [N, K] of the chosen experts.
 
         Softmax over ALL experts, then top-k, then (if the checkpoint says so) renormalise. A softmax over the K chosen logits alone would
-        give the renormalised weights, wrong for checkpoints that do not. K = 1 renormalised is weight 1: the loss cannot move the router."""
+        give the renormalised weights, wrong for checkpoints that do not. K = 1 renormalised is weight 1: no loss can move the router."""
         logits = nn.functional.linear(x, self.weight)
         weights, indices = logits.softmax(-1, dtype=torch.float32).topk(self.experts_per_token, dim=-1)
         if self.norm_topk_prob:
