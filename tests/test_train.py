@@ -247,6 +247,18 @@ def test_what_cannot_be_sampled_is_said_in_one_line(change, words):
         sample.main(replace(sample.Config(), **change))
 
 
+def test_a_message_in_another_encoding_is_said_in_one_line(monkeypatch):
+    train.main(replace(TINY, steps=4))
+    Path("out/chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+
+    def latin_1(_):
+        raise UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid continuation byte")
+
+    monkeypatch.setattr("builtins.input", latin_1)
+    with pytest.raises(InputError, match="the message is not UTF-8 text"):
+        sample.main(sample.Config(chat=True))
+
+
 # --- several processes
 
 DRIVER = """
