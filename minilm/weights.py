@@ -225,8 +225,8 @@ def read_tensor(file: Path, name: str, shape: tuple, dtype: torch.dtype, device,
     """`part`: (expert, gate | up | down, number of experts) of a fused tensor."""
     tensor = _map(file, name, shape, part)
     if tuple(tensor.shape) != shape:
-        raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, {list(shape)} is needed: "
-                         f"the {'adapter' if 'adapter' in file.name else 'checkpoint'} is of another model (or its vocabulary was extended)")
+        raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, {list(shape)} is needed: the "
+                         f"{'adapter' if 'adapter' in file.name else 'checkpoint'} is of another model (or its vocabulary was extended)")
     if not tensor.dtype.is_floating_point:
         raise InputError(f"{file}: {name} has dtype {tensor.dtype}: quantised checkpoints are not read")
     rows = max(1, 2**24 * len(tensor) // max(1, tensor.nbytes))  # 16 MB at a time: the peak stays near the target's size
