@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
-from minilm.generate import stream
+from minilm.generate import check_sampling, stream
 from minilm.results import cli
 from minilm.training import pick_device
 from minilm.weights import DTYPES, load_pretrained
@@ -36,14 +36,13 @@ class Config:
 def check(cfg: Config) -> None:
     if cfg.dtype not in DTYPES:
         raise InputError(f"--dtype {cfg.dtype}: use {', '.join(DTYPES)}")
-    if cfg.temperature < 0:
-        raise InputError(f"--temperature {cfg.temperature}: give 0 (most probable) or more")
     if cfg.max_new_tokens < 1 or cfg.num_samples < 1:
         raise InputError(f"--max-new-tokens {cfg.max_new_tokens} and --num-samples {cfg.num_samples}: give 1 or more of each")
-    if cfg.top_p is not None and not 0 < cfg.top_p <= 1:
-        raise InputError(f"--top-p {cfg.top_p}: give a probability above 0 and up to 1")
-    if cfg.top_k is not None and cfg.top_k < 1:
-        raise InputError(f"--top-k {cfg.top_k}: give 1 or more")
+    check_sampling(cfg.temperature, cfg.top_k, cfg.top_p)
+    try:
+        f"{cfg.prompt}{cfg.system}".encode()
+    except UnicodeEncodeError:
+        raise InputError("--prompt or --system is not UTF-8 text: give it in the terminal's encoding, or set that to UTF-8") from None
 
 
 def print_stream(cfg: Config, model, tokenizer, prompt: list[int], seed: int) -> tuple[list[int], float]:
@@ -72,6 +71,8 @@ def converse(cfg: Config, model, tokenizer) -> None:
             question = input("\nyou> ").strip()
         except EOFError:
             question = ""
+        except UnicodeDecodeError:
+            raise InputError("the message is not UTF-8 text: set the terminal's encoding to UTF-8") from None
         if not question:
             return
         messages.append({"role": "user", "content": question})

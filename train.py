@@ -108,12 +108,13 @@ def load_documents(cfg: Config) -> tuple[list[str], list[str]]:
 
 
 def make_data(cfg: Config, tokenizer=None):
-    """-> (tokenizer, training tokens, validation tokens, bytes per validation token). Tokenizer and memory-mapped token files are kept in
-    a cache folder named by a hash of text and settings, so that a second run starts at once."""
+    """-> (tokenizer, training tokens, validation tokens, bytes per validation token, key). Tokenizer and memory-mapped token files are kept
+    in a cache folder named by `key`, a hash of text and tokenizer, so that a second run starts at once."""
     if cfg.level not in ("bpe", "char"):
         raise InputError(f"--level {cfg.level}: use bpe or char")
     documents = dict(zip(("train", "val"), load_documents(cfg)))
-    key = hashlib.sha256(repr((cfg.checkpoint or f"{cfg.level}/{cfg.vocab_size}", documents)).encode()).hexdigest()[:16]
+    made_by = f"{cfg.level}/{cfg.vocab_size}" if tokenizer is None else (tokenizer.spec, tokenizer.eos_id)
+    key = hashlib.sha256(repr((made_by, documents)).encode()).hexdigest()[:16]
     cache = Path(".cache") / key
     if tokenizer is None:
         if not (cache / "tokenizer.json").exists():
@@ -129,7 +130,7 @@ def make_data(cfg: Config, tokenizer=None):
         if len(tokens[part]) <= cfg.block:
             raise InputError(f"the {part} text has {len(tokens[part])} tokens, one block needs {cfg.block + 1}: "
                              "give more text or a smaller --block")
-    return tokenizer, tokens["train"], tokens["val"], sum(len(text.encode()) for text in documents["val"]) / len(tokens["val"])
+    return tokenizer, tokens["train"], tokens["val"], sum(len(text.encode()) for text in documents["val"]) / len(tokens["val"]), key
 
 
 def encode(tokenizer, documents: list[str]) -> list[int]:
@@ -182,7 +183,20 @@ def make_model(cfg: Config, vocab_size: int) -> Transformer:
     return Transformer(config, generator(cfg.seed, "init"))
 
 
+def check(cfg: Config) -> None:
+    """Refuses numbers that no run can be made of, before anything is read."""
+    least = dict.fromkeys(("layers", "width", "heads", "kv_heads", "experts_per_token", "block", "batch", "micro_batch", "eval_every",
+                           "eval_batches"), 1) | dict.fromkeys(("num_experts", "steps", "warmup", "weight_decay"), 0)
+    for name, value in asdict(cfg).items():
+        flag = f"--{name.replace('_', '-')} {value}"
+        if value is not None and name in least and not value >= least[name]:
+            raise InputError(f"{flag}: give {least[name]} or more")
+        if name in ("lr", "clip") and not 0 < value < math.inf:
+            raise InputError(f"{flag}: give a number above 0")
+
+
 def main(cfg: Config) -> dict:
+    check(cfg)
     device = pick_device(cfg.device)
     world = start_world(device)
     chief = world.rank == 0
@@ -197,8 +211,10 @@ def main(cfg: Config) -> dict:
     model, tokenizer = load_pretrained(cfg.checkpoint) if cfg.checkpoint else (None, None)
     if cfg.checkpoint and tokenizer is None:
         raise InputError(f"{cfg.checkpoint} has no tokenizer.json: --checkpoint needs a folder with one")
+    if model and cfg.block > model.config.max_position_embeddings:
+        raise InputError(f"--block {cfg.block}: {cfg.checkpoint} reads {model.config.max_position_embeddings} tokens at most")
     with chief_first(world):
-        tokenizer, train_tokens, val_tokens, bytes_per_token = make_data(cfg, tokenizer)
+        tokenizer, train_tokens, val_tokens, bytes_per_token, data_key = make_data(cfg, tokenizer)
     model = (model or make_model(cfg, tokenizer.vocab_size)).to(device).train()
     model.activation_checkpointing = cfg.activation_checkpointing
     print_once = tqdm.write if chief else lambda text: None
@@ -211,10 +227,12 @@ def main(cfg: Config) -> dict:
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
     order = generator(cfg.seed, f"order of process {world.rank}")
     out, log, first, trained_seconds = Path(cfg.out), {"step": [], "train": [], "val": []}, 0, 0.0
+    fingerprint = resumable(cfg, world) | {"data": data_key}
     if cfg.resume:
         state = load_state(out / "training.pt", device)
-        if state["config"] != resumable(cfg, world):
-            raise InputError(f"{out}/training.pt was made with other flags; resume with the same ones, or start afresh without --resume")
+        if not isinstance(state, dict) or state.get("config") != fingerprint:
+            raise InputError(f"{out}/training.pt was made with other flags or other data; resume with the same ones, or start afresh "
+                             "without --resume")
         if cfg.fsdp:
             load_shards(out / state["shards"], loss_module, optimizers)
         else:
@@ -224,6 +242,8 @@ def main(cfg: Config) -> dict:
         order.set_state(state["orders"][world.rank].cpu())
         log, first, trained_seconds = state["log"], state["step"], state["seconds"]
 
+    autocast(device, cfg.dtype), schedule(0, cfg.steps, cfg.schedule)  # a name that is not known is refused before anything is written,
+    out.mkdir(parents=True, exist_ok=True)  # and what cannot be written before the training
     started, running = time.time() - trained_seconds, []
     bar = tqdm(range(first, cfg.steps), initial=first, total=cfg.steps, desc="training", disable=not chief, dynamic_ncols=True)
     for step in bar:
@@ -245,20 +265,23 @@ def main(cfg: Config) -> dict:
             bar.set_postfix_str(f"loss {float(total):.3f}, {speed:,.0f} tokens/s")
         if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
             val = evaluate(cfg, loss_module, val_tokens, device)
+            if not math.isfinite(val):
+                raise InputError(f"the loss is {val} at step {step + 1}: use a smaller --lr, or a longer --warmup. The last "
+                                 f"{out}/training.pt is left as it was")
             log["step"].append(step + 1)
             log["train"].append(float(torch.stack(running).mean()))
             log["val"].append(val)
             running = []
             print_once(f"step {step + 1:5}: train {log['train'][-1]:.4f}, val {val:.4f} nats/token = "
                        f"{val / bytes_per_token / math.log(2):.4f} bits/byte")
-            state = {"config": resumable(cfg, world), "orders": gather(world, order.get_state()), "log": log, "step": step + 1,
+            state = {"config": fingerprint, "orders": gather(world, order.get_state()), "log": log, "step": step + 1,
                      "seconds": time.time() - started}
             save_training(cfg, out, state, model, loss_module, optimizers, chief)
     return finish(cfg, out, model, tokenizer, val_tokens, log, bytes_per_token, time.time() - started, chief)
 
 
 def resumable(cfg: Config, world) -> dict:
-    """The flags that a resumed run must share; only where it reads and writes may change."""
+    """The flags that a resumed run must share, beside the data's content; only where it reads and writes may change."""
     return {k: v for k, v in asdict(cfg).items() if k not in ("resume", "out", "device", "data")} | {"processes": world.size}
 
 

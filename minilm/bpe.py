@@ -1,8 +1,7 @@
 """Byte-pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909): learn which pairs to join, and join them.
 
 Training: cut the text into words, words into single bytes; join the most frequent adjacent pair everywhere; repeat. Encoding: join, in a
-new text, always the pair that was learned first. tokenizer.py puts files, special tokens and tiktoken around this.
-"""
+new text, always the pair that was learned first. tokenizer.py puts files, special tokens and tiktoken around this."""
 
 import heapq
 from collections import Counter, defaultdict
@@ -53,9 +52,7 @@ def learn_merges(texts: Iterable[str], merges: int, pattern: str = PATTERN) -> l
 
 
 def continue_merges(words: list[list], counts: list[int], merges: int, taken: Iterable = ()) -> list[tuple]:
-    """Learns from words as far as they are joined already (lists of bytes or str), each with its number of occurrences. A pair that would
-    spell one of the tokens in `taken` is never joined.
-
+    """Learns from words joined so far (lists of bytes or str), each with its number of occurrences; no pair spells a token of `taken`.
     Words are counted once, and a merge only touches the words that hold its pair: the counts of all other pairs stay as they are."""
     count, where = Counter(), defaultdict(set)
     for w, (word, times) in enumerate(zip(words, counts)):

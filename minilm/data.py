@@ -1,5 +1,6 @@
 """From text to batches: memory-mapped token files, packing, prompt-masked examples, and the random generators that order them."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,8 +16,7 @@ IGNORE = -100  # a label that no loss counts (torch's own default)
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """A random generator of its own for every purpose ("init", "order", "dropout of arm 2"): adding a draw to one of them, or a new
-    arm beside the others, cannot move any other number."""
+    """A random generator of its own for every purpose ("init", "order"): one more draw, or one more arm, moves no other number."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
@@ -37,11 +37,11 @@ def read_text(path: str | Path) -> str:
 
 
 def read_documents(path: str | Path, endings: Sequence[str] = (".txt", ".md", ".py")) -> list[str]:
-    """A file is one document; a folder is all its files with one of the endings, in sorted order."""
+    """A file is one document; a folder is all its files with one of the endings that are not blank, in sorted order."""
     path = Path(path)
     if not path.is_dir():
         return [read_text(path)]
-    files = sorted(p for p in path.rglob("*") if p.suffix in endings and p.is_file() and p.stat().st_size)
+    files = sorted(p for p in path.rglob("*") if p.suffix in endings and p.is_file() and p.read_bytes().strip())
     if not files:
         raise InputError(f"{path} holds no text: no file that ends in {', '.join(endings)}")
     return [read_text(p) for p in files]
@@ -60,18 +60,32 @@ def read_json(file: Path) -> dict:
     return value
 
 
+@contextlib.contextmanager
+def reading(file: Path):
+    """Around code that takes a file's values for what they should be; where they are not, an InputError names the file."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise error if str(error).startswith(str(file.parent)) else InputError(f"{file}: {error}") from None
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{file} holds a value of a kind that is not read ({why}): download or save it again") from error
+
+
 def write_json(file: Path, value) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def write_atomically(path: Path, save: Callable[[Path], object]) -> None:
     """save(temporary path), flush to disk, rename: a process killed at any moment leaves the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
+    temporary.touch()
+    mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes files that only their owner can read
     save(temporary)
     with open(temporary, "rb+") as f:
-        os.fchmod(f.fileno(), 0o644)  # safetensors makes files that only their owner can read
+        os.fchmod(f.fileno(), mode)
         os.fsync(f.fileno())
     os.replace(temporary, path)
 
@@ -80,13 +94,11 @@ def write_atomically(path: Path, save: Callable[[Path], object]) -> None:
 
 def write_tokens(path: Path, tokens: Iterable[int], vocab_size: int) -> None:
     """One flat .npy array, uint16 if the vocabulary fits (else uint32), that `np.load(mmap_mode="r")` maps. Renamed into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     array = np.fromiter(tokens, dtype=np.uint16 if vocab_size <= 2**16 else np.uint32)
 
     def save(temporary):
         with open(temporary, "wb") as f:  # (given a name, np.save would add an ending to it)
             np.save(f, array)
-
     write_atomically(path, save)
 
 
@@ -132,8 +144,7 @@ def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int = 0
 def prompt_masked(examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
     """(prompt, answer) pairs of ids -> inputs, labels [B, T]: the prompt is read, only the answer is learned.
 
-        prompt = [5, 6], answer = [7, 8]  ->  inputs [5, 6, 7], labels [IGNORE, 7, 8]
-    """
+        prompt = [5, 6], answer = [7, 8]  ->  inputs [5, 6, 7], labels [IGNORE, 7, 8]"""
     for i, (prompt, _) in enumerate(examples):
         if not len(prompt):
             raise InputError(f"example {i} has an empty prompt: put BOS before the answer, or nothing predicts its first token")

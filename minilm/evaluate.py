@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import NamedTuple
 
 import torch
@@ -10,13 +10,15 @@ import torch.nn.functional as F
 
 from minilm import InputError
 from minilm.data import pad
+from minilm.generate import check_context, has_hidden
 
 
 def token_logprobs(model, ids: torch.Tensor, attention_mask: torch.Tensor | None = None, chunk_bytes: int = 2**28) -> torch.Tensor:
     """log p(ids[:, t + 1] | ids[:, :t + 1]) in float32, [B, T - 1]; at padding the value means nothing. A Transformer's logits are made
     and dropped in chunks of `chunk_bytes`; any other model (two contrasted ones, say) gives all its logits at once."""
+    check_context(model, ids.shape[1], room=0)
     labels = ids[:, 1:]
-    if not hasattr(model, "hidden"):
+    if not has_hidden(model):
         return -F.cross_entropy(model(ids, attention_mask=attention_mask).logits[:, :-1].float().transpose(1, 2), labels, reduction="none")
     h = model.hidden(ids, attention_mask=attention_mask)[:, :-1]
     rows = max(1, chunk_bytes // (4 * model.config.vocab_size))
@@ -73,10 +75,10 @@ def perplexity(model, rows: Sequence[Sequence[int]], batch: int = 64) -> float:
 def last_number(text: str) -> str | None:
     """The last number of a text, always spelled the same way, so that equal numbers are equal strings; None if there is none. Thousands
     commas, a dollar sign, a trailing full stop and needless zeros are dropped; digits of any script are read.
-
     "so 1,200 + 34 = $1,234." -> "1234";  "it is -3.50" -> "-3.5";  "7.0" -> "7";  ".5" -> "0.5"."""
     found = re.findall(r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?|(?<!\d)-?\.\d+", text)
-    return f"{Decimal(found[-1].replace(',', '')).normalize() + 0:f}" if found else None
+    exact = Context(prec=len(text) + 1)  # Decimal's own context rounds to 28 digits
+    return f"{exact.normalize(exact.add(Decimal(found[-1].replace(',', '')), 0)):f}" if found else None
 
 
 def masked_mean(h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -86,7 +88,7 @@ def masked_mean(h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def pca(x: torch.Tensor, k: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Projections [n, k] of x [n, D] on its k directions of largest variance, and the share of the variance each explains [k].
+    """Projections [n, k] of x [n, D] on its k directions of largest variance (min(n, D) at most), and the share that each explains [k].
     A direction's sign is arbitrary: it is chosen so that its largest coordinate is positive."""
     centred = (x - x.mean(0)).double()
     _, s, vt = torch.linalg.svd(centred, full_matrices=False)

@@ -1,8 +1,7 @@
 """Generation: one loop for every model and for every way to combine models.
 
 `model` is anything with `new_cache(B)` and `forward(ids, cache=..., attention_mask=...) -> Output` (the mask is passed only for prompts
-of different lengths). A decoding method is an nn.Module with these two, twenty lines in its script, and generates through this file.
-"""
+of different lengths). A decoding method is an nn.Module with these two, twenty lines in its script, and generates through this file."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,8 +14,7 @@ from minilm.data import pad
 def choose(logits: torch.Tensor, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
            gen: torch.Generator | None = None) -> torch.Tensor:
     """Next tokens [B] from logits [B, V]: the largest at temperature 0 (ties: the lowest id), else a draw from
-    softmax(logits / temperature), cut to the `top_k` most probable tokens and to the smallest set whose probability reaches `top_p`
-    (Holtzman et al. 2020)."""
+    softmax(logits / temperature), cut to the `top_k` most probable and to the smallest set that reaches `top_p` (Holtzman et al. 2020)."""
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / temperature
@@ -31,21 +29,35 @@ def choose(logits: torch.Tensor, temperature: float = 0.0, top_k: int | None = N
     return torch.multinomial(logits.softmax(-1).cpu(), 1, generator=gen).to(logits.device)[:, 0]
 
 
-def check_context(model, longest: int) -> int | None:
-    """The model's context length (None if it tells none). Raises InputError when a prompt fills it."""
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raises InputError for settings that `choose` cannot draw with."""
+    if not (temperature == 0 or temperature >= 1e-6):
+        raise InputError(f"temperature {temperature}: give 0 (most probable), or 1e-6 or more")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k {top_k}: give 1 or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top_p {top_p}: give a probability above 0 and up to 1")
+
+
+def check_context(model, longest: int, room: int = 1) -> int | None:
+    """The model's context length (None if it tells none). Raises InputError when a text leaves no `room` in it for new tokens."""
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if context is not None and longest >= context:
-        raise InputError(f"the prompt has {longest} tokens, the model reads {context}: shorten the prompt to at most {context - 1}")
+    if context is not None and longest + room > context:
+        raise InputError(f"the prompt has {longest} tokens, the model reads {context}: shorten the prompt to at most {context - room}")
     return context
+
+
+def has_hidden(model) -> bool:
+    """Whether `lm_head(hidden(ids))` is what its forward gives: not for a subclass with a forward of its own and an inherited `hidden`."""
+    return "hidden" in vars(next(c for c in type(model).__mro__ if {"hidden", "forward"} & vars(c).keys()))
 
 
 @torch.inference_mode()
 def stream(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_tokens: int = 64, temperature: float = 0.0,
            top_k: int | None = None, top_p: float | None = None, seed: int = 0) -> Iterator[torch.Tensor]:
-    """Yields the next token of every prompt, int64 [B] on the CPU, until `max_new_tokens` or the end of the context.
-
-    Prompts of different lengths are padded on the left: every row then ends where the next token goes. Raises InputError for an empty
-    prompt and for one longer than the context."""
+    """Yields the next token of every prompt, int64 [B] on the CPU, until `max_new_tokens` or the end of the context. Prompts of different
+    lengths are padded on the left: every row then ends where the next token goes."""
+    check_sampling(temperature, top_k, top_p)
     rows = [list(map(int, p)) for p in prompts]
     if not rows or not all(rows):
         raise InputError("a prompt is empty: give at least one token (BOS, if the tokenizer has one)")
@@ -57,7 +69,7 @@ def stream(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_token
     cache, gen, padded = model.new_cache(len(rows)), torch.Generator().manual_seed(seed), not bool(mask.all())
     for _ in range(max_new_tokens):
         arguments = {"cache": cache, "attention_mask": mask} if padded else {"cache": cache}
-        if hasattr(model, "hidden"):  # the logits of the last position only: a long prompt need not build [B, T, V]
+        if has_hidden(model):  # the logits of the last position only: a long prompt need not build [B, T, V]
             logits = model.lm_head(model.hidden(ids, **arguments)[:, -1])
         else:
             logits = model(ids, **arguments).logits[:, -1]
@@ -71,7 +83,6 @@ def generate(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_tok
              top_k: int | None = None, top_p: float | None = None, eos_id: int | Sequence[int] | None = None,
              seed: int = 0) -> list[list[int]]:
     """Continues every prompt (lists of ids, or int64 [B, T]) -> lists of ids, prompt included, cut after the first EOS.
-
     Greedy at temperature 0. The same seed gives the same samples. Stops early when every row has ended."""
     rows = [list(map(int, p)) for p in prompts]
     stops = set() if eos_id is None else {eos_id} if isinstance(eos_id, int) else set(eos_id)

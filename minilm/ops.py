@@ -7,7 +7,6 @@ from torch import nn
 
 class Linear(nn.Linear):
     """nn.Linear (its plain twin), which reads its matrix faster when there is a single token to multiply, as in decoding.
-
     Limit: a matrix-vector product does 2 operations per weight, so it takes as long as reading the matrix once. One core that adds up
     a float32 matrix reads 28 GB/s; MKL's matrix-vector routine behind F.linear reached 6 to 14 GB/s, its batched product of the same
     matrix cut into 4 slices 15 to 29 GB/s (widths 256 to 2048). Products of several tokens, bfloat16 and GPUs are left to F.linear."""
@@ -22,7 +21,6 @@ class Linear(nn.Linear):
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, in float32. Plain twin: F.rms_norm(x, (D,), weight, eps).
-
     Limit: 2 reads and 1 write of x forward, 4 reads and 1 write backward. PyTorch has one kernel for this on a GPU, but on a CPU it
     makes about 7 passes forward and 15 backward; written out here they are 3 and 6, and training a norm takes half to a third."""
     if x.dtype != torch.float32:
@@ -51,7 +49,6 @@ class _RMSNorm(torch.autograd.Function):
 
 def linear_cross_entropy(h, weight, labels, ignore_index: int = -100, chunk_bytes: int = 2**26):
     """Mean of -log softmax(h weight^T)[label] over the labels that count, without ever holding all [N, V] logits.
-
     h [..., D], weight [V, D], labels int64 [...]; a scalar. Plain twin: F.cross_entropy(F.linear(h, weight), labels). The gradient of
     the logits of a few rows, softmax - onehot, is known as soon as these rows are: so one forward pass over chunks of rows computes the
     loss and both gradients, and drops the chunk's logits. Chunks of `chunk_bytes` keep peak memory far below N * V * 4 bytes."""
@@ -95,6 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total * scale
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out):
         grad_h, grad_w = ctx.saved_tensors
         return (None if grad_h is None else grad_h * grad_out.to(grad_h.dtype),
@@ -103,8 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def grouped_linear(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Group g's rows of x times its own matrix, transposed: x [S, D] sorted by group, weight [G, F, D], ends int32 [G] (group g is rows
-    ends[g-1] to ends[g]; the last end is S) -> [S, F]. One call where the hardware has a kernel for it, and then without a host read.
-    Plain twin: `grouped_linear_plain`, which is used wherever `can_group` says no."""
+    ends[g-1] to ends[g]) -> [S, F]. One call without a host read where `can_group` says so, else its plain twin, the function below."""
     if not can_group(x.device, x.dtype, [weight.shape[1:]]):
         return grouped_linear_plain(x, weight, ends)
     return F.grouped_mm(x, weight.transpose(-2, -1), offs=ends)
@@ -126,7 +123,7 @@ def can_group(device: torch.device, dtype: torch.dtype, shapes) -> bool:
 
 
 def newton_schulz(G: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Approximately U V^T of G = U S V^T, for a batch of matrices [..., m, n]: all singular values end near 1 (between about 0.7 and 1.2).
+    """Approximately U V^T of G = U S V^T, for matrices [..., m, n]: singular values above 1% of G's norm end near 1 (0.7 to 1.2).
 
     Five odd polynomials X <- a X + (b A + c A^2) X, A = X X^T, with the coefficients of Keller Jordan's Muon (2024,
     https://kellerjordan.github.io/posts/muon/), chosen for speed near zero rather than for exact convergence to 1.

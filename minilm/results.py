@@ -1,7 +1,6 @@
 """Runs and results: what the ten paper scripts share. Command line, seeds, statistics, the claims table, the JSON file, the figure's style.
 
-A script hands in `run(cfg, seed) -> Outcome`, `claims(metrics) -> list[dict]` and `figure(results) -> Figure`, and keeps every loop.
-"""
+A script hands in `run(cfg, seed) -> Outcome`, `claims(metrics) -> list[dict]` and `figure(results) -> Figure`, and keeps every loop."""
 
 import dataclasses
 import math
@@ -34,13 +33,13 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 def cli(main: Callable, Config: type) -> None:
     """Builds a Config from the command line (each field's trailing comment is its --help) and calls main(cfg). A user's mistake
-    (InputError, FileNotFoundError) is one line on stderr and exit status 2; any other exception keeps its traceback."""
+    (InputError, a path of the wrong kind) is one line on stderr and exit status 2; any other exception keeps its traceback."""
     doc = sys.modules[main.__module__].__doc__
     paragraphs = re.sub(r"\n(?=[A-Z]\w+ {2,})", "\n\n", doc)  # so that --help keeps Idea, Claims and Run apart
     cfg = tyro.cli(Config, description=paragraphs)
     try:
         main(cfg)
-    except (InputError, FileNotFoundError) as error:
+    except (InputError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
@@ -57,6 +56,8 @@ class Outcome(NamedTuple):
 def run_seeds(run: Callable, cfg, seeds: Sequence[int], workers: int | None = None) -> list[Outcome]:
     """[run(cfg, seed) for seed in seeds], each in a process of its own with one thread, `workers` (default: one per core) at a time.
     One thread also when nothing runs beside it: the number of threads changes the order of sums, and with it the last digits."""
+    if not seeds or (workers or 1) < 1:
+        raise InputError(f"--seeds {list(seeds)}, --workers {workers}: give at least one of each")
     workers = min(workers or os.cpu_count() or 1, len(seeds))
     if workers == 1:
         threads = torch.get_num_threads()
@@ -137,7 +138,8 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], seed: int = 0, samp
     """Mean of a - b over items (persons, problems), with the 95% percentile interval of `samples` resamplings of the items."""
     d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     rng = np.random.default_rng(seed)
-    means = np.concatenate([d[rng.integers(0, len(d), (k, len(d)))].mean(1) for k in [min(500, samples)] * max(1, samples // 500)])
+    sizes = [min(500, samples - at) for at in range(0, samples, 500)]
+    means = np.concatenate([d[rng.integers(0, len(d), (k, len(d)))].mean(1) for k in sizes])
     return float(d.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
@@ -186,9 +188,8 @@ def print_metrics(metrics: dict, columns: Sequence[str], digits: int = 2) -> Non
 
 
 def destination(script: str, cfg) -> Path:
-    """Where a run's files go, without their endings: `results/NAME` for the default Config, `results/NAME_full` for `--full` alone,
-    `runs/NAME/NAME` for anything else; NAME is the script's, with _real behind it for methods/real/. `workers`, `device` and `out` change
-    no number, so they do not count; `out` wins."""
+    """Where a run's files go, without their endings: `results/NAME` for the default Config, `results/NAME_full` for `--full` alone, else
+    `runs/NAME/NAME`; NAME is the script's (in methods/real/: NAME_real). `workers` and `device` change no number and do not count."""
     name = Path(script).stem + ("_real" if Path(script).parent.name == "real" else "")
     if getattr(cfg, "out", None):
         return Path(cfg.out) / name
@@ -226,7 +227,6 @@ def _relative_argv() -> list[str]:
         full = Path(path).resolve()
         inside = str(full.relative_to(ROOT)) if full.is_relative_to(ROOT) else full.name
         return inside if Path(path).is_absolute() else path
-
     return ["=".join(map(shown, word.split("=", 1))) if word.startswith("--") else shown(word) for word in sys.argv]
 
 
@@ -266,7 +266,6 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 11.0, height: flo
     """A figure in the house style, readable when shown 800 pixels wide -> (figure, axes as plt.subplots returns them)."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-
     with rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 13, "legend.frameon": False,
                      "legend.fontsize": 10.5, "lines.linewidth": 2.0, "axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 110}):
         fig = Figure(figsize=(width, height), layout="constrained")
@@ -288,5 +287,4 @@ def bar_seeds(ax, x: float, values, color: str, width: float = 0.8, label: str |
 
 
 def save_figure(fig, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: fig.savefig(temporary, format="png", dpi=150, metadata={"Software": None}))

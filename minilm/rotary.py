@@ -2,8 +2,7 @@
 
 Coordinate pair (i, i + Dh/2) of a query or key at position p is turned by the angle p * w_i, w_i = theta^(-2i/Dh), so a score q.k
 depends on the distance of two tokens only. Long-context checkpoints change the frequencies w_i ("rope scaling"): `linear` slows all of
-them, `llama3` only the slow ones, `yarn` (https://arxiv.org/abs/2309.00071) blends the two and sharpens the attention.
-"""
+them, `llama3` only the slow ones, `yarn` (https://arxiv.org/abs/2309.00071) blends the two and sharpens the attention."""
 
 import math
 
@@ -45,19 +44,13 @@ def _llama3(w, head_dim, theta, scaling):
 def _yarn(w, head_dim, theta, scaling):
     """Dimensions that turn often (> beta_fast times) in the original context stay, those that turn rarely (< beta_slow) are stretched."""
     factor, length = scaling["factor"], scaling["original_max_position_embeddings"]
-
-    def dimension(turns):  # the (real-valued) i whose w_i makes this many turns
-        return head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
-
+    dimension = lambda turns: head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))  # the i whose w_i turns so often
     first, last = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
     if scaling.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, head_dim - 1)
     stretch = ((torch.arange(head_dim // 2, device="cpu").float() - first) / max(last - first, 0.001)).clamp(0, 1)
-
-    def sharpen(mscale=1.0):
-        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
-
+    sharpen = lambda mscale=1.0: 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
     attention_factor = scaling.get("attention_factor")
     if attention_factor is None:
         mscale, mscale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
@@ -82,7 +75,6 @@ class Rotary:
 
 
 def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turns x [B, H, T, Dh]. With h = Dh/2: y[i] = x[i] cos - x[i+h] sin and y[i+h] = x[i+h] cos + x[i] sin (Su et al., Eq. 34,
-    pairs laid out as in Llama checkpoints)."""
+    """Turns x [B, H, T, Dh]. With h = Dh/2: y[i] = x[i] cos - x[i+h] sin, y[i+h] = x[i+h] cos + x[i] sin (Eq. 34, paired as in Llama)."""
     cos, sin = rotary
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

@@ -5,8 +5,7 @@
     tok, pieces = extend_tokenizer(tok, german_texts, 2000)     # for another language; see lora.extend_vocabulary for the model's side
 
 Every tokenizer here IS its tokenizer.json (`spec`) and tokenizer_config.json (`config`): saving writes the two back, and `transformers`
-reads them. Byte-level files run on tiktoken; bpe.merge, the plain loop, serves the rest.
-"""
+reads them. Byte-level files run on tiktoken; bpe.merge, the plain loop, serves the rest."""
 
 import json
 import unicodedata
@@ -20,7 +19,7 @@ import tiktoken
 
 from minilm import InputError
 from minilm.bpe import CHAR_TO_BYTE, PATTERN, continue_merges, learn_merges, merge, spell
-from minilm.data import read_json, write_json
+from minilm.data import read_json, read_text, reading, write_json
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Pre-tokenizer "individual digits, then GPT2": a space stays outside the digit after it, so a run of spaces before a digit is one piece.
@@ -58,17 +57,18 @@ class Tokenizer:
         encode(text, add_special_tokens=False, split_special_tokens=True)."""
         return [*([self.bos_id] if bos and self.bos_id is not None else []), *self._split(text, self._plain)]
 
-    def encode_template(self, text: str, mark: str) -> list[int]:
-        """Ids of a text of our own making, special tokens read as such. `mark` is a character that breaks up those which a user's part
-        of the text holds; it is taken out once the real ones are found (see chat.py)."""
-        return self._split(text, self._all, mark)
+    def encode_template(self, text: str, stand_for: dict[int, str]) -> list[int]:
+        """Ids of a text of our own making, special tokens read as such. The characters `stand_for` {code: character} break up those which
+        a user's part of the text holds; they are put back once the real ones are found (see chat.py)."""
+        return self._split(text, self._all, stand_for)
 
-    def _split(self, text: str, added: regex.Pattern | None, mark: str = "") -> list[int]:
+    def _split(self, text: str, added: regex.Pattern | None, stand_for: dict[int, str] | None = None) -> list[int]:
+        encode = lambda part, first: self._encode(part.translate(stand_for) if stand_for else part, first)
         ids, at = [], 0
         for found in added.finditer(text) if added else ():
-            ids += [*self._encode(text[at : found.start()].replace(mark, ""), at == 0), self.added[found[found.lastindex]]]
+            ids += [*encode(text[at : found.start()], at == 0), self.added[found[found.lastindex]]]
             at = found.end()
-        return ids + self._encode(text[at:].replace(mark, ""), at == 0)
+        return ids + encode(text[at:], at == 0)
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of ids; half a character (bytes that are not UTF-8 yet) shows as U+FFFD, an id that is no token as nothing."""
@@ -205,8 +205,7 @@ class CharLevel(Tokenizer):
 
 def train_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str] = (), eos: str | None = None, bos: str | None = None,
               pattern: str = PATTERN) -> ByteLevelBPE:
-    """A byte-level BPE of our own: ids 0-255 are the bytes, then one per merge, the special tokens last; fewer than `vocab_size` in all
-    when a short text has no pair left that occurs twice."""
+    """A byte-level BPE of our own: ids 0-255 are the bytes, then one per merge (fewer if no pair occurs twice), the special tokens last."""
     count = vocab_size - 256 - len(special)
     if missing := {bos, eos} - {None, *special}:
         raise InputError(f"bos or eos {missing.pop()!r} must be among the special tokens {list(special)}")
@@ -268,24 +267,22 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     file = Path(folder) / "tokenizer.json"
     read = lambda name: read_json(file.with_name(name)) if file.with_name(name).exists() else {}
     spec, config = read_json(file), read("tokenizer_config.json")
-    names = {t["id"]: t["content"] for t in spec.get("added_tokens") or []}
-    for other in (read("generation_config.json"), read("config.json")):  # some folders name BOS and EOS by id only
-        for key in ("bos_token", "eos_token"):
-            if key not in config and isinstance(other.get(key + "_id"), int):
-                config[key] = names.get(other[key + "_id"])
-    if file.with_name("chat_template.jinja").exists():
-        config["chat_template"] = file.with_name("chat_template.jinja").read_text(encoding="utf-8")
-    model = spec["model"] if isinstance(spec.get("model"), dict) else {}
-    if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
-        raise InputError(f"{file}: tokenizer model {model.get('type')!r} is not read; minilm reads BPE (byte-level, or SentencePiece-type)")
-    if odd := [k for k in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(k)]:
-        raise InputError(f"{file}: a BPE with {odd[0]} {model[odd[0]]!r} is not read")
-    plain = not (model.get("merges") or spec.get("pre_tokenizer") or spec.get("normalizer"))
-    kind = ByteLevelBPE if "ByteLevel" in json.dumps(spec.get("pre_tokenizer")) else CharLevel if plain else SentencePieceBPE
-    try:
+    with reading(file):
+        names = {t["id"]: t["content"] for t in spec.get("added_tokens") or []}
+        for other in (read("generation_config.json"), read("config.json")):  # some folders name BOS and EOS by id only
+            for key in ("bos_token", "eos_token"):
+                if key not in config and isinstance(other.get(key + "_id"), int):
+                    config[key] = names.get(other[key + "_id"])
+        if file.with_name("chat_template.jinja").exists():
+            config["chat_template"] = read_text(file.with_name("chat_template.jinja"))
+        model = spec["model"] if isinstance(spec.get("model"), dict) else {}
+        if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+            raise InputError(f"tokenizer model {model.get('type')!r} is not read; minilm reads BPE (byte-level, or SentencePiece-type)")
+        if odd := [k for k in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(k)]:
+            raise InputError(f"a BPE with {odd[0]} {model[odd[0]]!r} is not read")
+        plain = not (model.get("merges") or spec.get("pre_tokenizer") or spec.get("normalizer"))
+        kind = ByteLevelBPE if "ByteLevel" in json.dumps(spec.get("pre_tokenizer")) else CharLevel if plain else SentencePieceBPE
         return kind(spec, config)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
 
 
 def _splitter(added: list[dict]) -> regex.Pattern | None:

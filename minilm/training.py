@@ -1,13 +1,13 @@
 """Parts of training: device and precision, parameter groups, AdamW and Muon, schedules, several processes, checkpoints to resume from.
 
-No Trainer: the loop, the loss and the freezing stand in the script, where a reader sees them.
-"""
+No Trainer: the loop, the loss and the freezing stand in the script, where a reader sees them."""
 
 import contextlib
 import math
 import os
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +21,13 @@ from minilm.ops import newton_schulz
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """"auto" is cuda where there is one, else cpu; any other name is taken as it is."""
+    """"auto" is cuda where there is one, else cpu; any other name is tried."""
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: this machine (or this build of torch) has no CUDA; use --device cpu or auto")
-    return torch.device(name)
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise InputError(f"--device {name}: this machine (or this build of torch) has none; use --device cpu or auto") from None
 
 
 def autocast(device: torch.device, dtype: str):
@@ -38,9 +39,10 @@ def autocast(device: torch.device, dtype: str):
 
 # --- optimizers
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters in two groups: matrices with weight decay; norms and biases without."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+def parameter_groups(model: nn.Module, weight_decay: float, leave: Sequence[nn.Parameter] = ()) -> list[dict]:
+    """Trainable parameters (but those to `leave`) in two groups: matrices with weight decay; norms and biases without."""
+    left = {id(p) for p in leave}
+    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in left]
     groups = [{"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
               {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0}]
     return [g for g in groups if g["params"]]
@@ -52,8 +54,7 @@ class Muon(torch.optim.Optimizer):
         M <- beta M + (1 - beta) G;   W <- W - lr (0.2 sqrt(max(m, n)) NS((1 - beta) G + beta M) + weight_decay W)
 
     A gradient's few strong directions no longer drown the many weak ones: every singular value of the update is near 1. The factor
-    0.2 sqrt(max(m, n)) gives the update AdamW's usual size, so both share one learning rate (Liu et al. 2025, arXiv 2502.16982, Eq. 4).
-    Matrices of one shape go through Newton-Schulz as one batch."""
+    0.2 sqrt(max(m, n)) gives the update AdamW's usual size, so both share one learning rate (Liu et al. 2025, arXiv 2502.16982, Eq. 4)."""
 
     def __init__(self, params, lr: float = 3e-3, momentum: float = 0.95, weight_decay: float = 0.1):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -61,7 +62,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list] = {}
+            by_shape: dict[torch.Size, list] = {}  # matrices of one shape are one batch
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
@@ -81,20 +82,16 @@ def make_optimizers(model: nn.Module, name: str, lr: float, weight_decay: float 
     """"adamw": one AdamW. "muon": Muon for the matrices of the blocks, AdamW for the rest (embedding, head, router, norms)."""
     if name not in ("adamw", "muon"):
         raise InputError(f"optimizer {name!r} is not known: use adamw or muon")
-    hidden = [p for n, p in model.named_parameters() if p.requires_grad and p.dim() == 2 and "layers." in n and "gate.weight" not in n]
+    is_router = lambda n: n.endswith("gate.weight")
+    hidden = [p for n, p in model.named_parameters() if p.requires_grad and p.dim() == 2 and "layers." in n and not is_router(n)]
     hidden = hidden if name == "muon" else []
-    taken = {id(p) for p in hidden}
-    groups = parameter_groups(model, weight_decay)
-    for group in groups:
-        group["params"] = [p for p in group["params"] if id(p) not in taken]
-    groups = [g for g in groups if g["params"]]
+    groups = parameter_groups(model, weight_decay, hidden)
     optimizers = [torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), fused=True)] if groups else []
     return optimizers + ([Muon(hidden, lr, weight_decay=weight_decay)] if hidden else [])
 
 
 def schedule(step: int, steps: int, kind: str = "cosine", warmup: int = 0, final: float = 0.1) -> float:
     """Factor on the learning rate at `step` (0-based). All kinds rise linearly over `warmup` steps; then
-
     constant: 1.   linear, cosine: fall to `final` at the last step.
     wsd (warmup-stable-decay, Hu et al. 2024, arXiv 2404.06395): 1 until 80% of the steps, then fall linearly to `final`."""
     if kind not in ("constant", "linear", "cosine", "wsd"):
@@ -153,15 +150,13 @@ def leave_world() -> None:
 
 
 def distribute(module: nn.Module, layers: nn.ModuleList, world: World, device: torch.device, sharded: bool) -> nn.Module:
-    """Wraps the module whose forward gives the loss: DDP (every process holds all weights) or FSDP2 (each holds a share of every
-    matrix, gathered layer by layer). One process: the module itself."""
+    """Wraps the module whose forward gives the loss: DDP (all weights in every process) or FSDP2 (shares, gathered layer by layer)."""
     if world.size == 1:
         return module
     if not sharded:
         return nn.parallel.DistributedDataParallel(module, [device.index] if device.type == "cuda" else None)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-
     mesh = init_device_mesh(device.type, (world.size,))
     for layer in layers:
         fully_shard(layer, mesh=mesh)
@@ -189,7 +184,6 @@ def gather(world: World, value) -> list:
 def gather_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """The whole state dictionary of a sharded model, on the CPU of process 0 (the others get an empty one). All processes must call it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
@@ -199,14 +193,12 @@ def save_shards(folder: Path, module: nn.Module, optimizers: list[torch.optim.Op
     """Every process writes its share of weights and optimizer states (torch.distributed.checkpoint)."""
     import torch.distributed.checkpoint as checkpoint
     from torch.distributed.checkpoint.state_dict import get_state_dict
-
     checkpoint.save(dict(zip(("model", "optimizers"), get_state_dict(module, optimizers))), checkpoint_id=folder)
 
 
 def load_shards(folder: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     import torch.distributed.checkpoint as checkpoint
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-
     set_lr(optimizers, 1.0)  # notes every group's initial_lr, so that it is among what is loaded
     state = dict(zip(("model", "optimizers"), get_state_dict(module, optimizers)))
     checkpoint.load(state, checkpoint_id=folder)
@@ -214,9 +206,7 @@ def load_shards(folder: Path, module: nn.Module, optimizers: list[torch.optim.Op
 
 
 def save_state(path: Path, state: dict) -> None:
-    """One file with everything a run needs to go on. Written under a temporary name, flushed, renamed: a process killed at any moment
-    leaves the last complete one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """One file with everything a run needs to go on; a process killed at any moment leaves the last complete one."""
     write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 

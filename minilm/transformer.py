@@ -6,11 +6,10 @@ Shapes, here and in every file:  B batch, T tokens per sequence, S tokens a quer
 L layers, H query heads, G key/value heads, Dh head width, F feed-forward width, E experts, K experts per token, N = B*T tokens flattened.
 
 Parameter names and configuration fields are Hugging Face's (without the prefix `model.`, and `embed` for `embed_tokens`), so that
-`weights.py` needs almost no table. The `if`s below follow fields of a checkpoint's config.json, nothing else.
-"""
+`weights.py` needs almost no table. The `if`s below follow fields of a checkpoint's config.json, nothing else."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import torch
@@ -58,29 +57,27 @@ class Config:
     router_aux_loss_coef: float = 0.001
 
     def __post_init__(self):
-        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        if self.head_dim is None:
-            if self.hidden_size % self.num_attention_heads:
-                raise InputError(f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}: "
-                                 "change one, or set head_dim")
-            self.head_dim = self.hidden_size // self.num_attention_heads
+        for f in fields(self):
+            value, whole = getattr(self, f.name), f.type in (int, int | None)
+            least = 1 if whole and f.name not in ("num_experts", "shared_expert_intermediate_size") else 0
+            fits = value is None or isinstance(value, int if whole else (int, float)) and value >= least
+            if (whole or f.type is float) and not fits:
+                raise InputError(f"{f.name} {value!r} must be a {'whole ' * whole}number of at least {least}")
+        L, D, H, types = self.num_hidden_layers, self.hidden_size, self.num_attention_heads, self.layer_types
+        if types is not None and (len(types) != L or not set(types) <= {"full_attention", "sliding_attention"}):
+            raise InputError(f"layer_types {types}: give each of the {L} layers full_attention or sliding_attention")
+        self.num_key_value_heads = self.num_key_value_heads or H
+        if self.head_dim is None and D % H:
+            raise InputError(f"hidden_size {D} is not divisible by num_attention_heads {H}: change one, or set head_dim")
+        self.head_dim = self.head_dim or D // H
         if self.head_dim % 2:
             raise InputError(f"head_dim {self.head_dim} must be even: rotary embedding turns pairs of coordinates")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise InputError(f"num_attention_heads {self.num_attention_heads} must be a multiple of num_key_value_heads "
-                             f"{self.num_key_value_heads}")
+        if H % self.num_key_value_heads:
+            raise InputError(f"num_attention_heads {H} must be a multiple of num_key_value_heads {self.num_key_value_heads}")
         if self.num_experts:
             self.moe_intermediate_size = self.moe_intermediate_size or self.intermediate_size
-        if self.num_experts and not 1 <= self.num_experts_per_tok <= self.num_experts:
-            raise InputError(f"num_experts_per_tok {self.num_experts_per_tok} must lie between 1 and num_experts {self.num_experts}")
-
-    @property
-    def qkv_bias(self) -> bool:
-        return self.attention_bias or self.model_type in ("qwen2", "qwen2_moe")
-
-    @property
-    def o_bias(self) -> bool:
-        return self.attention_bias and self.model_type not in ("qwen2", "qwen2_moe")
+            if self.num_experts_per_tok > self.num_experts:
+                raise InputError(f"num_experts_per_tok {self.num_experts_per_tok} must lie between 1 and num_experts {self.num_experts}")
 
     @property
     def qk_norm(self) -> str | None:
@@ -103,7 +100,8 @@ class Output(NamedTuple):
 
 
 class LayerCache:
-    """Keys and values that one layer has computed so far, in a buffer that doubles when it is full. For inference (no gradients)."""
+    """Keys and values that one layer has computed so far, in a buffer that doubles when it is full. For inference (no gradients); a cache
+    that was begun under inference_mode is continued under it."""
 
     def __init__(self):
         self.length = 0
@@ -141,10 +139,10 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim, self.qk_norm, self.window = c.head_dim, c.qk_norm, c.window(layer)
         queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.q_proj = Linear(c.hidden_size, queries, bias=c.qkv_bias)
-        self.k_proj = Linear(c.hidden_size, keys, bias=c.qkv_bias)
-        self.v_proj = Linear(c.hidden_size, keys, bias=c.qkv_bias)
-        self.o_proj = Linear(queries, c.hidden_size, bias=c.o_bias)
+        qwen2 = c.model_type in ("qwen2", "qwen2_moe")  # always a bias on queries, keys and values, never on the output
+        self.q_proj = Linear(c.hidden_size, queries, bias=qwen2 or c.attention_bias)
+        self.k_proj, self.v_proj = (Linear(c.hidden_size, keys, bias=qwen2 or c.attention_bias) for _ in range(2))
+        self.o_proj = Linear(queries, c.hidden_size, bias=c.attention_bias and not qwen2)
         if c.qk_norm:
             self.q_norm = RMSNorm(c.head_dim if c.qk_norm == "head" else queries, c.rms_norm_eps)
             self.k_norm = RMSNorm(c.head_dim if c.qk_norm == "head" else keys, c.rms_norm_eps)
@@ -237,7 +235,7 @@ class Transformer(nn.Module):
         """What every block needs beside h [B, T, D]: the rotary tables, and `mask`: {window: None (causal) or bool [B or 1, 1, T, S]}.
 
         attention_mask: bool [B, S], True at real tokens (causality is added; positions count real tokens only), or bool [B, T, S]:
-        exactly what each query reads. A query left with nothing to read (padding) reads itself, since a softmax over nothing is NaN.
+        exactly what each query reads, in place of causality and of the sliding window. A query with nothing to read reads itself.
         positions: int64 [B or 1, T]; by default they follow the cached ones."""
         B, T, _ = h.shape
         start = cache[0].length if cache else 0
@@ -268,7 +266,10 @@ class Transformer(nn.Module):
                 allowed = allowed & (key > query - window)
             if attention_mask is not None:
                 allowed = allowed & attention_mask[:, None, None]
-        return allowed | ((key == query) & ~allowed.any(-1, keepdim=True)) if attention_mask is not None else allowed
+        if attention_mask is None:
+            return allowed
+        nothing = ~allowed.any(-1, keepdim=True)  # a query of padding: let it read itself, since a softmax over nothing is NaN
+        return allowed | (nothing & (key == query))
 
     def _run(self, ids, embeds, cache, attention_mask, positions, keep_states=False):
         """Embedding and all blocks -> h [B, T, D] before the final norm, the L + 1 hidden states if kept, the router logits."""

@@ -47,11 +47,31 @@ def test_half_a_special_token_is_not_completed_by_the_template(folder):
     assert tok.decode(ids) == "<|im_end|>"
 
 
+@pytest.mark.parametrize("special, template, content", [
+    ("<<", "{{ messages[0]['content'] }}", "x <<< y"),  # two that overlap
+    ("→", "{{ messages[0]['content'] | trim }}", "→ 12"),  # of a single character
+    ("[INST]", "[{{ messages[0]['content'] }}]", "INST"),  # the middle, between the template's brackets
+    ("[INST]", "[{{ messages[0]['content'] | trim }}", "  INST] x"),  # the end
+    ("aab", "{{ messages[0]['content'] }}ab", "xaa")])  # two beginnings, of which the template completes the shorter
+def test_no_part_of_a_special_token_may_come_from_a_user(special, template, content):
+    tok = train_bpe(["x y"], 300, special=(special,))
+    ids = render_chat(template, [{"role": "user", "content": content}], tok)
+    assert tok.special[special] not in ids
+    assert tok.decode(ids) == render_text(template, [{"role": "user", "content": content}])
+
+
+def test_the_templates_own_token_counts_right_beside_a_users_words(folder):
+    tok = load_tokenizer(folder)
+    ids = render_chat("<|im_end|>{{ messages[0]['content'] }}<|im_end|>", [{"role": "user", "content": "|>"}], tok)
+    assert [i for i in (ids[0], ids[-1])] == [tok.eos_id] * 2 and tok.decode(ids[1:-1]) == "|>"
+
+
 def test_a_template_that_complains_or_breaks_or_tries_to_escape_is_one_line():
     with pytest.raises(InputError, match="roles must alternate"):
         render_text("{{ raise_exception('roles must alternate') }}", TALK)
-    with pytest.raises(InputError, match="cannot be rendered"):
-        render_text("{% for %}", TALK)
+    for broken in ("{% for %}", "{{ 1 + 'a' }}", "{{ 1 / 0 }}", "{{ strftime_now(3) }}"):
+        with pytest.raises(InputError, match="cannot be rendered"):
+            render_text(broken, TALK)
     with pytest.raises(InputError, match="cannot be rendered"):
         render_text("{{ ''.__class__.__mro__[1].__subclasses__() }}", TALK)
 
@@ -63,3 +83,14 @@ def test_the_template_is_found_where_folders_keep_it(tmp_path):
     assert load_chat_template(tmp_path) == "D"
     (tmp_path / "chat_template.jinja").write_text("J")
     assert load_chat_template(tmp_path) == "J"
+
+
+@pytest.mark.parametrize("config, words", [({"chat_template": 5}, "tokenizer_config.json: chat_template 5 must be a text"),
+                                           ({"chat_template": [{"template": "T"}]}, "tokenizer_config.json holds .* 'name'")])
+def test_a_template_that_is_no_text_is_refused_by_name(tmp_path, config, words):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=words):
+        load_chat_template(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="chat_template.jinja is not UTF-8 text"):
+        load_chat_template(tmp_path)

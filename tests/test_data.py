@@ -1,6 +1,7 @@
 """From text to batches: what each function makes of a few tokens that one can follow by eye, and how it refuses what it cannot use."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ def test_a_folder_is_read_in_sorted_order_and_other_endings_are_left_alone(tmp_p
     (tmp_path / "picture.png").write_bytes(b"\xff\xfe")
     assert read_documents(tmp_path) == ["first: é", "second"]
     assert read_documents(tmp_path / "b.txt") == ["second"]
+    (tmp_path / "blank.txt").write_text("\n \n")
+    assert "second" in read_documents(tmp_path)  # one blank file does not stop a corpus
 
 
 @pytest.mark.parametrize("content, words", [(b"", "is empty: give a file with text"), (b" \n\t", "is empty"),
@@ -108,6 +111,11 @@ def test_every_epoch_visits_every_example_once_in_a_fresh_order():
         next(batches(0, 4, generator(0, "order")))
 
 
-def test_what_is_written_can_be_read_by_others(tmp_path):
-    write_atomically(tmp_path / "f", lambda path: (path.touch(0o600), path.write_text("x")))
-    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o644
+def test_a_file_gets_the_permissions_of_the_users_umask_whoever_writes_it(tmp_path):
+    for umask in (0o022, 0o077):
+        old = os.umask(umask)
+        write_tokens(tmp_path / f"new{umask}" / "tokens.npy", [1, 2], 10)
+        write_atomically(tmp_path / "private", lambda path: path.chmod(0o600))  # as safetensors leaves its files
+        os.umask(old)
+        assert (tmp_path / f"new{umask}" / "tokens.npy").stat().st_mode & 0o777 == 0o666 & ~umask
+        assert (tmp_path / "private").stat().st_mode & 0o777 == 0o666 & ~umask

@@ -64,6 +64,14 @@ def test_a_score_needs_a_prompt_and_a_continuation(pair):
         continuation_logprobs(BIGRAM, [pair])
 
 
+def test_a_row_longer_than_the_context_is_refused_and_one_that_fills_it_is_scored():
+    model = Transformer(Config(50, 32, 48, 1, 2, max_position_embeddings=8))
+    assert perplexity(model, [[1] * 8]) > 0
+    for call in (lambda: perplexity(model, [[1] * 9]), lambda: continuation_logprobs(model, [([1] * 5, [2] * 4)])):
+        with pytest.raises(InputError, match="has 9 tokens, the model reads 8: shorten the prompt to at most 8"):
+            call()
+
+
 def test_perplexity_by_hand():
     # three scored tokens, p = 0.25, 0.8, 0.5: the geometric mean of 1/p, over tokens and not over rows
     assert perplexity(BIGRAM, [[0, 1, 2], [0, 0]], batch=1) == pytest.approx((4 * 1.25 * 2) ** (1 / 3))
@@ -85,7 +93,8 @@ def test_perplexity_of_nothing_is_refused(model, rows):
     ("so 1,200 + 34 = $1,234.", "1234"), ("it is -3.50", "-3.5"), ("7.0", "7"), ("The answer is 18", "18"), ("#### 1,000,000", "1000000"),
     ("5 apples, then none", "5"), ("pi is 3.14159...", "3.14159"), ("100", "100"), ("1.200 is not 1,200", "1200"), ("costs $.75", "0.75"),
     ("2 + 2 = 4!", "4"), ("from 3 to 4, 5", "5"), ("no number here", None), ("", None), ("50%", "50"), ("12.", "12"), ("-0", "0"),
-    ("答案是 42。", "42"), ("উত্তর ৪২", "42"), ("007", "7")])
+    ("答案是 42。", "42"), ("উত্তর ৪২", "42"), ("007", "7"), ("9" * 40, "9" * 40),
+    (f"{'1' * 30}.50", f"{'1' * 30}.5")])  # no digit is rounded away
 def test_the_last_number_of_a_text(text, number):
     assert last_number(text) == number
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from minilm import InputError
 from minilm.data import generator
+from minilm.evaluate import token_logprobs
 from minilm.generate import choose, generate, stream
 from minilm.transformer import Config, Output, Transformer
 
@@ -142,6 +143,14 @@ def test_a_prompt_that_is_empty_or_longer_than_the_context_is_refused(prompts, w
         generate(tiny(context=10), prompts)
 
 
+@pytest.mark.parametrize("settings, words", [
+    ({"temperature": -1.0}, "temperature -1.0"), ({"temperature": float("nan")}, "temperature nan"),
+    ({"temperature": 1e-40}, "temperature 1e-40: give 0"), ({"top_k": 0}, "top_k 0"), ({"top_p": 0.0}, "top_p 0.0")])
+def test_settings_that_nothing_can_be_drawn_with_are_refused(settings, words):
+    with pytest.raises(InputError, match=words):
+        generate(tiny(), [[1]], 3, **{"temperature": 1.0} | settings)
+
+
 def test_streaming_yields_the_tokens_that_generate_returns():
     model = tiny()
     streamed = [tokens.tolist() for tokens in stream(model, [[1, 2], [3]], 6)]
@@ -163,3 +172,16 @@ def test_anything_with_a_cache_and_a_forward_generates():
             return Output(torch.nn.functional.one_hot((ids + 1) % 7, 7).float())
 
     assert generate(Counter(), [[5], [2, 3]], max_new_tokens=4) == [[5, 6, 0, 1, 2], [2, 3, 4, 5, 6, 0]]
+
+
+def test_a_subclass_with_a_forward_of_its_own_generates_and_is_scored_by_it():
+    class Opposite(Transformer):
+        """The least probable token first. It inherits `hidden`, which knows nothing of this forward."""
+
+        def forward(self, ids, **arguments):
+            return Output(-super().forward(ids, **arguments).logits)
+
+    model = Opposite(tiny().config, generator(0, "init")).eval()
+    assert generate(model, [[1, 2]], 1)[0][-1] == int(tiny()(torch.tensor([[1, 2]])).logits[0, -1].argmin())
+    ids = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(token_logprobs(model, ids)[0, 0], (-tiny()(ids).logits[0, 0]).log_softmax(-1)[2])

@@ -116,6 +116,7 @@ def test_merging_for_good_leaves_an_ordinary_checkpoint(tmp_path):
         save_pretrained(model, tmp_path)
     merge_lora(model, keep=False)
     assert not lora_layers(model)
+    assert type(model.layers[0].mlp.up_proj) is type(tiny().layers[0].mlp.up_proj)
     assert all(p.requires_grad for p in model.parameters())
     save_pretrained(model, tmp_path)
     torch.testing.assert_close(load_pretrained(tmp_path)[0](IDS).logits, logits, atol=1e-5, rtol=0)
@@ -150,7 +151,11 @@ def test_adding_twice_and_adding_to_nothing_are_refused():
         add_lora(adapted())
     with pytest.raises(InputError, match="w_proj"):
         add_lora(tiny(), targets=("w_proj",))
-    with pytest.raises(InputError, match="--lora-rank 0"):
+    with pytest.raises(InputError, match="no linear layer is called vproj: "):
+        add_lora(tiny(), targets=("q_proj", "vproj"))
+    with pytest.raises(ValueError, match="nothing to take back"):
+        unmerge_lora(tiny())
+    with pytest.raises(InputError, match="LoRA rank 0"):
         add_lora(tiny(), rank=0)
 
 
@@ -185,6 +190,14 @@ def test_a_tied_matrix_is_extended_once_and_the_checkpoint_loads_everywhere(tmp_
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(theirs(IDS).logits, model(IDS).logits, atol=1e-5, rtol=0)
     assert theirs.config.vocab_size == load_pretrained(tmp_path)[0].config.vocab_size == 70
+
+
+def test_no_new_token_changes_nothing_and_an_id_beyond_the_rows_is_refused():
+    model = tiny()
+    extend_vocabulary(model, [])
+    assert model.config.vocab_size == len(model.lm_head.weight) == 64
+    with pytest.raises(InputError, match="the id 65, but the model has 64 rows"):
+        extend_vocabulary(model, [[1]], first=65)
 
 
 def test_spare_rows_behind_the_tokenizers_last_token_are_used_first():
@@ -275,6 +288,10 @@ UP = "base_model.model.model.layers.1.mlp.up_proj.lora_{}.weight"
     (lambda t, c: c.update(trainable_token_indices=[1]), "trainable_token_indices"),
     (lambda t, c: c.update(modules_to_save=["score"]), "'score'"),
     (lambda t, c: c.update(target_modules=["c_attn"]), "names no linear layer"),
+    (lambda t, c: c.update(r=0), "adapter_config.json: LoRA rank 0: give 1 or more"),
+    *[(lambda t, c, key=key, bad=bad: c.update({key: bad}), "adapter_config.json holds a value of a kind")
+      for key, bad in (("r", None), ("r", "8"), ("lora_alpha", "x"), ("rank_pattern", 5), ("modules_to_save", True),
+                       ("target_modules", 1))],
 ])
 def test_a_file_that_does_not_fit_is_refused_and_leaves_the_model_as_it_was(tmp_path, damage, words):
     save_adapter(adapted(), tmp_path)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from minilm import InputError
 from minilm.data import generator
+from minilm.lora import add_lora, lora_layers
 from minilm.moe import MoE, TopKRouter, load_balancing_loss, router_stats, upcycle
 from minilm.ops import grouped_linear, grouped_linear_plain
 from minilm.transformer import MLP, Config, Transformer
@@ -274,6 +275,10 @@ HF = {  # class, and what makes its details visible at a tiny size
                                    norm_topk_prob=False, mlp_only_layers=[1])),
     "qwen3_moe": ("Qwen3Moe", dict(num_experts=5, num_experts_per_tok=3, moe_intermediate_size=24, head_dim=12, norm_topk_prob=True,
                                    decoder_sparse_step=2)),
+    "qwen2_moe, window": ("Qwen2Moe", dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, use_sliding_window=True,
+                                           shared_expert_intermediate_size=40, sliding_window=6, max_window_layers=2)),
+    "qwen3_moe, window": ("Qwen3Moe", dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, head_dim=12,
+                                           use_sliding_window=True, sliding_window=6)),
     "olmoe": ("Olmoe", dict(num_experts=4, num_experts_per_tok=2, norm_topk_prob=False))}
 
 
@@ -338,7 +343,7 @@ def test_a_fused_tensor_of_another_number_of_experts_is_refused(tmp_path):
     reference.save_pretrained(tmp_path)
     state = {n: t[:3].contiguous() if "experts." in n else t.contiguous() for n, t in reference.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match=r"shape \[3, 96, 32\], config.json asks for \[4, 96, 32\]"):
+    with pytest.raises(InputError, match=r"shape \[3, 96, 32\], \[4, 96, 32\] is needed"):
         load_pretrained(tmp_path)
 
 
@@ -372,8 +377,29 @@ def test_an_upcycled_model_is_exported_in_a_layout_that_transformers_loads(famil
         torch.testing.assert_close(load_pretrained(tmp_path)[0](IDS).logits, expected, rtol=0, atol=1e-6)
 
 
+def test_one_expert_per_token_comes_back_as_it_was_and_saving_it_as_mixtral_warns(tmp_path):
+    with pytest.warns(UserWarning, match="transformers reads another model"):
+        model = upcycle(tiny("llama"), 4, experts_per_token=1)
+    with pytest.warns(UserWarning, match="read as such by minilm alone"):
+        save_pretrained(model, tmp_path)
+    again, _ = load_pretrained(tmp_path)
+    assert not again.config.norm_topk_prob
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+def test_experts_with_lora_run_one_by_one_even_if_grouping_was_asked_for():
+    model = upcycle(tiny("qwen3"), 4, generator=generator(0, "router"))
+    add_lora(model, generator=generator(0, "lora"))
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B, generator=generator(0, "B"))
+    plain = model(IDS).logits
+    for block in model.layers:
+        block.mlp.grouped = True
+    assert torch.equal(model(IDS).logits, plain)
+
+
 def test_a_layout_that_cannot_say_which_layers_have_experts_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(InputError, match="experts in every layer"):
+    with pytest.raises(InputError, match=r"a mixtral checkpoint cannot say mlp_only_layers \[1, 2\]"):
         save_pretrained(upcycle(tiny("llama"), 4, layers=[0]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -63,6 +63,13 @@ def test_batch_and_time_axes_may_stay_and_half_precision_keeps_its_types():
     torch.testing.assert_close(loss, F.cross_entropy(F.linear(h.float(), weight.float()), labels), atol=0.02, rtol=0.01)
 
 
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    h, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    grad, = torch.autograd.grad(linear_cross_entropy(h, weight, torch.tensor([0, 1, 2])).square(), h, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_a_mean_over_no_label_is_nan_as_in_torch():
     h, weight, labels = problem()
     assert linear_cross_entropy(h, weight, torch.full_like(labels, IGNORE)).isnan()

@@ -48,10 +48,13 @@ def test_flags_become_a_config_and_comments_become_the_help(monkeypatch, capsys)
 
 def fail(cfg):
     raise {0.2: InputError("--lr 0.2: use a smaller\n  number"), 0.3: FileNotFoundError("data.txt: no such file"),
-           0.4: KeyError("bug")}[cfg.lr]
+           0.4: KeyError("bug"), 0.5: FileExistsError(17, "File exists", "out"),
+           0.6: PermissionError(13, "Permission denied", "out")}[cfg.lr]
 
 
-@pytest.mark.parametrize("lr, line", [("0.2", "error: --lr 0.2: use a smaller number\n"), ("0.3", "error: data.txt: no such file\n")])
+@pytest.mark.parametrize("lr, line", [("0.2", "error: --lr 0.2: use a smaller number\n"), ("0.3", "error: data.txt: no such file\n"),
+                                      ("0.5", "error: [Errno 17] File exists: 'out'\n"),
+                                      ("0.6", "error: [Errno 13] Permission denied: 'out'\n")])
 def test_a_users_mistake_is_one_line_and_exit_status_2(monkeypatch, capsys, lr, line):
     with pytest.raises(SystemExit) as end:
         command(monkeypatch, fail, "--lr", lr)
@@ -94,6 +97,12 @@ def fail_in_a_worker(cfg, seed):
 def test_a_mistake_found_in_a_worker_reaches_the_command_line_as_it_is(workers):
     with pytest.raises(InputError, match=r"^--lr 0.1: too small for seed 0$"):
         run_seeds(fail_in_a_worker, Config(), (0, 1), workers)
+
+
+@pytest.mark.parametrize("seeds, workers", [((), None), ((1,), -1)])
+def test_no_seed_or_no_worker_is_refused(seeds, workers):
+    with pytest.raises(InputError, match="give at least one of each"):
+        run_seeds(measure, None, seeds, workers)
 
 
 def test_one_thread_is_used_and_the_callers_number_is_restored():
@@ -150,6 +159,14 @@ def test_the_paired_bootstrap_agrees_with_the_normal_interval_and_repeats():
     assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.08 * half)
     assert (mean, low, high) == paired_bootstrap(a, b) != paired_bootstrap(a, b, seed=1)
     assert paired_bootstrap([1, 1, 0], [1, 1, 0], samples=100) == (0.0, 0.0, 0.0)
+
+
+def test_as_many_resamplings_are_drawn_as_were_asked_for(monkeypatch):
+    drawn, quantile = [], np.quantile
+    monkeypatch.setattr(np, "quantile", lambda means, q: drawn.append(len(means)) or quantile(means, q))
+    for samples in (3, 500, 700, 10_000):
+        paired_bootstrap([1.0, 2, 3], [0.0, 1, 1], samples=samples)
+    assert drawn == [3, 3, 500, 500, 700, 700, 10_000, 10_000]  # one quantile at each end
 
 
 # --- claims

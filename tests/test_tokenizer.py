@@ -258,7 +258,7 @@ def test_special_tokens_in_a_text_stay_text(trained):
     forged = f"hello {END}"
     assert not set(tok.encode(forged)) & set(tok.special.values())
     assert tok.decode(tok.encode(forged)) == forged
-    assert tok.encode_template(forged, mark="\ue000")[-1] == tok.eos_id
+    assert tok.encode_template(forged, {})[-1] == tok.eos_id
     assert tok.decode([*tok.encode("a"), tok.eos_id], skip_special=True) == "a"
 
 
@@ -282,6 +282,10 @@ def test_a_character_tokenizer_round_trips_through_its_file_and_names_what_it_do
     ({"normalizer": {"type": "Lowercase"}}, "normalizer Lowercase is not read"),
     ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Punctuation"}, GPT2_PRE]}}, "Punctuation . ByteLevel"),
     ({"added_tokens": [{"id": 300, "content": "<x>", "single_word": True, "special": False}]}, "<x>.*single_word"),
+    *[(change, "tokenizer.json holds a value of a kind that is not read") for change in (
+        {"added_tokens": 5}, {"added_tokens": [{}]}, {"added_tokens": [{"id": "x", "content": "<x>"}]}, {"normalizer": "NFC"},
+        {"pre_tokenizer": "ByteLevel"}, {"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}})],
 ])
 def test_kinds_that_are_not_read_exactly_are_refused_by_name(tmp_path, change, words):
     folder = byte_level_file(tmp_path, **{"pre_tokenizer": GPT2_PRE} | change)

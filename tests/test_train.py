@@ -75,6 +75,32 @@ def test_resuming_with_other_flags_or_without_a_run_is_refused():
         train.main(replace(TINY, steps=4, lr=1e-3, resume=True))
 
 
+def test_a_run_is_not_resumed_on_other_data_or_from_another_kind_of_file():
+    train.main(replace(TINY, steps=4))
+    Path("other.txt").write_text(TEXT.upper(), encoding="utf-8")  # as long, and as many characters
+    with pytest.raises(InputError, match="other data"):
+        train.main(replace(TINY, steps=4, data="other.txt", resume=True))
+    Path("moved.txt").write_text(TEXT, encoding="utf-8")  # the same text under another name
+    train.main(replace(TINY, steps=4, data="moved.txt", resume=True))
+    torch.save({"weights": torch.zeros(1)}, "out/training.pt")
+    with pytest.raises(InputError, match="training.pt was made with other flags"):
+        train.main(replace(TINY, steps=4, resume=True))
+
+
+def test_the_token_cache_belongs_to_a_tokenizer_and_not_to_a_path():
+    cfg = replace(TINY, checkpoint="out")  # two checkpoints, one after the other, in one folder
+    for corpus in (["the cat the cat"], ["sees the cow"]):
+        tokenizer = train.train_bpe(corpus, 262)
+        tokens = train.make_data(cfg, tokenizer)[1]
+        assert TEXT.startswith(tokenizer.decode(tokens[:40].tolist()))
+
+
+def test_a_block_longer_than_the_checkpoints_context_is_refused():
+    train.main(replace(TINY, steps=4))  # its model reads 1,024 tokens
+    with pytest.raises(InputError, match="--block 2000: out reads 1024 tokens"):
+        train.main(replace(TINY, checkpoint="out", block=2000))
+
+
 def test_gradient_accumulation_gives_the_losses_of_the_whole_batch():
     whole = train.main(replace(TINY, steps=4, out="whole"))
     parts = train.main(replace(TINY, steps=4, micro_batch=4 // 2, out="parts"))
@@ -152,6 +178,30 @@ def test_a_folder_without_text_and_wrong_settings_are_named():
         assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("flag, value", [
+    *dict.fromkeys(("batch", "eval_every", "eval_batches", "heads", "width", "layers", "block", "micro_batch", "clip"), 0).items(),
+    ("micro_batch", -1), ("lr", float("nan")), ("lr", 0.0), ("steps", -5), ("warmup", -3), ("device", "foo")])
+def test_a_number_that_no_run_can_be_made_of_is_refused_by_its_flag(flag, value):
+    with pytest.raises(InputError, match=f"--{flag.replace('_', '-')} {value}: "):
+        train.main(replace(TINY, **{flag: value}))
+    assert not Path("out").exists()
+
+
+def test_a_run_that_diverges_says_so_and_leaves_the_last_state_as_it_was():
+    train.main(replace(TINY, steps=4))
+    before = Path("out/training.pt").read_bytes(), Path("out/model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="the loss is nan at step 4: use a smaller --lr"):
+        train.main(replace(TINY, steps=4, lr=1e30))
+    assert (Path("out/training.pt").read_bytes(), Path("out/model.safetensors").read_bytes()) == before
+
+
+def test_a_file_in_the_place_of_the_output_folder_is_refused_before_training(capsys):
+    Path("out").write_text("mine")
+    with pytest.raises(FileExistsError):
+        train.main(TINY)
+    assert "step" not in capsys.readouterr().out and Path("out").read_text() == "mine"
+
+
 def test_the_command_line_refuses_in_one_message_with_status_2():
     for arguments, words in ((["train.py", "--stepps", "3"], "stepps"), (["train.py", "--data", "nowhere"], "error: nowhere: no such file"),
                              (["sample.py", "--checkpoint", "nowhere"], "error: nowhere: no such folder")):
@@ -187,14 +237,26 @@ def test_samples_differ_between_each_other_and_repeat_with_the_seed(capsys):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"temperature": -1.0}, "--temperature -1.0"), ({"top_p": 1.5}, "--top-p 1.5"), ({"top_k": 0}, "--top-k 0"),
-    ({"dtype": "int4"}, "int4"),
+    ({"temperature": -1.0}, "temperature -1.0"), ({"top_p": 1.5}, "top_p 1.5"), ({"top_k": 0}, "top_k 0"),
+    ({"prompt": "a\udcff"}, "--prompt or --system is not UTF-8"), ({"dtype": "int4"}, "int4"),
     ({"prompt": "x" * 3}, "character 'x' at position 0"), ({"prompt": ""}, "empty"), ({"prompt": "the " * 300}, "1,?200 tokens.*1,?024"),
     ({"chat": True}, "no chat template"), ({"max_new_tokens": 0}, "--max-new-tokens 0")])
 def test_what_cannot_be_sampled_is_said_in_one_line(change, words):
     train.main(replace(TINY, steps=4))
     with pytest.raises(InputError, match=words):
         sample.main(replace(sample.Config(), **change))
+
+
+def test_a_message_in_another_encoding_is_said_in_one_line(monkeypatch):
+    train.main(replace(TINY, steps=4))
+    Path("out/chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+
+    def latin_1(_):
+        raise UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid continuation byte")
+
+    monkeypatch.setattr("builtins.input", latin_1)
+    with pytest.raises(InputError, match="the message is not UTF-8 text"):
+        sample.main(sample.Config(chat=True))
 
 
 # --- several processes

@@ -50,6 +50,7 @@ def test_set_lr_multiplies_the_rate_an_optimizer_was_made_with_and_does_not_comp
     (lambda: schedule(0, 10, "step", warmup=5), "schedule 'step' is not known: use cosine, wsd, linear or constant"),
     (lambda: make_optimizers(tiny(), "sgd", 0.1), "optimizer 'sgd' is not known: use adamw or muon"),
     (lambda: autocast(torch.device("cpu"), "float16"), "dtype 'float16' is not known: use float32 or bfloat16"),
+    (lambda: pick_device("foo"), "--device foo"), (lambda: pick_device("cpu:x"), "--device cpu:x"),
     (lambda: pick_device("cuda") if not torch.cuda.is_available() else pick_device("tpu"), "--device")])
 def test_a_name_that_is_not_known_is_refused_at_once(call, words):
     with pytest.raises(InputError, match=words):

@@ -221,6 +221,12 @@ def test_it_learns_one_batch_by_heart():
 
 @pytest.mark.parametrize("change, words", [({"hidden_size": 30}, "hidden_size 30 is not divisible by num_attention_heads 4"),
                                            ({"head_dim": 7}, "head_dim 7 must be even"),
+                                           ({"num_attention_heads": 0}, "num_attention_heads 0 must be a whole number of at least 1"),
+                                           ({"sliding_window": 0}, "sliding_window 0 must be a whole number of at least 1"),
+                                           ({"decoder_sparse_step": 0}, "decoder_sparse_step 0 must be a whole number"),
+                                           ({"rms_norm_eps": "x"}, "rms_norm_eps 'x' must be a number of at least 0"),
+                                           ({"layer_types": ["full_attention"]}, "give each of the 2 layers full_attention or sliding"),
+                                           ({"layer_types": ["linear_attention"] * 2}, "layer_types .'linear_attention'"),
                                            ({"num_key_value_heads": 3}, "num_attention_heads 4 must be a multiple of num_key_value"),
                                            ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok 3 must lie between 1 and")])
 def test_an_impossible_shape_is_refused_with_its_numbers(change, words):

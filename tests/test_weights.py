@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -117,7 +118,8 @@ def test_a_config_in_the_older_layout_means_the_same(tmp_path):
 
 def test_windows_by_hand(tmp_path):
     def windows(**fields):
-        sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 8}
+        sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 8,
+                 "num_key_value_heads": 8}
         (tmp_path / "config.json").write_text(json.dumps({**sizes, **fields}))
         return [read_config(tmp_path).window(layer) for layer in range(3)]
 
@@ -126,6 +128,18 @@ def test_windows_by_hand(tmp_path):
     qwen = {"model_type": "qwen2", "sliding_window": 8, "max_window_layers": 1}
     assert windows(**qwen, use_sliding_window=True) == [None, 8, 8]
     assert windows(**qwen, use_sliding_window=False) == windows(**qwen) == [None] * 3
+    assert windows(**{**qwen, "model_type": "qwen2_moe"}, use_sliding_window=True) == [8, None, None]  # every second layer before the 1st
+    assert windows(**{**qwen, "model_type": "qwen3_moe"}, use_sliding_window=True) == [8] * 3
+    assert windows(**qwen, use_sliding_window=True, layer_types=["sliding_attention"] * 3) == [8] * 3  # what is spelled out wins
+    for blind in ("llama", "olmoe"):  # whose classes know no window, whatever the file says
+        assert windows(model_type=blind, sliding_window=8) == [None] * 3
+
+
+def test_no_number_of_key_heads_means_as_many_as_queries(tmp_path):
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 16}
+    for given, read in (({}, 8), ({"num_key_value_heads": None}, 16)):  # left out: Mistral's 8
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral", **sizes, **given}))
+        assert read_config(tmp_path).num_key_value_heads == read
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
@@ -193,6 +207,12 @@ def cut(file, keep=0.5):
     file.write_bytes(file.read_bytes()[: int(keep * file.stat().st_size)])
 
 
+def point(folder, elsewhere):
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.norm.weight"] = elsewhere
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def nan(state):
     state["model.norm.weight"][3] = torch.nan
 
@@ -208,7 +228,7 @@ BAD_CONFIG = {
     "config.json holds a list, a JSON object is needed": lambda f: (f / "config.json").write_text("[]"),
     "config.json: model_type 'gpt2' is not read; minilm reads llama, mistral, qwen2": lambda f: change_config(f, model_type="gpt2"),
     "config.json: model_type None is not read": lambda f: change_config(f, model_type="drop"),
-    "config.json lacks the field 'hidden_size': is it the config.json of a qwen3 model": lambda f: change_config(f, hidden_size="drop"),
+    "config.json: the field 'hidden_size' is missing: is it .* of a qwen3 model": lambda f: change_config(f, hidden_size="drop"),
     "config.json: hidden_size '16' must be a whole number of at least 1": lambda f: change_config(f, hidden_size="16"),
     "config.json: num_attention_heads 0 must be a whole number": lambda f: change_config(f, num_attention_heads=0),
     "config.json: num_attention_heads 2 must be a multiple of num_key_value_heads 3": lambda f: change_config(f, num_key_value_heads=3),
@@ -217,6 +237,14 @@ BAD_CONFIG = {
     "config.json: rope_scaling of type 'yarn' needs the field 'factor'": lambda f: change_config(f, rope_scaling={"type": "yarn"}),
     "config.json: hidden_act 'gelu' is not read; minilm reads 'silu' only": lambda f: change_config(f, hidden_act="gelu"),
 }
+BAD_CONFIG |= {f"config.json.* {key} {re.escape(repr(bad))} must be a {kind}": lambda f, key=key, bad=bad: change_config(f, **{key: bad})
+               for key, bad, kind in (("rms_norm_eps", "x", "number"), ("rope_theta", [], "number"),
+                                      ("decoder_sparse_step", 0, "whole number"), ("hidden_size", 16.0, "whole number"))}
+BAD_CONFIG |= {f"config.json(: | holds).*{words}": lambda f, change=change: change_config(f, **change) for words, change in (
+    ("unhashable type: 'list'", {"model_type": ["qwen3"]}), ("'list' object has no attribute", {"rope_scaling": ["x"]}),
+    ("NoneType", {"rope_scaling": {"rope_type": "linear", "factor": None}}), ("layer_types .* each of the 1 layers", {
+        "layer_types": ["full_attention"] * 2, "use_sliding_window": True}),
+    ("sliding_window '8' must be a whole number", {"sliding_window": "8", "use_sliding_window": True}))}
 BAD_WEIGHTS = {
     "holds neither model.safetensors nor model.safetensors.index.json": lambda f: (f / "model.safetensors").unlink(),
     "pytorch_model.bin is a pickle, which is never loaded: convert it": lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
@@ -226,7 +254,7 @@ BAD_WEIGHTS = {
     "lacks model.embed_tokens.weight, model.layers.0.* and 11 more": lambda f: change_weights(f, dict.clear),
     "has unexpected model.layers.9.mlp.up_proj.weight: config.json may be of another model": lambda f: change_weights(
         f, lambda s: s.update({"model.layers.9.mlp.up_proj.weight": torch.zeros(2, 2)})),
-    Q + r" has shape \[4, 16\], config.json asks for \[16, 16\]": lambda f: change_weights(f, lambda s: s.update({Q: torch.zeros(4, 16)})),
+    Q + r" has shape \[4, 16\], \[16, 16\] is needed": lambda f: change_weights(f, lambda s: s.update({Q: torch.zeros(4, 16)})),
     "model.norm.weight holds NaN or infinite values in torch.float32: the checkpoint is damaged": lambda f: change_weights(f, nan),
     "model.norm.weight holds NaN or infinite": lambda f: change_weights(f, overflow),
     f"{Q} has dtype torch.int8: quantised checkpoints are not read": lambda f: change_weights(f, lambda s: s.update({Q: s[Q].char()})),
@@ -235,6 +263,9 @@ BAD_WEIGHTS = {
     "-of-.* lacks model.* the index and the shard do not belong together": lambda f: shard(f, lambda f, s: save_file({}, s)),
     "index.json is not valid JSON": lambda f: shard(f, lambda f, s: cut(f / "model.safetensors.index.json")),
     "index.json lacks the field 'weight_map'": lambda f: shard(f, lambda f, s: (f / "model.safetensors.index.json").write_text("{}")),
+    "index.json lacks .* with a .safetensors file of this folder": lambda f: shard(f, lambda f, s: point(f, "../model.safetensors")),
+    "lacks the field 'weight_map' with a .safetensors file": lambda f: shard(f, lambda f, s: point(f, 3)),
+    "ties lm_head.weight to model.embed_tokens.weight, but they differ": lambda f: change_config(f, tie_word_embeddings=True),
     "the tokenizer has 258 tokens, the model's vocabulary is 50": lambda f: train_bpe(["abab"], 258, special=("<end>",)).save(f),
     "generation_config.json is not valid JSON": lambda f: (f / "generation_config.json").write_text("{"),
 }
@@ -266,12 +297,81 @@ def test_a_folder_that_is_not_there_is_named():
 
 
 @pytest.mark.parametrize("change, words", [({"model_type": "llama", "sliding_window": 4}, "a llama checkpoint cannot say sliding_window 4"),
-                                           ({"num_experts": 2}, "model_type 'qwen3' does not fit num_experts 2"),
+                                           ({"num_experts": 2}, "a qwen3 checkpoint cannot say num_experts 2"),
                                            ({"model_type": "mini"}, "model_type 'mini' cannot be saved; minilm writes llama")])
 def test_a_model_that_no_family_describes_is_not_saved_and_nothing_is_half_written(change, words, tmp_path):
     with pytest.raises(InputError, match=words):
         save_pretrained(Transformer(Config(50, 16, 24, 1, 2, **change)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tied_head_that_is_stored_as_well_is_read_if_it_is_the_same(tmp_path):
+    model = Transformer(Config(50, 16, 24, 1, 2, tie_word_embeddings=True), generator(0, "init"))
+    save_pretrained(model, tmp_path)
+    change_weights(tmp_path, lambda s: s.update({"lm_head.weight": s["model.embed_tokens.weight"].clone()}))
+    assert torch.equal(logits_of(load_pretrained(tmp_path)[0]), logits_of(model))
+
+
+logits_of = lambda model: model(IDS % 50).logits
+
+
+def test_saving_removes_old_shards_and_nothing_that_an_old_index_names_elsewhere(tmp_path):
+    model, folder = Transformer(Config(50, 16, 24, 1, 2), generator(0, "init")), tmp_path / "out"
+    save_pretrained(model, folder, max_shard_bytes=4000)
+    mine = [tmp_path / "mine.txt", tmp_path / "beside.safetensors", folder / "notes.txt"]
+    for file in mine:
+        file.write_text("mine")
+    point(folder, str(mine[0]))
+    for elsewhere in ("../beside.safetensors", "notes.txt", 7):
+        point(folder, elsewhere)
+    save_pretrained(model, folder)
+    assert all(file.exists() for file in mine)
+    assert not list(folder.glob("model-*")) and load_pretrained(folder)
+
+
+PLAIN = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+         "initializer_range": 0.3}
+HALF = ["full_attention", "sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize("change", [
+    {"model_type": "qwen2_moe", "sliding_window": 4}, {"model_type": "qwen2_moe", "sliding_window": 4, "layer_types": HALF},
+    {"model_type": "qwen3_moe", "sliding_window": 4}, {"model_type": "qwen3_moe", "sliding_window": 4, "layer_types": HALF[:1] * 3},
+    {"model_type": "mixtral", "sliding_window": 4, "layer_types": HALF[:1] * 3}], ids=str)
+def test_transformers_slides_the_window_over_the_layers_of_a_saved_mixture_that_we_do(change, tmp_path):
+    import transformers
+
+    model = Transformer(Config(**PLAIN, num_experts=4, **change), generator(0, "init")).eval()
+    save_pretrained(model, tmp_path)
+    with torch.no_grad():
+        expected = model(IDS % 50).logits
+        close(transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(IDS % 50).logits, expected)
+        assert torch.equal(load_pretrained(tmp_path)[0](IDS % 50).logits, expected)
+
+
+@pytest.mark.parametrize("words, change", [
+    ("a mixtral checkpoint cannot say layer_types", {"model_type": "mixtral", "num_experts": 4, "sliding_window": 4, "layer_types": HALF}),
+    ("a mixtral checkpoint cannot say moe_intermediate_size 24", {"model_type": "mixtral", "num_experts": 4, "moe_intermediate_size": 24}),
+    ("a mistral checkpoint cannot say attention_bias True", {"model_type": "mistral", "attention_bias": True}),
+    ("a qwen3 checkpoint cannot say mlp_bias True", {"mlp_bias": True}),
+    ("a qwen3_moe checkpoint cannot say shared_expert_inter", {"model_type": "qwen3_moe", "num_experts": 4,
+                                                               "shared_expert_intermediate_size": 8})])
+def test_what_transformers_would_read_as_another_model_is_not_saved(words, change, tmp_path):
+    with pytest.raises(InputError, match=words):
+        save_pretrained(Transformer(Config(**PLAIN, **change)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_in_double_precision_are_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match="weights of torch.float64 cannot be saved: convert the model to float32"):
+        save_pretrained(Transformer(Config(**PLAIN)).double(), tmp_path)
+
+
+def test_large_numbers_are_not_taken_for_damage_though_their_sum_overflows(tmp_path):
+    model = Transformer(Config(**PLAIN))
+    model.norm.weight.data.fill_(3e38)
+    save_pretrained(model, tmp_path)
+    assert load_pretrained(tmp_path)[0].norm.weight[0] == model.norm.weight[0]
 
 
 # --- kill -9
