@@ -14,12 +14,15 @@ Run     python methods/question_alignment.py                       # 2 CPU cores
         python methods/real/question_alignment.py --help           # your own checkpoint, pairs and answers; mGSM and others
 Honest  The world is synthetic (minilm/world.py): a clone is English in other words. All arms share base, problems, order and, stage by
         stage, the number of steps; `copy` spends stage I on the same clone questions without translating. Test problems differ from
-        training problems in numbers and signs. Settings were chosen on seeds 100-104, gains differ much between seeds: aligned clones
-        .32 to .51, RAlign .17 to .21. Not reproduced: C3, translated answers give .66 (they are perfect here, by machine they are not);
-        R1, copied questions give .30, in one seed of four as much as translated ones; C9, gains do not shrink with more pairs. No verdict:
-        C4, C5 (the small model fails in English in a seed), C10 (programs gain, multiple choice stays at chance).
-Try     with --seeds 104 (aligned clones: RAlign .13, QAlign .59, copied questions .40)  --tune-lr 5e-4: .60, the size of stage II's steps
-        matters little.  SOLVE before TRANSLATE in `translation`, one template for both stages: .57, nor do the marks matter.
+        training problems in numbers and signs. Settings were chosen on seeds 100-104; gains differ much between seeds. Where English is
+        always right, C8's agreement is C1's accuracy once more. This is run 2 (seeds 10-13): stage II has twice the steps and the small
+        model a pretraining rate of its own. Run 1 (seeds 0-3) held C1, C2, C6-C8, C11, R2, R3 (aligned clones .19 -> .41); C3, C9, R1 were
+        not reproduced; C4, C5, C10 had no verdict, as the small model, and multiple choice, failed in English in three seeds and two.
+        Tried for more than .41, on seeds 100-104: a base of 2400 steps or a rate of 5e-3 (RAlign gains as much: .51 to .60, .31 to .43),
+        600 steps of stage I (+.05), fewer clone texts (less), batches of 16 (English fails), larger rotary bases (no more). Stage I
+        translates unseen questions perfectly in every seed looked at; what is lost is its use in answering, most of all in b (verb last).
+Try     with --seeds 104 --tune-steps 160 (aligned clones: RAlign .13, QAlign .59, copied questions .40)  --tune-lr 5e-4: .60, the size
+        of stage II's steps matters little.  SOLVE before TRANSLATE in `translation`, one template for both stages: .57, nor do marks.
 """
 
 import copy
@@ -55,7 +58,7 @@ ALIGNED, UNSEEN = ("a", "b"), ("c", "d")  # clones that stage I translates; clon
 @dataclass(frozen=True)
 class Config:
     arms: tuple[str, ...] = ("base", "ralign", "qalign only", "qalign->ralign", "copy->ralign", "translate-train")  # to run, see ARMS
-    seeds: tuple[int, ...] = (0, 1, 2, 3)  # one complete world, base model and tuning per seed
+    seeds: tuple[int, ...] = (10, 11, 12, 13)  # one complete world, base model and tuning per seed
     steps: int = 1600  # pretraining steps of the base model
     batch: int = 32  # documents, or examples, per step
     lr: float = 3e-3  # pretraining learning rate
@@ -73,11 +76,12 @@ class Config:
     align_steps: int = 300  # stage I: question translation
     align_lr: float = 1e-3  # stage I: learning rate
     pairs: int = 4000  # stage I: translation pairs
-    tune_steps: int = 160  # stage II: responses
+    tune_steps: int = 320  # stage II: responses
     tune_lr: float = 1e-3  # stage II: learning rate
     en_x: float = 0.5  # stage II of +en-x: share of examples that translate English questions into clones
     small_width: int = 48  # the small model of proxy-tuning
     small_layers: int = 3
+    small_lr: float = 5e-3  # its pretraining learning rate: at the large model's, some seeds do not learn to copy amounts
     problems: int = 200  # test problems, asked in every language
     base: str | None = None  # folder of base models: read from it, and saved to it when missing
     quick: bool = False  # smoke run: a few steps, one seed
@@ -193,14 +197,14 @@ def train(model: Transformer, rows: Iterator[list[Example]], steps: int, lr: flo
 
 def pretrain(cfg: Config, world: World, seed: int, size: str) -> Transformer:
     """The base model: reads much English and a little of four clones. Or the one that lies in the folder --base."""
-    width, layers = (cfg.width, cfg.layers) if size == "large" else (cfg.small_width, cfg.small_layers)
+    width, layers, lr = (cfg.width, cfg.layers, cfg.lr) if size == "large" else (cfg.small_width, cfg.small_layers, cfg.small_lr)
     model, folder = new_model(world, width, layers, generator(seed, f"init {size}")), cfg.base and Path(cfg.base) / f"seed-{seed}-{size}"
     if folder and folder.exists():
         saved, _ = load_pretrained(folder)
         if saved.config != model.config:
             raise InputError(f"{folder} holds a model of another shape or vocabulary: give its --width, --layers, or another --base")
         return saved
-    train(model, pretraining_rows(cfg, world, seed), cfg.steps, cfg.lr, f"pretrain {size}", warmup=30)
+    train(model, pretraining_rows(cfg, world, seed), cfg.steps, lr, f"pretrain {size}", warmup=30)
     if folder:
         save_pretrained(model, folder)
     return model
