@@ -12,21 +12,25 @@ Idea    A model is trained on two facts until it answers both. Does it then know
         languages: fact in English + translated name.
 Claims  C1 separate: chance; C2 adjacent: chance; C3 crd: chance; C4 cot repairs A+A and nothing else; C5 cross-lingual: far below both
         premises; C6 in-context control; G memorisation control. With --full: H1 hard level; R1 oracle control; R2 three times the steps;
-        R3 what breaks the finding.
-Run     python methods/ockr.py                     # 2 CPU cores: table + figure
+        R3 what might break the finding.
+Run     python methods/ockr.py                     # 2 CPU cores, 9 minutes: table + figure; --full 18
         python methods/real/ockr.py --help         # the published files, a real checkpoint, LoRA; or build all files at the paper's size
 Honest  A tiny model (0.11M parameters, all of them trained; no LoRA) and three-word sentences. An "old world" of other persons stands for
         pretraining: it teaches formats, chains and reasoning from premises in the prompt, and is replayed, since a tiny model forgets.
-        It holds no bare yes/no questions: with them the base learns to compare years silently, new persons join in, and R+R->R is
-        combined after all (R3 measures it; pilots: 67-76%). That was seen on seed 100, and the rows were left out because of it: C1 is a
-        statement about models that have not learned this. All other settings were chosen for premise recall, the context control and
-        A+A's chain of thought. Cells of a seed share base model and replay; only their rows differ, and with them their steps.
+        It holds no bare yes/no questions: in pilots on seed 100 a base that had them combined R+R->R (67-76%), and they were left out
+        because of it. In run 4 they make no difference (R3: .53 against .48). All other settings were chosen for premise recall, the
+        context control and A+A's chain of thought. Cells of a seed share base model and replay; only their rows differ, and with them
+        their steps. C3 holds on the mean: R+R crd reaches .64 and .62 in the two seeds that trained longest. H1: "older" is answered in
+        69% with both years in the prompt, and who knows only z's year could be right in 85%; still the model is at chance. Not
+        reproduced: R1, as a trained half is known to .85 (A+A) and .95 (R+R) only; the other half does not move.
         This is run 4 (seeds 30-33). Run 1 (seeds 0-3) held C1, C2, C4, C6; C3, C5 and G failed at the gate: R+R crd knew 92% of its
         premises, and cross-lingual adjacent was asked about bare names, which its rows never show (still reported). Run 2 (seeds 10-13)
         held C1, C2, C5; R+R crd combined in two seeds of four (.77, .83; C3), R+R cot knew 90% of its premises (G, C4), and one base had
         not learned to compare two years in its prompt (.47; C6, C4). Run 3 (seeds 20-23; a longer base on more persons, a higher rate,
         every row read 14 times) held C4 to C6, and every target was at chance, but one seed of R+R separate knew 61% of its premises, so
         that C1 to C3 failed at the gate. Run 4 alone trains a cell again, up to twice, until it knows 98% of its premises.
+Try     with --seeds 100 --cells "aa separate" "aa cot" (targets .42, .94)  --old-entities 1: .49, .75; who has seen few persons recall
+        their years in a chain does it for new ones half of the time (retrieved: .53, else .91).
 """
 
 import copy
@@ -103,7 +107,8 @@ class Words:
     PAD, BOS, EOS = range(3)
 
     def __init__(self, rows: Sequence[Row]):
-        texts = " . ".join([*FIRST, *SECOND, *(f"{row.prompt} {row.input} {row.answer}" for row in rows)])
+        names = [first + second for first, second in zip(FIRST, SECOND)]  # every part, in its place in a name
+        texts = " . ".join([*names, *SECOND, *(f"{row.prompt} {row.input} {row.answer}" for row in rows)])
         self.pieces = ["", "<s>", "</s>", *sorted({piece for text in (texts, clone(texts)) for piece in self.cut(text)})]
         self.id = {piece: i for i, piece in enumerate(self.pieces)}
 

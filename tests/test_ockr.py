@@ -273,6 +273,11 @@ def test_a_cell_gives_the_same_numbers_alone_and_beside_others_and_every_kind_of
     assert len(together.series["ar separate x3"]["target"][0]) == len(together.series["rr oracle"]["target"][0])
 
 
+def test_a_small_old_world_leaves_no_part_of_a_new_name_unknown():
+    cfg = Config(quick=True, cells=("aa separate",), entities=8, old_entities=1, base_steps=2, steps=2, epochs=0, rounds=1, points=1)
+    assert ockr.run(cfg, 100).metrics["aa separate"]["n target"] == 2 * YEARS * 8
+
+
 @pytest.mark.parametrize("change, words", [({"cells": ("aa-hard cot",)}, "hard level"), ({"cells": ("aa",)}, "TASK SETTING"),
                                            ({"replay": 1.0}, "--replay"), ({"entities": 10}, "--entities"), ({"old_entities": 0}, "--old")])
 def test_wrong_settings_are_refused_in_one_line(change, words, tmp_path):
