@@ -140,8 +140,8 @@ class Attention(nn.Module):
         self.head_dim, self.qk_norm, self.window = c.head_dim, c.qk_norm, c.window(layer)
         queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         qwen2 = c.model_type in ("qwen2", "qwen2_moe")  # always a bias on queries, keys and values, never on the output
-        self.q_proj = Linear(c.hidden_size, queries, bias=qwen2 or c.attention_bias)
-        self.k_proj, self.v_proj = (Linear(c.hidden_size, keys, bias=qwen2 or c.attention_bias) for _ in range(2))
+        qkv_bias = qwen2 or c.attention_bias
+        self.q_proj, self.k_proj, self.v_proj = (Linear(c.hidden_size, size, bias=qkv_bias) for size in (queries, keys, keys))
         self.o_proj = Linear(queries, c.hidden_size, bias=c.attention_bias and not qwen2)
         if c.qk_norm:
             self.q_norm = RMSNorm(c.head_dim if c.qk_norm == "head" else queries, c.rms_norm_eps)
