@@ -10,6 +10,8 @@ Honest  The authors' evaluation code is not released: the scorers of methods/ock
 
 import json
 import re
+import shlex
+import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -25,7 +27,7 @@ from minilm.data import IGNORE, batches, generator, prompt_masked, read_json, wr
 from minilm.evaluate import continuation_logprobs
 from minilm.generate import generate
 from minilm.lora import add_lora, save_adapter
-from minilm.results import ROOT, cli, progress, wilson
+from minilm.results import ROOT, cli, commit, hardware, progress, wilson
 from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr, take_step
 from minilm.weights import load_pretrained, save_pretrained
 
@@ -287,8 +289,9 @@ def train(cfg: Config) -> dict:
                  generator=generator(cfg.seed, "lora"))
     before = examine(cfg, model.eval(), reader, test)
     losses = fine_tune(cfg, model, examples, device)
-    report = {"config": asdict(cfg), "rows": len(rows), "defects": {k: len(v) for k, v in found.items()}, "losses": losses,
-              "before": before, "after": examine(cfg, model, reader, test), "wall_seconds": round(time.time() - started, 1)}
+    report = {"command": shlex.join(["python", *sys.argv]), "config": asdict(cfg), "rows": len(rows), "defects": {k: len(v) for k, v in found.items()}, "losses": losses,
+              "before": before, "after": examine(cfg, model, reader, test), "wall_seconds": round(time.time() - started, 1),
+              "hardware": hardware(), "commit": commit()}
     for kind, m in report["after"].items():
         print(f"{kind:32} {before[kind]['accuracy']:.3f} -> {m['accuracy']:.3f} [{m['interval'][0]:.3f}, {m['interval'][1]:.3f}]  "
               f"n {m['n']}, without an answer {m['unparsed']:.3f}")
