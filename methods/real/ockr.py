@@ -289,9 +289,10 @@ def train(cfg: Config) -> dict:
                  generator=generator(cfg.seed, "lora"))
     before = examine(cfg, model.eval(), reader, test)
     losses = fine_tune(cfg, model, examples, device)
-    report = {"command": shlex.join(["python", *sys.argv]), "config": asdict(cfg), "rows": len(rows), "defects": {k: len(v) for k, v in found.items()}, "losses": losses,
-              "before": before, "after": examine(cfg, model, reader, test), "wall_seconds": round(time.time() - started, 1),
-              "hardware": hardware(), "commit": commit()}
+    report = {"command": shlex.join(["python", *sys.argv]), "config": asdict(cfg), "rows": len(rows),
+              "defects": {k: len(v) for k, v in found.items()}, "losses": losses, "before": before,
+              "after": examine(cfg, model, reader, test), "wall_seconds": round(time.time() - started, 1), "hardware": hardware(),
+              "commit": commit()}
     for kind, m in report["after"].items():
         print(f"{kind:32} {before[kind]['accuracy']:.3f} -> {m['accuracy']:.3f} [{m['interval'][0]:.3f}, {m['interval'][1]:.3f}]  "
               f"n {m['n']}, without an answer {m['unparsed']:.3f}")
