@@ -10,17 +10,20 @@ Idea    A model that reasons well in English reasons badly in languages it has r
 Claims  C1 aligned languages gain; C2 English stays; C3 better than translated answers; C6 response language; C7 alignment inside; C8 same
         answers as in English; R1-R3 controls. With --full: C4 two sizes; C5 proxy-tuning; C9 number of pairs; C10 programs, multiple
         choice; C11 the order of stages.
-Run     python methods/question_alignment.py                       # 2 CPU cores, ~7 min: table + figure; --full ~20 min
+Run     python methods/question_alignment.py                       # 2 CPU cores, 9 min: table + figure; --full 23
         python methods/real/question_alignment.py --help           # your own checkpoint, pairs and answers; mGSM and others
 Honest  The world is synthetic (minilm/world.py): a clone is English in other words. All arms share base, problems, order and, stage by
         stage, the number of steps; `copy` spends stage I on the same clone questions without translating. Test problems differ from
-        training problems in numbers and signs. Settings were chosen on seeds 100-104; gains differ much between seeds. Where English is
-        always right, C8's agreement is C1's accuracy once more. This is run 2 (seeds 10-13): stage II has twice the steps and the small
-        model a pretraining rate of its own. Run 1 (seeds 0-3) held C1, C2, C6-C8, C11, R2, R3 (aligned clones .19 -> .41); C3, C9, R1 were
-        not reproduced; C4, C5, C10 had no verdict, as the small model, and multiple choice, failed in English in three seeds and two.
-        Tried for more than .41, on seeds 100-104: a base of 2400 steps or a rate of 5e-3 (RAlign gains as much: .51 to .60, .31 to .43),
-        600 steps of stage I (+.05), fewer clone texts (less), batches of 16 (English fails), larger rotary bases (no more). Stage I
-        translates unseen questions perfectly in every seed looked at; what is lost is its use in answering, most of all in b (verb last).
+        training problems in numbers and signs. Settings were chosen on seeds 100-104; gains differ much between seeds. English is always
+        right, so C8's agreement is C1's accuracy once more. This is run 2 (seeds 10-13): stage II has twice the steps, the small model a
+        pretraining rate of its own. Not reproduced: C1, as one seed of four loses (.14 -> .11; the mean gains: .20 -> .39); R1 (copied
+        questions: .27); C3 (translated answers: .85; they are perfect here, by machine they are not); C5 (proxy-tuning lifts the large
+        model from .08 to .17, not above the small expert's .37); C9 (no less and less); C10 (programs gain, .09 -> .20; multiple choice
+        stays at chance, .34, a bar that was added after the run). Unseen clones gain as well (.20 -> .32). Run 1 (seeds 0-3) held C1, C2,
+        C6-C8, C11, R2, R3 (.19 -> .41); not C3, C9, R1; C4, C5, C10 had no verdict, as the small model failed in English. Over both runs
+        seven seeds of eight gain. Tried for more, on seeds 100-104: a base of 2400 steps or a rate of 5e-3 (RAlign rises as well: .51
+        against .60, .31 against .43), 600 steps of stage I (+.05), fewer clone texts (less), batches of 16 (English fails), larger rotary
+        bases (no more). Stage I translates new questions perfectly where we looked; its use in answering is lost, most in b (verb last).
 Try     with --seeds 104 --tune-steps 160 (aligned clones: RAlign .13, QAlign .59, copied questions .40)  --tune-lr 5e-4: .60, the size
         of stage II's steps matters little.  SOLVE before TRANSLATE in `translation`, one template for both stages: .57, nor do marks.
 """
@@ -360,8 +363,9 @@ def claims(metrics: dict) -> list[dict]:
         row("C9", "More translation pairs help, less and less", "aligned rises, up to 0.03 of noise; more from 1% to 10% than from 10% "
             "to all", {"aligned": sizes}, lambda _, al: all(al(b) >= al(a) - 0.03 for a, b in zip(sizes, sizes[1:]))
             and al(sizes[1]) - al(sizes[0]) > al(q) - al(sizes[1]), gate=sizes),
-        row("C10", "Programs and multiple choice gain as well", "aligned: each >= its ralign + 0.05", {"aligned": (*tasks[0], *tasks[1])},
-            lambda _, al: all(al(b) >= al(a) + 0.05 for a, b in tasks), gate=(*tasks[0], *tasks[1])),
+        row("C10", "Programs and multiple choice gain as well", "aligned: each >= its ralign + 0.05, multiple choice >= 0.05 above its "
+            "chance of 0.33", {"aligned": (*tasks[0], *tasks[1])}, lambda _, al: all(al(b) >= al(a) + 0.05 for a, b in tasks)
+            and al("mcq qalign->ralign") >= 1 / 3 + 0.05, gate=(*tasks[0], *tasks[1])),
         row("C11", "The order matters: stage I alone, or last, does not reason", f"en below {GATE}, aligned below half of qalign->ralign",
             {"en": order, "aligned": (*order, q)}, lambda m, al: all(m(x, "en") < GATE and al(x) < 0.5 * al(q) for x in order), gate=(q,)),
         row("R1", "Control: it is translation, not more reading of clone questions", "aligned >= copy->ralign + 0.10, above it in every "
