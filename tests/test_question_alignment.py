@@ -316,6 +316,11 @@ def test_one_seed_against_the_rule_is_enough_to_fail_a_rule_on_every_seed():
     assert verdicts(metrics)["C1"] is False and verdicts(metrics)["R1"] is False and verdicts(metrics)["C3"] is True
 
 
+def test_multiple_choice_that_rises_to_its_chance_has_gained_nothing():
+    risen = made_up(mcq_ralign={"aligned": 0.28}, mcq_qalign_ralign={"aligned": 0.34})
+    assert verdicts(risen)["C10"] is False and verdicts(made_up(mcq_qalign_ralign={"aligned": 0.39}))["C10"] is True
+
+
 def test_an_arm_that_fails_in_english_leaves_its_claims_without_a_verdict():
     metrics = made_up()
     metrics["ralign"]["en"]["values"] = [0.97, 0.97, 0.97, 0.6]
