@@ -14,6 +14,7 @@ from methods.real.ockr import LANGUAGES, ROWS, Config, Reader, candidates, defec
 from minilm import InputError
 from minilm.data import generator, prompt_masked
 from minilm.lora import load_adapter
+from minilm.results import ROOT, wilson
 from minilm.tokenizer import train_bpe
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
@@ -210,3 +211,12 @@ def test_a_folder_without_published_files_is_refused(tmp_path):
         ockr.main(Config(stage="check", data=str(tmp_path)))
     with pytest.raises(FileNotFoundError, match="--data"):
         ockr.main(Config(stage="check", data=str(tmp_path / "nowhere")))
+
+
+def test_the_committed_runs_on_the_published_files_add_up():
+    runs = json.loads((ROOT / "results" / "ockr_real.json").read_text(encoding="utf-8"))["runs"]
+    assert [run["config"]["task"] for run in runs] == ["A+A To R", "R+R To R", "A+R To A"]
+    for run in runs:
+        assert run["rows"] == ROWS[run["config"]["task"], "simple"][0] and run["config"]["lora_rank"] == 0
+        for cell in run["after"].values():
+            assert cell["interval"] == pytest.approx(wilson(round(cell["accuracy"] * cell["n"]), cell["n"]))
