@@ -15,7 +15,10 @@ from signals import mdm_experiment as mdm
 from signals import radio, radioml
 from signals.augment import Twist, augment, draw_twist
 from signals.baselines import gradient_distance, herding, kcenter, most_forgotten, select
-from signals.mdm_experiment import ARMS, Arm, Config, Task, claims, distances, distill, figure, make_set, matching_loss, run, spectrum, start
+from signals.mdm import matching_loss, spectrum
+from signals.mdm_claims import claims, figure
+from signals.mdm_experiment import ARMS, Arm, Config, Task, distances, distill, make_judges, make_set, run, settings
+from signals.mdm_experiment import first_signals as start
 from signals.networks import correct, make_network, train_network
 
 TINY = Config(train_per_class=20, test_per_class=4, batch=8, spc=2, steps=3, eval_nets=1, eval_steps=2, full_steps=2, encoder="conv2k3/8",
@@ -140,7 +143,7 @@ def test_alpha_zero_is_dm_and_every_method_starts_from_the_same_signals():
 def test_the_first_signals_are_training_signals_of_the_right_class_and_fewer_are_part_of_more():
     task = Task(TINY, 100)
     S = start(TINY, task)
-    for signal, label in zip(S, task.labels(2)):
+    for signal, label in zip(S, task.labels(torch.zeros(6))):
         row = (task.train.x == signal).all(2).all(1).nonzero()
         assert len(row) == 1 and task.train.y[row.item()] == label
     assert torch.equal(start(replace(TINY, spc=1), task), S[::2])
@@ -159,7 +162,7 @@ def test_training_held_out_and_test_signals_have_none_in_common():
 def test_it_learns_each_domain_matches_itself_and_both_together_match_both(method, first, second):
     cfg = replace(TINY, train_per_class=60, batch=32, steps=60, lr=0.03, encoder="conv3k7/16")
     task = Task(cfg, 100)
-    measure = lambda S: dict(zip(("TD", "FD"), distances(task, S, judges=3)))
+    measure = lambda S: dict(zip(("TD", "FD"), distances(make_judges(task, 3), S)))
     begin, one, both = measure(start(cfg, task)), measure(distill(cfg, task, *method)), measure(distill(cfg, task, 1, 1))
     assert one[first] < begin[first] / 2
     assert one[second] > 0.5 * one[first] / begin[first] * begin[second]  # the other domain lags behind
@@ -207,7 +210,7 @@ def test_gradient_distance_is_zero_for_the_same_signals_and_moves_the_others():
 def test_chosen_signals_are_real_ones_of_their_class():
     task = Task(TINY, 100)
     for method in ("herding", "kcenter", "forgetting"):
-        for signal, label in zip(make_set(TINY, task, method), task.labels(2)):
+        for signal, label in zip(make_set(TINY, task, method), task.labels(torch.zeros(6))):
             row = (task.train.x == signal).all(2).all(1).nonzero()
             assert len(row) == 1 and task.train.y[row.item()] == label, method
 
@@ -356,9 +359,9 @@ def test_wrong_settings_are_refused_in_one_line_and_write_nothing(change, words,
 
 
 def test_every_arm_differs_from_mdm_in_its_method_or_in_the_settings_it_names():
-    assert ARMS["mdm"].method == "mdm" and not ARMS["mdm"].changes
-    assert {ARMS[name] .changes["alpha"] for name in ARMS if name.startswith("alpha ")} == {0.1, 10, 100}
-    assert ARMS["shallow mdm"].changes == ARMS["shallow dm"].changes | {"alpha": 0.1} and ARMS["saved"] == Arm("saved")
+    assert settings(Config(), ARMS["mdm"]) == Config() and ARMS["mdm"].method == "mdm"
+    assert {ARMS[name].alpha for name in ARMS if name.startswith("alpha ")} == {0.1, 10, 100}
+    assert ARMS["shallow mdm"] == ARMS["shallow dm"]._replace(method="mdm", alpha=0.1) and ARMS["saved"] == Arm("saved")
     assert set(Config().methods) < set(ARMS)
 
 
