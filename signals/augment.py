@@ -17,8 +17,11 @@ class Twist(NamedTuple):
 def draw_twist(groups: int, kinds: Sequence[str], length: int, gen: torch.Generator) -> Twist:
     """kinds: phase (any carrier phase), shift (circular), conj (Q -> -Q with probability 1/2: upper and lower sideband change places)."""
     phase, shift, conj = torch.rand(3, groups, generator=gen)
-    return Twist(2 * torch.pi * phase * ("phase" in kinds), (length * shift * ("shift" in kinds)).long(),
-                 1 - 2.0 * ((conj < 0.5) & ("conj" in kinds)))
+    return Twist(
+        2 * torch.pi * phase * ("phase" in kinds),
+        (length * shift * ("shift" in kinds)).long(),
+        1 - 2.0 * ((conj < 0.5) & ("conj" in kinds)),
+    )
 
 
 def augment(x: torch.Tensor, twist: Twist) -> torch.Tensor:

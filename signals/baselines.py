@@ -34,23 +34,41 @@ def most_forgotten(forgotten: torch.Tensor, count: int) -> list[int]:
 
 def select(method: str, features: torch.Tensor, forgotten: torch.Tensor, count: int) -> list[int]:
     """Which `count` signals of one class a method picks; features and forgotten come from a network trained on the full set."""
-    return {"herding": herding, "kcenter": kcenter}[method](features, count) if method != "forgetting" else most_forgotten(forgotten, count)
+    return (
+        {"herding": herding, "kcenter": kcenter}[method](features, count)
+        if method != "forgetting"
+        else most_forgotten(forgotten, count)
+    )
 
 
-def gradient_distance(net: torch.nn.Module, real: Sequence[torch.Tensor], syn: Sequence[torch.Tensor]) -> torch.Tensor:
+def gradient_distance(
+    net: torch.nn.Module, real: Sequence[torch.Tensor], syn: Sequence[torch.Tensor]
+) -> torch.Tensor:
     """DC (Zhao, Mopuri & Bilen 2021): the training gradients on the synthetic signals of a class should point where those on the real
     ones do: sum over classes, layers and output units of 1 - cos. real, syn: one [B, 2, N] per class; differentiable in syn."""
     weights, total = [p for p in net.parameters() if p.dim() > 1], 0
     for c, (x, s) in enumerate(zip(real, syn)):
         label = torch.tensor(c, device=x.device)
         wanted = torch.autograd.grad(F.cross_entropy(net(x), label.expand(len(x))), weights)
-        given = torch.autograd.grad(F.cross_entropy(net(s), label.expand(len(s))), weights, create_graph=True)
-        total = total + sum((1 - F.cosine_similarity(a.flatten(1), b.flatten(1))).sum() for a, b in zip(wanted, given))
+        given = torch.autograd.grad(
+            F.cross_entropy(net(s), label.expand(len(s))), weights, create_graph=True
+        )
+        total = total + sum(
+            (1 - F.cosine_similarity(a.flatten(1), b.flatten(1))).sum()
+            for a, b in zip(wanted, given)
+        )
     return total
 
 
-def match_gradients(S: torch.Tensor, optimizer: torch.optim.Optimizer, steps: Iterable[int], new_network: Callable, draw: Callable, C: int,
-                    inner: int = 10) -> None:
+def match_gradients(
+    S: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    steps: Iterable[int],
+    new_network: Callable,
+    draw: Callable,
+    C: int,
+    inner: int = 10,
+) -> None:
     """Trains the leaf S [C * SPC, 2, N]. Networks start afresh every `inner` steps and train on S in between."""
     y = torch.arange(C, device=S.device).repeat_interleave(len(S) // C)
     for step in steps:

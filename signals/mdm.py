@@ -112,12 +112,14 @@ def learn_signals(
     view: str = "mag",
     norm: str = "ortho",
     draw_twist: Callable | None = None,
+    moved: int = 0,
 ) -> torch.Tensor:
     """S [C * SPC, 2, N], learned from `first`, class by class.
 
     time_weight 1 and alpha 0 is DM; 0 and 1 the spectrum alone; 1 and alpha is MDM. draw_real gives
     [C * B, 2, N]; new_encoder(step) a fresh untrained network; draw_twist the augmentation of a
-    step, the same for real and learned signals of a class (None: there is none).
+    step, the same for real and learned signals of a class (None: there is none). With `moved` every
+    class is given the spectra of the one so many places before it: a refutation, not the method.
     """
     S = first.clone().requires_grad_()  # the only thing that learns
     optimizer = make_optimizer(S)
@@ -133,6 +135,8 @@ def learn_signals(
         if alpha:
             real_f = spectrum(real, view, norm)
             syn_f = spectrum(syn, view, norm)
+            if moved:
+                real_f = real_f.roll(moved * len(real) // C, 0)
             loss = loss + alpha * matching_loss(psi, real_f, syn_f, C)  # L_FD
         optimizer.zero_grad()
         loss.backward()  # through psi, into S
@@ -169,27 +173,33 @@ def show_signal(x: torch.Tensor) -> None:
             print(f"  {title} {axis}  {blocks(row, row.min(), row.max())}")
 
 
-def decibels(spectra: torch.Tensor) -> torch.Tensor:
-    """[2, N] -> [32], the mean of I and Q at positive frequencies, two bins a number."""
-    power = spectra.mean(0)[1:65].view(32, 2).square().mean(1)
+def noise_added(S: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """[C], in dB: how much stronger S is in the upper half of all frequencies, where there is
+    little but the receiver's noise, than all real signals are."""
+    given = spectrum(S).unflatten(0, (len(whole), -1)).mean(1)  # (C, 2, N)
+    high = slice(whole.shape[2] // 4, whole.shape[2] // 2)
+    power = given[..., high].square().mean((1, 2)) / whole[..., high].square().mean((1, 2))
     return 10 * power.log10()
 
 
 def show_spectra(sets: dict[str, torch.Tensor], whole: torch.Tensor, c: int) -> None:
-    """Class c: the spectrum of all its real signals, and of each set's (S [C * SPC, 2, N]).
+    """Class c: the mean spectrum of all its real signals, and of each set (S [C * SPC, 2, N]).
 
     The signal fills the first bins. Behind them is the receiver's noise, level in the whole class:
-    there one sees at once what a set has added or lost.
+    there one sees at once what a set has added.
     """
-    rows = {"all real signals": whole[c]}
+
+    def row(spectra):  # [2, N] -> 32 numbers in dB: the mean of I and Q, two bins each
+        power = spectra.mean(0)[1:65].view(32, 2).square().mean(1)
+        return 10 * power.log10()
+
+    level = row(whole[c])[16:].mean()
+    print(" " * 35 + "frequency 0 to 1/2                noise behind the signal")
+    print(f"  {'all real signals':31}  {blocks(row(whole[c]), level - 4, level + 8)}")
     for name, S in sets.items():
-        rows[name] = spectrum(S).unflatten(0, (len(whole), -1)).mean(1)[c]
-    level = decibels(whole[c])[16:].mean()
-    print(" " * 32 + "frequency 0 to 1/2".ljust(34) + "noise behind the signal")
-    for name, spectra in rows.items():
-        db = decibels(spectra)
-        noise = (db[16:].mean() - level).item()
-        print(f"  {name:29} {blocks(db, level - 4, level + 8)}  {noise:+.1f} dB")
+        spectra = spectrum(S).unflatten(0, (len(whole), -1)).mean(1)[c]
+        bars = blocks(row(spectra), level - 4, level + 8)
+        print(f"  {name:31}  {bars}  {noise_added(S, whole)[c]:+.1f} dB")
 
 
 # --- run it

@@ -19,9 +19,17 @@ from minilm.training import pick_device
 from signals import radio, radioml
 from signals.augment import draw_twist
 from signals.baselines import match_gradients, select
-from signals.mdm import draw_per_class, learn_signals, show_signal, spectrum
+from signals.mdm import (
+    class_spectra,
+    draw_per_class,
+    learn_signals,
+    noise_added,
+    show_signal,
+    spectral_error,
+    spectrum,
+)
 from signals.mdm_claims import SHOWN, claims, figure
-from signals.networks import correct, embed, make_network, train_network
+from signals.networks import correct, embed, make_network, predict, train_network
 
 PAPER = "MDM, arXiv 2408.02714"
 
@@ -29,9 +37,10 @@ PAPER = "MDM, arXiv 2408.02714"
 class Arm(NamedTuple):
     """How one set S is made and tried. None: as the command line says."""
 
-    method: str  # full, random, herding, kcenter, forgetting, dc, dm, fd, mdm or saved
-    spc: int | None = None  # signals per class
+    method: str  # random, herding, kcenter, forgetting, dc, dm, fd, mdm, saved; full, probe: no S
     encoder: str | None = None  # psi
+    spc: int | None = None  # signals per class
+    steps: int | None = None  # of learning S
     alpha: float | None = None  # weight of the frequency domain
     fd_view: str | None = None  # what the frequency domain is
     init: str | None = None  # what S starts from
@@ -39,25 +48,43 @@ class Arm(NamedTuple):
     augment: tuple[str, ...] | None = None  # in learning S and in training on it
     eval_arch: tuple[str, ...] | None = None  # networks trained on S
     eval_nets: int | None = None  # so many of each
+    eval_steps: int | None = None  # their training steps
     once: tuple[str, ...] = ()  # with --full: further networks trained on S, one of each
+    moved: int = 0  # each class gets the spectra of the one so many places before it
+    unit_power: bool = False  # S is brought to unit power before networks are trained on it
+    spectra_only: bool = False  # networks see the spectra of signals, not the signals
 
 
-USUAL = ("conv3k7",)
-FLAT = ("conv3k7-flatten",)
+USUAL = ("conv3k7",)  # averages over time
+FLAT = ("conv3k7-flatten",)  # keeps the place
+ALEXNET = "alexnet/32"  # the paper's kind: keeps the place as well
 TURNED = ("phase", "shift")
 UNRELATED = ("alexnet/32", "resnet18/16")
 
 # fmt: off
 ARMS = {
-    # five signals per class; three networks like psi and three unseen ones (conv4k3) are trained on each set
-    "full": Arm("full"),
-    "random": Arm("random", once=UNRELATED),
+    # the averaging encoder (the command line's). Three networks like it and three unseen ones
+    # (conv4k3) are trained on each set of five signals per class
+    "full": Arm("full"),  # on all training signals
+    "full spectra": Arm("full", eval_arch=USUAL, spectra_only=True),
+    "random": Arm("random", once=UNRELATED),  # what all learned sets start from
     "herding": Arm("herding"),
     "dm": Arm("dm", once=UNRELATED),
     "fd": Arm("fd"),  # the frequency domain alone
     "mdm": Arm("mdm", once=UNRELATED),
-    "shallow dm": Arm("dm", encoder="conv2k3"),
-    "shallow mdm": Arm("mdm", encoder="conv2k3", alpha=0.1),
+    # an encoder that keeps the place of a feature: the paper's kind
+    "alexnet dm": Arm("dm", encoder=ALEXNET),
+    "alexnet mdm": Arm("mdm", encoder=ALEXNET, once=UNRELATED[:1]),
+    "alexnet wrong spectra": Arm("mdm", encoder=ALEXNET, moved=1),
+    # another: the averaging one with its last layer flat, and so are the networks trained on S
+    "random flat": Arm("random", eval_arch=FLAT, eval_nets=2),
+    "random flat augmented": Arm("random", augment=TURNED, eval_arch=FLAT, eval_nets=2),
+    "dm flat augmented": Arm("dm", encoder=FLAT[0], augment=TURNED, eval_arch=FLAT, eval_nets=2),
+    "mdm flat augmented": Arm("mdm", encoder=FLAT[0], augment=TURNED, eval_arch=FLAT, eval_nets=2),
+    # what an encoder sees: no set is made
+    "psi conv3k7": Arm("probe", encoder="conv3k7"),
+    "psi conv3k7-flatten": Arm("probe", encoder="conv3k7-flatten"),
+    "psi alexnet/32": Arm("probe", encoder="alexnet/32"),
     # fewer and more signals per class; here and below two networks are trained on each set
     "random spc 1": Arm("random", spc=1, eval_arch=USUAL, eval_nets=2),
     "herding spc 1": Arm("herding", spc=1, eval_arch=USUAL, eval_nets=2),
@@ -67,76 +94,99 @@ ARMS = {
     "herding spc 20": Arm("herding", spc=20, eval_arch=USUAL, eval_nets=2),
     "dm spc 20": Arm("dm", spc=20, eval_arch=USUAL, eval_nets=2),
     "mdm spc 20": Arm("mdm", spc=20, eval_arch=USUAL, eval_nets=2),
+    # controls of the AlexNet pair: DM for three times the steps, both sets at unit power
+    "alexnet dm long": Arm("dm", encoder=ALEXNET, steps=300),
+    "alexnet dm unit power": Arm("dm", encoder=ALEXNET, unit_power=True),
+    "alexnet mdm unit power": Arm("mdm", encoder=ALEXNET, unit_power=True),
+    # an averaging encoder of two blocks
+    "shallow dm": Arm("dm", encoder="conv2k3"),
+    "shallow mdm": Arm("mdm", encoder="conv2k3", alpha=0.1),
+    # S starts as noise
+    "dm from noise": Arm("dm", init="noise", lr=0.05, eval_arch=USUAL, eval_nets=2),
+    "mdm from noise": Arm("mdm", init="noise", lr=0.05, eval_arch=USUAL, eval_nets=2),
     # other ways to choose or to learn
     "kcenter": Arm("kcenter", eval_arch=USUAL, eval_nets=2),
     "forgetting": Arm("forgetting", eval_arch=USUAL, eval_nets=2),
     "dc": Arm("dc", eval_arch=USUAL, eval_nets=2),
     # mdm with one thing changed
     "alpha 0.1": Arm("mdm", alpha=0.1, eval_arch=USUAL, eval_nets=2),
-    "alpha 10": Arm("mdm", alpha=10, eval_arch=USUAL, eval_nets=2),
     "alpha 100": Arm("mdm", alpha=100, eval_arch=USUAL, eval_nets=2),
     "view zmag": Arm("mdm", fd_view="zmag", eval_arch=USUAL, eval_nets=2),
     "view reim": Arm("mdm", fd_view="reim", eval_arch=USUAL, eval_nets=2),
-    "dm from noise": Arm("dm", init="noise", lr=0.05, eval_arch=USUAL, eval_nets=2),
-    "mdm from noise": Arm("mdm", init="noise", lr=0.05, eval_arch=USUAL, eval_nets=2),
-    # networks and encoders that keep the place of a feature: flat heads, AlexNet
-    "random flat": Arm("random", encoder=FLAT[0], eval_arch=FLAT, eval_nets=2),
-    "random flat augmented": Arm("random", encoder=FLAT[0], augment=TURNED, eval_arch=FLAT, eval_nets=2),
-    "dm flat augmented": Arm("dm", encoder=FLAT[0], augment=TURNED, eval_arch=FLAT, eval_nets=2),
-    "mdm flat augmented": Arm("mdm", encoder=FLAT[0], augment=TURNED, eval_arch=FLAT, eval_nets=2),
-    "alexnet mdm": Arm("mdm", encoder="alexnet/32", once=UNRELATED[:1]),
+    # AlexNet trained on the averaging encoder's set, for four times the steps
+    "random alexnet long": Arm("random", eval_arch=(ALEXNET,), eval_steps=400, eval_nets=1),
+    "mdm alexnet long": Arm("mdm", eval_arch=(ALEXNET,), eval_steps=400, eval_nets=1),
+    # a set that was saved before
     "saved": Arm("saved"),
 }
 # fmt: on
 
-CORE = tuple(ARMS)[:16]
-PICTURED = ("full", "random", "dm", "mdm")  # whose signals and spectra the figure can show
+FULL = tuple(name for name in ARMS if name != "saved")
+DEFAULT = FULL[: FULL.index("mdm spc 20") + 1]
+MORE_SEEDS = (  # what the claims that need eight seeds read
+    "random",
+    "dm",
+    "mdm",
+    "shallow dm",
+    "shallow mdm",
+    "alexnet dm",
+    "alexnet mdm",
+    "alexnet wrong spectra",
+    "alexnet dm long",
+    "alexnet dm unit power",
+    "alexnet mdm unit power",
+    "dm flat augmented",
+    "mdm flat augmented",
+    "dm from noise",
+    "mdm from noise",
+)
+PICTURED = ("full", "random", "alexnet dm", "alexnet mdm")  # the figure shows their signals
 
 
 @dataclass(frozen=True)
 class Config:
-    methods: tuple[str, ...] = CORE  # arms to run, see ARMS
-    seeds: tuple[int, ...] = (0, 1, 2, 3)  # one complete data set, distillation and evaluation per seed
-    data: str = "gen"  # gen (signals/radio.py), rml2016a, rml2016b, rml2018 or npz (arrays x [n, 2, N], y, perhaps snr and classes)
+    methods: tuple[str, ...] | None = None  # arms to run, see ARMS (default: those of the run)
+    seeds: tuple[int, ...] | None = None  # default: 50 to 53, with --more-seeds 50 to 57
+    data: str = "gen"  # gen (signals/radio.py), rml2016a, rml2016b, rml2018, npz (x, y, snr, classes)
     path: str | None = None  # the file, for all data but gen
     classes: tuple[str, ...] = ()  # these classes only
     snr_min: int = 10  # signals from this SNR (dB)
     snr_max: int = 18  # up to this one
     limit: int = 0  # rml2018: at most so many signals per class and SNR (0: all)
-    channel: str = "free"  # gen: free (any carrier phase) or sync
+    channel: str = "free"  # gen: free (any carrier phase), sync, or fading (free, three paths)
     train_per_class: int = 500  # gen: training signals per class
     test_per_class: int = 200  # gen: test signals per class
-    hold_out: float = 0.1  # share of the training signals that no method sees, to choose settings on
+    hold_out: float = 0.1  # share of training signals that no method sees, to choose settings on
     spc: int = 5  # signals per class in S
     init: str = "real"  # S starts as random real signals, or as noise
-    steps: int = 100  # distillation steps, the same for all methods
+    steps: int = 100  # of learning S, the same for all methods
     batch: int = 32  # real signals per class and step
     lr: float = 0.02  # learning rate of S
     optimizer: str = "adam"  # of S: adam, or sgd with momentum 0.5
     encoder: str = "conv3k7"  # psi, see signals/networks.py
     alpha: float = 1.0  # weight of the frequency domain
-    fd_view: str = "mag"  # what the frequency domain is: mag |DFT I|, |DFT Q| (the paper); zmag |DFT z| twice; reim Re, Im of DFT z
+    fd_view: str = "mag"  # mag |DFT I|, |DFT Q| (the paper); zmag |DFT z| twice; reim its parts
     fd_norm: str = "ortho"  # DFT divided by sqrt(N), or none
-    augment: tuple[str, ...] = ()  # phase, shift, conj: in distillation (same draw for T and S; not dc) and in evaluation
-    eval_arch: tuple[str, ...] = ("conv3k7", "conv4k3")  # trained on S: first the usual network, then an unseen one; others: --full
-    eval_nets: int = 3  # networks trained on each S
+    augment: tuple[str, ...] = ()  # phase, shift, conj: in learning S (not dc) and in training on it
+    eval_arch: tuple[str, ...] = ("conv3k7", "conv4k3")  # trained on S: the usual one, an unseen one
+    eval_nets: int = 3  # networks of each trained on each S
     eval_steps: int = 100  # their training steps (whole S, or 256 signals of it, at a step)
     eval_lr: float = 5e-3  # their learning rate
     full_steps: int = 400  # training steps on the full set
-    save: str | None = None  # write the learned set of the first seed to this .npz (needs exactly one method)
+    save: str | None = None  # write the set of the first seed to this .npz (needs one method)
     eval_only: str | None = None  # evaluate such an .npz in place of learning one
     device: str = "auto"  # auto, cpu or cuda
     quick: bool = False  # smoke run: a few steps, one seed
-    full: bool = False  # every arm of ARMS, eight seeds
+    full: bool = False  # every arm of ARMS
+    more_seeds: bool = False  # eight seeds of the arms that need them
     workers: int | None = None  # seeds at a time (default: one per core)
     out: str | None = None  # folder for results in place of results/ or runs/
 
 
 def settings(cfg: Config, arm: Arm) -> Config:
     """What the command line says, and what the arm says otherwise."""
-    changes = arm._asdict()
-    for name in ("method", "once"):
-        del changes[name]
+    own = ("method", "once", "moved", "unit_power", "spectra_only")
+    changes = {name: value for name, value in arm._asdict().items() if name not in own}
     return replace(cfg, **{name: value for name, value in changes.items() if value is not None})
 
 
@@ -175,7 +225,9 @@ class Task:
         self.test = self.to_device(test)
         labels = range(len(self.names))
         self.rows = [torch.from_numpy(np.flatnonzero(train.y == c)) for c in labels]
-        self.trained = {}  # network name -> the network, how often it forgot each signal
+        self.spectra = class_spectra(self.train.x, self.rows)  # [C, 2, N]
+        self.judges = {arch: make_judges(self, arch) for arch in JUDGES}
+        self.trained = {}  # what it was trained with -> network, how often it forgot each signal
 
     def to_device(self, part: radio.Signals) -> radio.Signals:
         x = torch.from_numpy(part.x).to(self.device)
@@ -187,16 +239,18 @@ class Task:
         net = make_network(arch, len(self.names), self.length, generator(self.seed, name))
         return net.to(self.device)
 
-    def train_on_all(self, cfg: Config, arch: str) -> tuple:
+    def train_on_all(self, cfg: Config, arch: str, spectra_only: bool = False) -> tuple:
         """(network, how often it forgot each signal) after training on all; once per seed."""
-        if arch not in self.trained:
+        key = (arch, spectra_only, cfg.full_steps, cfg.eval_lr, cfg.augment)
+        if key not in self.trained:
             net = self.network(arch, "full")
+            x = spectrum(self.train.x) if spectra_only else self.train.x
             order = generator(self.seed, "full order")
             forgotten = train_network(
-                net, self.train.x, self.train.y, cfg.full_steps, cfg.eval_lr, order, cfg.augment
+                net, x, self.train.y, cfg.full_steps, cfg.eval_lr, order, cfg.augment
             )
-            self.trained[arch] = net, forgotten
-        return self.trained[arch]
+            self.trained[key] = net, forgotten
+        return self.trained[key]
 
     def draw(self, count: int, gen: torch.Generator) -> torch.Tensor:
         return draw_per_class(self.train.x, self.rows, count, gen)
@@ -231,7 +285,7 @@ def first_signals(cfg: Config, task: Task) -> torch.Tensor:
     S = task.draw(cfg.spc, generator(task.seed, "first signals"))
     if cfg.init == "noise":
         S = torch.randn(S.shape, generator=generator(task.seed, "noise")).to(task.device)
-        S = S / S.square().sum(1, keepdim=True).mean(2, keepdim=True).sqrt()
+        S = at_unit_power(S)
     return S
 
 
@@ -241,7 +295,9 @@ def optimizer_for(cfg: Config, S: torch.Tensor) -> torch.optim.Optimizer:
     return torch.optim.SGD([S], cfg.lr, momentum=0.5)
 
 
-def distill(cfg: Config, task: Task, time_weight: float, alpha: float) -> torch.Tensor:
+def distill(
+    cfg: Config, task: Task, time_weight: float, alpha: float, moved: int = 0
+) -> torch.Tensor:
     """DM (1, 0), the spectrum alone (0, 1) and MDM (1, alpha), on this task's signals."""
     C = len(task.names)
     draws = generator(task.seed, "real signals")
@@ -262,6 +318,7 @@ def distill(cfg: Config, task: Task, time_weight: float, alpha: float) -> torch.
         view=cfg.fd_view,
         norm=cfg.fd_norm,
         draw_twist=new_twist if cfg.augment else None,
+        moved=moved,
     )
 
 
@@ -289,13 +346,17 @@ def match_all_gradients(cfg: Config, task: Task) -> torch.Tensor:
     return S.detach()
 
 
-def make_set(cfg: Config, task: Task, method: str) -> torch.Tensor:
+def at_unit_power(S: torch.Tensor) -> torch.Tensor:
+    return S / S.square().sum(1, keepdim=True).mean(2, keepdim=True).sqrt()
+
+
+def make_set(cfg: Config, task: Task, arm: Arm) -> torch.Tensor:
     """S [C * SPC, 2, N], class by class."""
-    match method:
+    match arm.method:
         case "random":
             return first_signals(cfg, task)
         case "herding" | "kcenter" | "forgetting":
-            return choose(cfg, task, method)
+            return choose(cfg, task, arm.method)
         case "dc":
             return match_all_gradients(cfg, task)
         case "dm":
@@ -303,12 +364,15 @@ def make_set(cfg: Config, task: Task, method: str) -> torch.Tensor:
         case "fd":
             return distill(cfg, task, time_weight=0, alpha=cfg.alpha)
         case "mdm":
-            return distill(cfg, task, time_weight=1, alpha=cfg.alpha)
+            return distill(cfg, task, time_weight=1, alpha=cfg.alpha, moved=arm.moved)
     saved = radioml.read_set(cfg.eval_only, task.names, task.length)
     return torch.from_numpy(saved).to(task.device)
 
 
 # --- judging S
+
+
+JUDGES = {"conv3k7": "", "alexnet/32": " alexnet"}  # network -> ending of the metrics' names
 
 
 class Judge(NamedTuple):
@@ -319,10 +383,10 @@ class Judge(NamedTuple):
     frequency: torch.Tensor  # [C, F], those of their spectra
 
 
-def make_judges(task: Task, count: int = 6) -> list[Judge]:
+def make_judges(task: Task, arch: str, count: int = 6) -> list[Judge]:
     judges = []
     for number in range(count):
-        psi = task.network("conv3k7", f"judge {number}")
+        psi = task.network(arch, f"judge {number}")
         classes = [task.train.x[own] for own in task.rows]
         time_means = torch.stack([embed(psi, x).mean(0) for x in classes])
         frequency_means = torch.stack([embed(psi, spectrum(x)).mean(0) for x in classes])
@@ -355,35 +419,70 @@ def train_networks(cfg: Config, task: Task, S: torch.Tensor, once: tuple[str, ..
     return nets
 
 
-def score(nets: dict, task: Task) -> tuple[dict, dict]:
+def score(nets: dict, test: radio.Signals, held_out: radio.Signals) -> tuple[dict, dict]:
     """Accuracies, the first network's under "acc", the second's under "unseen", others under their
     names; the first's by SNR as a series."""
     metrics, series = {}, {}
     for place, (arch, group) in enumerate(nets.items()):
         name = ("acc", "unseen")[place] if place < 2 else arch
-        hits = np.mean([correct(net, task.test.x, task.test.y) for net in group], 0)  # [n]
+        hits = np.mean([correct(net, test.x, test.y) for net in group], 0)  # [n]
         metrics[name] = hits.mean()
         if place == 0:
-            held_out = [correct(net, task.held_out.x, task.held_out.y) for net in group]
-            metrics["held out"] = np.mean(held_out)
-            snrs = np.unique(task.test.snr)
-            series["acc by SNR"] = (snrs, [hits[task.test.snr == snr].mean() for snr in snrs])
+            metrics["held out"] = np.mean(
+                [correct(net, held_out.x, held_out.y) for net in group]
+            )
+            snrs = np.unique(test.snr)
+            series["acc by SNR"] = (snrs, [hits[test.snr == snr].mean() for snr in snrs])
     return metrics, series
 
 
+# --- why it is as it is
+
+
+ONE_SPECTRUM = ("8PSK", "BPSK", "PAM4", "QAM16", "QAM64", "QPSK")  # one pulse, one symbol rate
+
+
+def confusions(guess: torch.Tensor, y: torch.Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    """What becomes of the classes that share one spectrum: guess, y int64 [n]."""
+    alike = torch.tensor([name in ONE_SPECTRUM for name in names], device=y.device)
+    right = guess == y
+    inside = alike[guess] & alike[y]
+    return {
+        "within six": right[alike[y]].float().mean().item(),
+        "six as one": (right | inside).float().mean().item(),
+        "errors within six": (inside & ~right).sum().item() / max(1, (~right).sum().item()),
+    }
+
+
+def moved_spectrum(cfg: Config, task: Task, encoders: int = 6) -> float:
+    """Does psi know where in frequency it looks? How far a class's mean feature moves when its
+    spectra move by a quarter of the axis, over how far two classes are apart (squares, means)."""
+    moved, apart = 0.0, 0.0
+    for number in range(encoders):
+        psi = task.network(cfg.encoder, f"judge {number}")
+        spectra = [spectrum(task.train.x[own[:100]]) for own in task.rows]
+        means = torch.stack([embed(psi, x).mean(0) for x in spectra])  # (C, F)
+        rolled = [x.roll(task.length // 4, 2) for x in spectra]
+        after = torch.stack([embed(psi, x).mean(0) for x in rolled])
+        moved += (after - means).square().sum(1).mean().item()
+        apart += torch.pdist(means).square().mean().item()
+    return moved / apart
+
+
+# --- one seed
+
+
 def pictures(task: Task, S: torch.Tensor, y: torch.Tensor, drawn: bool) -> dict:
-    """For the figure: the mean spectrum of each class that is shown, and its first signal. Empty
-    where they are not drawn."""
+    """For the figure: the mean spectrum of each class that is shown, and the I of its first signal.
+    Empty where they are not drawn."""
     series = {}
     half = task.length // 2 + 1
     for name in SHOWN:
-        if name not in task.names:
-            continue
-        x = S[y == task.names.index(name)]  # (signals of the class, 2, N)
-        mean = spectrum(x).mean((0, 1))[:half]
-        series[f"{name} spectrum"] = (range(half), rounded(mean, drawn))
-        for axis, row in zip("IQ", x[0]):
-            series[f"{name} {axis}"] = (range(task.length), rounded(row, drawn))
+        if name in task.names:
+            x = S[y == task.names.index(name)]  # (signals of the class, 2, N)
+            mean = spectrum(x).mean((0, 1))[:half]
+            series[f"{name} spectrum"] = (range(half), rounded(mean, drawn))
+            series[f"{name} I"] = (range(task.length), rounded(x[0, 0], drawn))
     return series
 
 
@@ -391,40 +490,61 @@ def rounded(values: torch.Tensor, drawn: bool) -> list[float]:
     return [round(value, 3) for value in values.tolist()] if drawn else []
 
 
-# --- one seed
+def try_all_signals(cfg: Config, arm: Arm, task: Task) -> tuple[dict, dict]:
+    """One network of each kind, trained on all training signals, or on their spectra."""
+    nets, test, held_out = {}, task.test, task.held_out
+    if arm.spectra_only:
+        test = test._replace(x=spectrum(test.x))
+        held_out = held_out._replace(x=spectrum(held_out.x))
+    for arch in cfg.eval_arch:
+        nets[arch] = [task.train_on_all(cfg, arch, arm.spectra_only)[0]]
+    metrics, series = score(nets, test, held_out)
+    if set(ONE_SPECTRUM) <= set(task.names):
+        guess = predict(nets[cfg.eval_arch[0]][0], test.x)
+        metrics |= confusions(guess, test.y, task.names)
+    return metrics, series
 
 
-def run_arm(cfg: Config, name: str, task: Task, judges: list[Judge]) -> tuple[dict, dict]:
+def try_set(cfg: Config, arm: Arm, task: Task, S: torch.Tensor, once) -> tuple[dict, dict]:
+    """What S is like, and what networks learn from it."""
+    metrics = {"rms": S.square().sum(1).mean().sqrt().item()}
+    for arch, name in JUDGES.items():
+        metrics[f"loss TD{name}"], metrics[f"loss FD{name}"] = distances(task.judges[arch], S)
+    metrics["spectral error"] = spectral_error(S, task.spectra)
+    metrics["noise"] = noise_added(S, task.spectra).mean().item()
+    nets = train_networks(cfg, task, at_unit_power(S) if arm.unit_power else S, once)
+    accuracies, series = score(nets, task.test, task.held_out)
+    return metrics | accuracies, series
+
+
+def run_arm(cfg: Config, name: str, task: Task) -> tuple[dict, dict]:
     """One arm of one seed -> its metrics, its series {name: (x, values)}."""
     arm = ARMS[name]
-    drawn = task.seed == cfg.seeds[0]
+    first = task.seed == cfg.seeds[0]
     once = arm.once if cfg.full else ()
     cfg = settings(cfg, arm)
-    metrics = {}
+    if arm.method == "probe":
+        return {"moved spectrum": moved_spectrum(cfg, task)}, {}
     if arm.method == "full":
         S, y = task.train.x, task.train.y
-        nets = {arch: [task.train_on_all(cfg, arch)[0]] for arch in cfg.eval_arch + once}
+        metrics, series = try_all_signals(cfg, arm, task)
     else:
-        S = make_set(cfg, task, arm.method)
+        S = make_set(cfg, task, arm)
         y = task.labels(S)
-        nets = train_networks(cfg, task, S, once)
-        metrics["loss TD"], metrics["loss FD"] = distances(judges, S)
-        metrics["rms"] = S.square().sum(1).mean().sqrt().item()
-    accuracies, series = score(nets, task)
+        metrics, series = try_set(cfg, arm, task, S, once)
     if name in PICTURED:
-        series |= pictures(task, S, y, drawn)
-    if cfg.save and drawn:
+        series |= pictures(task, S, y, drawn=first)
+    if cfg.save and first:
         radioml.write_set(cfg.save, S.cpu().numpy(), y.cpu().numpy(), task.names, asdict(cfg))
-    return metrics | accuracies, series
+    return metrics, series
 
 
 def run(cfg: Config, seed: int) -> Outcome:
     """All arms of one seed: the same signals, first S, encoders and evaluation networks for each."""
     task = Task(cfg, seed)
-    judges = make_judges(task)
     outcome = Outcome({}, {})
     for name in progress(cfg.methods, f"seed {seed}"):
-        outcome.metrics[name], outcome.series[name] = run_arm(cfg, name, task, judges)
+        outcome.metrics[name], outcome.series[name] = run_arm(cfg, name, task)
     return outcome
 
 
@@ -438,34 +558,113 @@ def show_example(task: Task) -> None:
     show_signal(task.train.x[0].cpu())
 
 
-def main(cfg: Config) -> dict:
-    started, asked = time.time(), cfg
-    for flag, given, allowed in (
-            ("methods", cfg.methods, ARMS), ("data", [cfg.data], ("gen", "rml2016a", "rml2016b", "rml2018", "npz")),
-            ("channel", [cfg.channel], radio.CHANNELS), ("init", [cfg.init], ("real", "noise")),
-            ("optimizer", [cfg.optimizer], ("adam", "sgd")), ("fd-view", [cfg.fd_view], ("mag", "zmag", "reim")),
-            ("fd-norm", [cfg.fd_norm], ("ortho", "none")), ("augment", cfg.augment, ("phase", "shift", "conj"))):
-        if wrong := sorted(set(given) - set(allowed)):
-            raise InputError(f"--{flag} {' '.join(wrong)} is not known; give {', '.join(allowed)}")
-    if cfg.spc < 1 or cfg.batch < 1 or not 0 < cfg.hold_out < 1 or not 0 <= cfg.alpha < float("inf") or cfg.snr_min > cfg.snr_max:
-        raise InputError(f"--spc {cfg.spc} and --batch {cfg.batch} must be at least 1, --hold-out {cfg.hold_out} between 0 and 1, "
-                         f"--alpha {cfg.alpha} at least 0, --snr-min {cfg.snr_min} not above --snr-max {cfg.snr_max}")
-    if cfg.alpha == 0 and "fd" in cfg.methods:
-        raise InputError("--alpha 0 leaves method fd nothing to match: give a positive --alpha, or method dm")
-    if cfg.eval_only:
-        cfg = replace(cfg, methods=("saved",))
+CHOICES = {
+    "data": ("gen", "rml2016a", "rml2016b", "rml2018", "npz"),
+    "channel": tuple(radio.CHANNELS),
+    "init": ("real", "noise"),
+    "optimizer": ("adam", "sgd"),
+    "fd_view": ("mag", "zmag", "reim"),
+    "fd_norm": ("ortho", "none"),
+    "methods": tuple(ARMS),
+    "augment": ("phase", "shift", "conj"),
+}
+
+
+def check(cfg: Config) -> None:
+    """Refuses what no run can be made of, and flags that would do nothing."""
+    for name, allowed in CHOICES.items():
+        given = getattr(cfg, name) or ()
+        given = (given,) if isinstance(given, str) else given
+        if wrong := [value for value in given if value not in allowed]:
+            raise InputError(
+                f"--{name.replace('_', '-')} {' '.join(wrong)} is not known; "
+                f"give {', '.join(allowed)}"
+            )
+    check_range(cfg, "spc batch steps eval_nets eval_steps full_steps workers", least=1)
+    check_range(cfg, "train_per_class test_per_class", least=1)
+    check_range(cfg, "limit", least=0)
+    check_range(cfg, "lr eval_lr", above=0)
+    check_range(cfg, "hold_out", above=0, below=1)
+    check_range(cfg, "alpha", least=0, most=1e6)
+    check_range(cfg, "seeds", least=0)
+    for name in ("methods", "seeds", "classes", "augment", "eval_arch"):
+        check_list(cfg, name)
+    if cfg.snr_min > cfg.snr_max:
+        raise InputError(f"--snr-min {cfg.snr_min} is above --snr-max {cfg.snr_max}")
+    if cfg.alpha == 0 and "fd" in (cfg.methods or ()):
+        raise InputError("--alpha 0 leaves method fd nothing to match: give a positive --alpha")
+    if "saved" in (cfg.methods or ()):
+        raise InputError("--methods saved evaluates a file: give --eval-only FILE in its place")
+    if cfg.data == "gen":
+        check_unused(cfg, "path", "with --data gen, which makes its own signals")
+    else:
+        check_unused(cfg, "channel train_per_class test_per_class", f"with --data {cfg.data}")
+    if cfg.data != "rml2018":
+        check_unused(cfg, "limit", f"with --data {cfg.data}")
     if cfg.full:
-        cfg = replace(cfg, methods=tuple(ARMS)[:-1], seeds=tuple(range(10, 18)) if cfg.seeds == Config().seeds else cfg.seeds)
+        check_unused(cfg, "more_seeds", "with --full")
+    if cfg.eval_only:
+        check_unused(cfg, "methods full more_seeds save", "with --eval-only")
+
+
+def check_list(cfg: Config, name: str) -> None:
+    given = getattr(cfg, name)
+    if given is None:
+        return
+    if not given and name in ("methods", "seeds", "eval_arch"):
+        raise InputError(f"--{name.replace('_', '-')}: give at least one")
+    if len(set(given)) < len(given):
+        raise InputError(f"{flag(cfg, name)}: give each once")
+    if name == "classes" and len(given) == 1:
+        raise InputError(f"{flag(cfg, name)}: give at least two, or there is nothing to tell apart")
+
+
+def resolve(cfg: Config) -> Config:
+    """Fills in what was not typed: arms and seeds of the run that was asked for."""
+    methods = FULL if cfg.full else MORE_SEEDS if cfg.more_seeds else DEFAULT
+    if cfg.eval_only:
+        methods = ("saved",)
+    seeds = tuple(range(50, 58 if cfg.more_seeds else 54))
+    cfg = replace(cfg, methods=cfg.methods or methods, seeds=cfg.seeds or seeds)
     if cfg.save and len(cfg.methods) != 1:
-        raise InputError(f"--save writes one learned set, but there are {len(cfg.methods)} methods: give one, for example --methods mdm")
+        raise InputError(
+            f"--save writes one learned set, but there are {len(cfg.methods)} methods: give one, "
+            "for example --methods mdm"
+        )
     if cfg.quick:
-        cfg = replace(cfg, seeds=cfg.seeds[:1], train_per_class=40, test_per_class=10, steps=2, eval_nets=1, eval_steps=2, full_steps=2)
-    show_example(Task(cfg, cfg.seeds[0]))
+        cfg = replace(
+            cfg,
+            seeds=cfg.seeds[:1],
+            train_per_class=40,
+            test_per_class=10,
+            steps=2,
+            eval_nets=1,
+            eval_steps=2,
+            full_steps=2,
+        )
+    return cfg
+
+
+def main(cfg: Config) -> dict:
+    started = time.time()
+    check(cfg)
+    asked, cfg = cfg, resolve(cfg)
+    task = Task(cfg, cfg.seeds[0])
+    show_example(task)
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
-    results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
-    print_metrics(results["metrics"], ["acc", "unseen", "held out", "loss TD", "loss FD", *(UNRELATED if cfg.full else ())], digits=3)
+    results = save_results(
+        __file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds, depends=depends(task)
+    )
+    columns = ["acc", "unseen", "held out", "loss TD", "loss FD", "spectral error", "noise"]
+    print_metrics(results["metrics"], [*columns, *(UNRELATED if cfg.full else ())], digits=3)
     print_claims(results["claims"])
     return results
+
+
+def depends(task: Task) -> dict:
+    """What every number of a run rests on: its first signals, and an untrained network."""
+    signals = np.round(task.train.x[:20].cpu().numpy(), 3).tolist()
+    return {"signals": signals, "weights": task.network("conv3k7", "encoder 0")}
 
 
 if __name__ == "__main__":

@@ -26,8 +26,12 @@ from minilm.data import batches
 from minilm.training import schedule, set_lr
 from signals.augment import augment, draw_twist
 
-NORMS = {"none": lambda width: nn.Identity(), "batch": nn.BatchNorm2d, "instance": lambda width: nn.GroupNorm(width, width),
-         "layer": lambda width: nn.GroupNorm(1, width)}
+NORMS = {
+    "none": lambda width: nn.Identity(),
+    "batch": nn.BatchNorm2d,
+    "instance": lambda width: nn.GroupNorm(width, width),
+    "layer": lambda width: nn.GroupNorm(1, width),
+}
 WIDTHS = {"conv": 32, "alexnet": 128, "vgg16": 64, "resnet18": 64}  # channels of the first layer
 
 
@@ -44,7 +48,9 @@ class Network(nn.Module):
         self.head = nn.Linear(size, classes)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.body(x[:, :, None].contiguous(memory_format=torch.channels_last))  # (B, width, 1, n)
+        h = self.body(
+            x[:, :, None].contiguous(memory_format=torch.channels_last)
+        )  # (B, width, 1, n)
         return h.flatten(1) if self.flatten else h.mean((2, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -53,7 +59,11 @@ class Network(nn.Module):
 
 def conv(inputs: int, outputs: int, taps: int, norm: str, stride: int = 1) -> list[nn.Module]:
     """Convolution that keeps the length (up to the stride), norm, ReLU."""
-    return [nn.Conv2d(inputs, outputs, (1, taps), (1, stride), (0, taps // 2)), NORMS[norm](outputs), nn.ReLU(inplace=True)]
+    return [
+        nn.Conv2d(inputs, outputs, (1, taps), (1, stride), (0, taps // 2)),
+        NORMS[norm](outputs),
+        nn.ReLU(inplace=True),
+    ]
 
 
 def convnet(depth: int, taps: int, width: int, norm: str) -> nn.Module:
@@ -65,8 +75,16 @@ def convnet(depth: int, taps: int, width: int, norm: str) -> nn.Module:
 
 def alexnet(width: int, norm: str) -> nn.Module:
     w1, w2, w3 = width, width * 3 // 2, width * 2
-    return nn.Sequential(*conv(2, w1, 5, norm), nn.MaxPool2d((1, 2)), *conv(w1, w2, 5, norm), nn.MaxPool2d((1, 2)), *conv(w2, w3, 3, norm),
-                         *conv(w3, w2, 3, norm), *conv(w2, w2, 3, norm), nn.MaxPool2d((1, 2)))
+    return nn.Sequential(
+        *conv(2, w1, 5, norm),
+        nn.MaxPool2d((1, 2)),
+        *conv(w1, w2, 5, norm),
+        nn.MaxPool2d((1, 2)),
+        *conv(w2, w3, 3, norm),
+        *conv(w3, w2, 3, norm),
+        *conv(w2, w2, 3, norm),
+        nn.MaxPool2d((1, 2)),
+    )
 
 
 def vgg16(width: int, norm: str) -> nn.Module:
@@ -84,10 +102,14 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: str):
         super().__init__()
-        self.path = nn.Sequential(*conv(inputs, outputs, 3, norm, stride), *conv(outputs, outputs, 3, norm)[:-1])
+        self.path = nn.Sequential(
+            *conv(inputs, outputs, 3, norm, stride), *conv(outputs, outputs, 3, norm)[:-1]
+        )
         self.skip = nn.Identity()
         if stride > 1 or inputs != outputs:
-            self.skip = nn.Sequential(nn.Conv2d(inputs, outputs, 1, (1, stride)), NORMS[norm](outputs))
+            self.skip = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, (1, stride)), NORMS[norm](outputs)
+            )
 
     def forward(self, x):
         return F.relu(self.path(x) + self.skip(x))
@@ -104,24 +126,43 @@ def resnet18(width: int, norm: str) -> nn.Module:
 def make_network(name: str, classes: int, length: int, gen: torch.Generator) -> Network:
     """The named network with weights drawn from `gen`: convolutions N(0, 2 / fan-in) (Kaiming: without a norm torch's default would
     shrink the features from layer to layer), last layer N(0, 1 / fan-in), biases 0."""
-    parts = re.fullmatch(r"(conv([1-9])k([1-9])|alexnet|vgg16|resnet18)(?:-(none|batch|instance|layer))?(-flatten)?(?:/([1-9]\d*))?", name)
+    parts = re.fullmatch(
+        r"(conv([1-9])k([1-9])|alexnet|vgg16|resnet18)(?:-(none|batch|instance|layer))?(-flatten)?(?:/([1-9]\d*))?",
+        name,
+    )
     if parts is None:
-        raise InputError(f"network {name} is not known: give conv3k7 (3 blocks, 7 taps), alexnet, vgg16 or resnet18, then perhaps -none, "
-                         "-batch, -instance or -layer, then perhaps -flatten, then perhaps /WIDTH")
+        raise InputError(
+            f"network {name} is not known: give conv3k7 (3 blocks, 7 taps), alexnet, vgg16 or resnet18, then perhaps -none, "
+            "-batch, -instance or -layer, then perhaps -flatten, then perhaps /WIDTH"
+        )
     kind, depth, taps, norm, flatten, width = parts.groups()
     kind = "conv" if depth else kind
     if depth and int(taps) % 2 == 0:
         raise InputError(f"network {name} has an even number of taps: give an odd one")
     halvings = {"conv": int(depth or 0), "alexnet": 3, "vgg16": 5, "resnet18": 0}[kind]
     if length < 2**halvings:
-        raise InputError(f"network {name} halves the signal {halvings} times and needs {2**halvings} samples, got {length}")
-    width, norm = int(width or WIDTHS[kind]), norm or ("batch" if kind in ("vgg16", "resnet18") else "none")
-    make = {"conv": lambda *rest: convnet(int(depth), int(taps), *rest), "alexnet": alexnet, "vgg16": vgg16, "resnet18": resnet18}[kind]
-    network = Network(make(width, norm), classes, length, bool(flatten) or kind in ("alexnet", "vgg16"))
+        raise InputError(
+            f"network {name} halves the signal {halvings} times and needs {2**halvings} samples, got {length}"
+        )
+    width, norm = (
+        int(width or WIDTHS[kind]),
+        norm or ("batch" if kind in ("vgg16", "resnet18") else "none"),
+    )
+    make = {
+        "conv": lambda *rest: convnet(int(depth), int(taps), *rest),
+        "alexnet": alexnet,
+        "vgg16": vgg16,
+        "resnet18": resnet18,
+    }[kind]
+    network = Network(
+        make(width, norm), classes, length, bool(flatten) or kind in ("alexnet", "vgg16")
+    )
     with torch.no_grad():
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d):
-                weight = torch.empty(layer.weight.shape).normal_(0, math.sqrt(2 / layer.weight[0].numel()), generator=gen)
+                weight = torch.empty(layer.weight.shape).normal_(
+                    0, math.sqrt(2 / layer.weight[0].numel()), generator=gen
+                )
                 layer.weight.copy_(weight)
                 layer.bias.zero_()
         network.head.weight.normal_(0, 1 / math.sqrt(network.head.in_features), generator=gen)
@@ -131,8 +172,16 @@ def make_network(name: str, classes: int, length: int, gen: torch.Generator) -> 
 
 # --- training and testing them
 
-def train_network(net: Network, x: torch.Tensor, y: torch.Tensor, steps: int, lr: float, gen: torch.Generator,
-                  kinds: Sequence[str] = ()) -> torch.Tensor:
+
+def train_network(
+    net: Network,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    steps: int,
+    lr: float,
+    gen: torch.Generator,
+    kinds: Sequence[str] = (),
+) -> torch.Tensor:
     """Adam, cosine to 0, batches of 256 (or all), augmented by `kinds`. Returns [n]: how often each signal was right and then, when next
     seen, wrong."""
     optimizer = torch.optim.Adam(net.parameters(), lr, weight_decay=5e-4)
@@ -161,6 +210,11 @@ def embed(net: Network, x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
+def predict(net: Network, x: torch.Tensor) -> torch.Tensor:
+    """int64 [n], the most probable class of each signal (the first one on ties)."""
+    return torch.cat([net(part).argmax(1) for part in x.split(1024)])
+
+
 def correct(net: Network, x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
-    """bool [n]: is the most probable class (the first one on ties) the right one?"""
-    return np.concatenate([(net(signals).argmax(1) == target).cpu().numpy() for signals, target in zip(x.split(1024), y.split(1024))])
+    """bool [n]: is the prediction right?"""
+    return (predict(net, x) == y).cpu().numpy()

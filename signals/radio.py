@@ -18,11 +18,27 @@ import numpy as np
 from minilm import InputError
 from minilm.results import COLORS, cli, destination, new_figure, save_figure
 
-CLASSES = ("8PSK", "AM-DSB", "AM-SSB", "BPSK", "CPFSK", "GFSK", "PAM4", "QAM16", "QAM64", "QPSK", "WBFM")  # the label is the position
+CLASSES = (
+    "8PSK",
+    "AM-DSB",
+    "AM-SSB",
+    "BPSK",
+    "CPFSK",
+    "GFSK",
+    "PAM4",
+    "QAM16",
+    "QAM64",
+    "QPSK",
+    "WBFM",
+)  # the label is the position
 SPS = 8  # samples per symbol
 ROLL_OFF = 0.35
 SPAN = 8  # the root-raised-cosine pulse reaches this many symbols to either side
-N, L, DROPPED = 128, 192, 16  # samples of a finished signal; of a waveform before the channel; left out at the beginning
+N, L, DROPPED = (
+    128,
+    192,
+    16,
+)  # samples of a finished signal; of a waveform before the channel; left out at the beginning
 BAND = (0.0015, 0.03)  # of the analogue message: 300 Hz to 6 kHz at 200 kHz
 
 
@@ -43,7 +59,11 @@ class Channel:
     multipath: bool = False  # three Rician paths
 
 
-CHANNELS = {"free": Channel(), "sync": Channel(phase=np.pi / 12, offset=5e-4)}  # sync: the receiver has nearly found the carrier
+CHANNELS = {
+    "free": Channel(),
+    "sync": Channel(phase=np.pi / 12, offset=5e-4),  # the receiver has nearly found the carrier
+    "fading": Channel(multipath=True),  # free, and three paths, as in RadioML
+}
 
 
 def rng(seed: int, name: str) -> np.random.Generator:
@@ -52,6 +72,7 @@ def rng(seed: int, name: str) -> np.random.Generator:
 
 
 # --- linear modulations
+
 
 def constellation(name: str) -> np.ndarray:
     """All symbols of a linear modulation, complex [M], with mean power 1."""
@@ -74,10 +95,16 @@ def rrc(sps: int = SPS, span: int = SPAN, b: float = ROLL_OFF) -> np.ndarray:
     t = np.arange(-span * sps, span * sps + 1) / sps
     at_zero, at_edge = t == 0, np.isclose(np.abs(t), 1 / (4 * b))
     safe = np.where(at_zero | at_edge, 0.123, t)
-    h = (np.sin(np.pi * safe * (1 - b)) + 4 * b * safe * np.cos(np.pi * safe * (1 + b))) / (np.pi * safe * (1 - (4 * b * safe) ** 2))
+    h = (np.sin(np.pi * safe * (1 - b)) + 4 * b * safe * np.cos(np.pi * safe * (1 + b))) / (
+        np.pi * safe * (1 - (4 * b * safe) ** 2)
+    )
     h = np.where(at_zero, 1 - b + 4 * b / np.pi, h)
     angle = np.pi / (4 * b)
-    h = np.where(at_edge, b / np.sqrt(2) * ((1 + 2 / np.pi) * np.sin(angle) + (1 - 2 / np.pi) * np.cos(angle)), h)
+    h = np.where(
+        at_edge,
+        b / np.sqrt(2) * ((1 + 2 / np.pi) * np.sin(angle) + (1 - 2 / np.pi) * np.cos(angle)),
+        h,
+    )
     return h / np.sqrt(np.sum(h**2))
 
 
@@ -89,7 +116,9 @@ def pulse_matrix(symbols: int, length: int) -> np.ndarray:
     return np.sqrt(SPS) * np.where((tap >= 0) & (tap < len(h)), h[np.clip(tap, 0, len(h) - 1)], 0)
 
 
-def start_anywhere(s: np.ndarray, rng: np.random.Generator, length: int, last: int | None = None) -> np.ndarray:
+def start_anywhere(
+    s: np.ndarray, rng: np.random.Generator, length: int, last: int | None = None
+) -> np.ndarray:
     """A window of `length` samples from every row, starting at a random one of the places 0..last (default: wherever it fits)."""
     last = s.shape[1] - length if last is None else last
     start = rng.integers(0, last + 1, len(s))
@@ -104,7 +133,10 @@ def linear(name: str, n: int, rng: np.random.Generator, length: int) -> np.ndarr
 
 # --- frequency modulations
 
-def frequency_shift(n: int, rng: np.random.Generator, length: int, index: float, pulse: np.ndarray | None = None) -> np.ndarray:
+
+def frequency_shift(
+    n: int, rng: np.random.Generator, length: int, index: float, pulse: np.ndarray | None = None
+) -> np.ndarray:
     """phi[n] = phi[n-1] + pi h d[n] / sps,  s = exp(j phi):  bits d = +-1 held for a symbol, optionally smoothed (GFSK)."""
     d = np.repeat(rng.choice((-1.0, 1.0), (n, length // SPS + 7)), SPS, axis=1)
     if pulse is not None:
@@ -121,11 +153,14 @@ def gaussian(bt: float = 0.35, span: int = 2) -> np.ndarray:
 
 # --- analogue modulations
 
+
 def message(n: int, rng: np.random.Generator, length: int) -> np.ndarray:
     """A stand-in for audio as its analytic signal m + j H(m), [n, 4 length]: white Gaussian noise in BAND; the real part has variance 1.
     (The analytic signal keeps the positive half of the spectrum, doubled.)"""
     f = np.fft.fftfreq(4 * length)
-    spectrum = np.fft.fft(rng.standard_normal((n, 4 * length))) * 2 * ((f >= BAND[0]) & (f <= BAND[1]))
+    spectrum = (
+        np.fft.fft(rng.standard_normal((n, 4 * length))) * 2 * ((f >= BAND[0]) & (f <= BAND[1]))
+    )
     m = np.fft.ifft(spectrum)
     return m / m.real.std(1, keepdims=True)
 
@@ -150,6 +185,7 @@ def waveforms(name: str, n: int, rng: np.random.Generator, length: int = L) -> n
 
 # --- channel
 
+
 def resample(z: np.ndarray, rate: np.ndarray) -> np.ndarray:
     """z at the times n * rate [n signals], by linear interpolation."""
     t = np.minimum(np.arange(z.shape[1]) * rate[:, None], z.shape[1] - 1.000001)
@@ -163,17 +199,24 @@ def paths(n: int, rng: np.random.Generator, rician: float = 4.0) -> np.ndarray:
     plus a scattered Gaussian part with a power ratio K = rician (0: Rayleigh fading). They stand still within one signal."""
     delay, amplitude = np.array([0, 0.9, 1.7]), np.array([1, 0.8, 0.3])
     scattered = (rng.standard_normal((n, 3)) + 1j * rng.standard_normal((n, 3))) / np.sqrt(2)
-    g = np.sqrt(rician / (rician + 1)) * np.exp(2j * np.pi * rng.random((n, 3))) + np.sqrt(1 / (rician + 1)) * scattered
+    g = (
+        np.sqrt(rician / (rician + 1)) * np.exp(2j * np.pi * rng.random((n, 3)))
+        + np.sqrt(1 / (rician + 1)) * scattered
+    )
     return (amplitude * g) @ np.sinc(np.arange(8)[None, :] - 3 - delay[:, None])
 
 
 def add_noise(z: np.ndarray, snr: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """White Gaussian noise of the power P 10^(-SNR/10), P the measured power of each signal, half of it on each axis."""
     power = np.mean(np.abs(z) ** 2, 1, keepdims=True) * 10 ** (-np.asarray(snr)[:, None] / 10)
-    return z + np.sqrt(power / 2) * (rng.standard_normal(z.shape) + 1j * rng.standard_normal(z.shape))
+    return z + np.sqrt(power / 2) * (
+        rng.standard_normal(z.shape) + 1j * rng.standard_normal(z.shape)
+    )
 
 
-def transmit(z: np.ndarray, snr: np.ndarray, rng: np.random.Generator, channel: Channel) -> np.ndarray:
+def transmit(
+    z: np.ndarray, snr: np.ndarray, rng: np.random.Generator, channel: Channel
+) -> np.ndarray:
     """Waveforms [n, L] -> what the receiver records, complex [n, N], unit power. In this order: sample-rate offset, multipath, cut,
     carrier offset and phase, noise, normalisation."""
     n = len(z)
@@ -182,7 +225,10 @@ def transmit(z: np.ndarray, snr: np.ndarray, rng: np.random.Generator, channel: 
         length = z.shape[1] + 7
         z = np.fft.ifft(np.fft.fft(z, length) * np.fft.fft(paths(n, rng), length))[:, : z.shape[1]]
     z = z[:, DROPPED : DROPPED + N]
-    turn = 2 * np.pi * channel.offset * rng.uniform(-1, 1, n)[:, None] * np.arange(N) + channel.phase * rng.uniform(-1, 1, n)[:, None]
+    turn = (
+        2 * np.pi * channel.offset * rng.uniform(-1, 1, n)[:, None] * np.arange(N)
+        + channel.phase * rng.uniform(-1, 1, n)[:, None]
+    )
     z = add_noise(z * np.exp(1j * turn), snr, rng)
     return z / np.sqrt(np.mean(np.abs(z) ** 2, 1, keepdims=True))
 
@@ -192,18 +238,29 @@ def to_channels(z: np.ndarray) -> np.ndarray:
     return np.stack([z.real, z.imag], 1).astype(np.float32)
 
 
-def make_signals(per_class: int, snrs: Sequence[int], seed: int, part: str, channel: Channel | None = None,
-                 classes: Sequence[str] = CLASSES) -> Signals:
+def make_signals(
+    per_class: int,
+    snrs: Sequence[int],
+    seed: int,
+    part: str,
+    channel: Channel | None = None,
+    classes: Sequence[str] = CLASSES,
+) -> Signals:
     """A balanced set: per_class signals of each class, the SNRs in turn. Every (seed, part, class) has a generator of its own."""
     x, y, snr = [], [], np.resize(np.asarray(snrs, dtype=np.int64), per_class)
     for label, name in enumerate(classes):
         draw = rng(seed, f"{part}/{name}")
-        x.append(to_channels(transmit(waveforms(name, per_class, draw), snr, draw, channel or CHANNELS["free"])))
+        x.append(
+            to_channels(
+                transmit(waveforms(name, per_class, draw), snr, draw, channel or CHANNELS["free"])
+            )
+        )
         y.append(np.full(per_class, label))
     return Signals(np.concatenate(x), np.concatenate(y), np.tile(snr, len(classes)), tuple(classes))
 
 
 # --- the page
+
 
 @dataclass(frozen=True)
 class Config:
@@ -220,7 +277,9 @@ def main(cfg: Config) -> None:
     signal over time. Right: mean power spectrum of the class."""
     if cfg.channel not in CHANNELS:
         raise InputError(f"--channel {cfg.channel} is not known; give {' or '.join(CHANNELS)}")
-    channel = Channel(CHANNELS[cfg.channel].phase, CHANNELS[cfg.channel].offset, multipath=cfg.multipath)
+    channel = Channel(
+        CHANNELS[cfg.channel].phase, CHANNELS[cfg.channel].offset, multipath=cfg.multipath
+    )
     data = make_signals(200, [cfg.snr], cfg.seed, "page", channel, cfg.classes)
     fig, axes = new_figure(len(cfg.classes), 3, width=10.0, height=len(cfg.classes) + 0.8)
     axes, frequency = axes.reshape(-1, 3), np.fft.fftshift(np.fft.fftfreq(N))
@@ -229,22 +288,33 @@ def main(cfg: Config) -> None:
         cloud = add_noise(waveforms(name, 20, draw, 512), np.full(20, cfg.snr), draw)
         if name.endswith("PSK") or name.startswith(("PAM", "QAM")):
             cloud = np.stack([np.convolve(z, rrc(), "valid") for z in cloud]) / np.sqrt(SPS)
-            timing = np.argmax([[np.mean(np.abs(z[k::SPS]) ** 2) for k in range(SPS)] for z in cloud], 1)  # power is largest at symbols
+            timing = np.argmax(
+                [[np.mean(np.abs(z[k::SPS]) ** 2) for k in range(SPS)] for z in cloud], 1
+            )  # power is largest at symbols
             cloud = np.concatenate([z[k::SPS] for z, k in zip(cloud, timing)])
-        row[0].plot(cloud.real.ravel(), cloud.imag.ravel(), ".", color=COLORS[0], markersize=1.5, alpha=0.5)
+        row[0].plot(
+            cloud.real.ravel(), cloud.imag.ravel(), ".", color=COLORS[0], markersize=1.5, alpha=0.5
+        )
         row[0].set(aspect="equal", xlim=(-2, 2), ylim=(-2, 2), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
         row[1].plot(x[0, 0], color=COLORS[0], linewidth=1.4)
         row[1].plot(x[0, 1], color=COLORS[1], linewidth=1.4)
         row[1].set(ylim=(-2.5, 2.5), xticks=(0, 64, 127), yticks=(-2, 0, 2))
         window = np.hanning(N)
-        power = np.mean(np.abs(np.fft.fft((x[:, 0] + 1j * x[:, 1]) * window)) ** 2, 0) / np.sum(window**2)
-        row[2].plot(frequency, 10 * np.log10(np.fft.fftshift(power)), color=COLORS[2], linewidth=1.4)
+        power = np.mean(np.abs(np.fft.fft((x[:, 0] + 1j * x[:, 1]) * window)) ** 2, 0) / np.sum(
+            window**2
+        )
+        row[2].plot(
+            frequency, 10 * np.log10(np.fft.fftshift(power)), color=COLORS[2], linewidth=1.4
+        )
         row[2].set(ylim=(-30, 20), yticks=(-20, 0, 20), xticks=(-0.4, -0.2, 0, 0.2, 0.4))
         for ax in row if name != cfg.classes[-1] else ():
             ax.set_xticklabels([])
-    for column, title, unit in zip(range(3), ("symbols (or samples)", "one signal (blue I, orange Q)", "mean power spectrum (dB)"),
-                               ("I (vertical: Q)", "sample", "cycles per sample")):
+    for column, title, unit in zip(
+        range(3),
+        ("symbols (or samples)", "one signal (blue I, orange Q)", "mean power spectrum (dB)"),
+        ("I (vertical: Q)", "sample", "cycles per sample"),
+    ):
         axes[0, column].set_title(title)
         axes[-1, column].set_xlabel(unit)
     path = destination(__file__, cfg).with_suffix(".png")

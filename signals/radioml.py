@@ -20,15 +20,45 @@ import numpy as np
 from minilm import InputError
 from signals.radio import Signals, rng
 
-CLASSES_2018 = ("OOK", "4ASK", "8ASK", "BPSK", "QPSK", "8PSK", "16PSK", "32PSK", "16APSK", "32APSK", "64APSK", "128APSK", "16QAM", "32QAM",
-                "64QAM", "128QAM", "256QAM", "AM-SSB-WC", "AM-SSB-SC", "AM-DSB-WC", "AM-DSB-SC", "FM", "GMSK", "OQPSK")
+CLASSES_2018 = (
+    "OOK",
+    "4ASK",
+    "8ASK",
+    "BPSK",
+    "QPSK",
+    "8PSK",
+    "16PSK",
+    "32PSK",
+    "16APSK",
+    "32APSK",
+    "64APSK",
+    "128APSK",
+    "16QAM",
+    "32QAM",
+    "64QAM",
+    "128QAM",
+    "256QAM",
+    "AM-SSB-WC",
+    "AM-SSB-SC",
+    "AM-DSB-WC",
+    "AM-DSB-SC",
+    "FM",
+    "GMSK",
+    "OQPSK",
+)
 
 
 # --- the 2016 pickles
 
 CORE = "numpy._core" if int(np.__version__.split(".")[0]) >= 2 else "numpy.core"
-ALLOWED = {(f"{CORE}.multiarray", "_reconstruct"), (f"{CORE}.multiarray", "scalar"), ("numpy", "ndarray"), ("numpy", "dtype"),
-           ("_codecs", "encode"), (f"{CORE}.numeric", "_frombuffer")}  # all that an array in a pickle needs; none of them can run anything
+ALLOWED = {
+    (f"{CORE}.multiarray", "_reconstruct"),
+    (f"{CORE}.multiarray", "scalar"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+    (f"{CORE}.numeric", "_frombuffer"),
+}  # all that an array in a pickle needs; none of them can run anything
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -36,9 +66,12 @@ class ArrayUnpickler(pickle.Unpickler):
     refuses the file at any other."""
 
     def find_class(self, module, name):
-        for core in ("numpy.core", "numpy._core"):  # numpy 2 renamed the module; files of either age are read by either
+        for core in (
+            "numpy.core",
+            "numpy._core",
+        ):  # numpy 2 renamed the module; files of either age are read by either
             if module.startswith(core + "."):
-                module = CORE + module[len(core):]
+                module = CORE + module[len(core) :]
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
         return super().find_class(module, name)
@@ -49,32 +82,63 @@ def read_pickle(path: Path) -> dict[tuple[str, int], np.ndarray]:
     try:
         with open(path, "rb") as f:
             cells = ArrayUnpickler(f, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError) as error:
-        raise InputError(f"{path} was refused: {error or type(error).__name__}; give an original RML2016.10a or 10b file") from None
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        ImportError,
+    ) as error:
+        raise InputError(
+            f"{path} was refused: {error or type(error).__name__}; give an original RML2016.10a or 10b file"
+        ) from None
     if not isinstance(cells, dict) or not cells:
-        raise InputError(f"{path} holds a {type(cells).__name__}; RML2016 files hold a dictionary of arrays")
+        raise InputError(
+            f"{path} holds a {type(cells).__name__}; RML2016 files hold a dictionary of arrays"
+        )
     checked = {}
     for key, array in cells.items():
-        if not isinstance(key, tuple) or len(key) != 2 or not isinstance(key[0], (str, bytes)) or not isinstance(key[1], (int, np.integer)):
+        if (
+            not isinstance(key, tuple)
+            or len(key) != 2
+            or not isinstance(key[0], (str, bytes))
+            or not isinstance(key[1], (int, np.integer))
+        ):
             raise InputError(f"{path}: key {key!r} is not a pair (class, SNR)")
         name = key[0].decode("latin1") if isinstance(key[0], bytes) else key[0]
         checked[name, int(key[1])] = check_array(array, f"{path}, {name} at {key[1]} dB")
     if len({array.shape[2] for array in checked.values()}) > 1:
-        raise InputError(f"{path}: signals of different lengths; all must have the same number of samples")
+        raise InputError(
+            f"{path}: signals of different lengths; all must have the same number of samples"
+        )
     return checked
 
 
 # --- checks that all readers share
 
+
 def check_array(x, where: str) -> np.ndarray:
     """x as float32 [n, 2, N], or an InputError that says what is wrong with it."""
     if not isinstance(x, np.ndarray) or x.dtype.kind != "f":
-        raise InputError(f"{where}: need real floating-point signals, got {getattr(x, 'dtype', type(x).__name__)}")
+        raise InputError(
+            f"{where}: need real floating-point signals, got {getattr(x, 'dtype', type(x).__name__)}"
+        )
     if x.ndim != 3 or x.shape[1] != 2:
-        hint = "; this is [n, N, 2]: give x.transpose(0, 2, 1)" if x.ndim == 3 and x.shape[2] == 2 else ""
-        raise InputError(f"{where}: need signals [n, 2, N] (rows I and Q), got {list(x.shape)}{hint}")
+        hint = (
+            "; this is [n, N, 2]: give x.transpose(0, 2, 1)"
+            if x.ndim == 3 and x.shape[2] == 2
+            else ""
+        )
+        raise InputError(
+            f"{where}: need signals [n, 2, N] (rows I and Q), got {list(x.shape)}{hint}"
+        )
     if not np.isfinite(x).all():
-        raise InputError(f"{where}: {int((~np.isfinite(x)).any((1, 2)).sum())} signals hold NaN or infinity: leave them out")
+        raise InputError(
+            f"{where}: {int((~np.isfinite(x)).any((1, 2)).sum())} signals hold NaN or infinity: leave them out"
+        )
     return x.astype(np.float32, copy=False)
 
 
@@ -82,7 +146,9 @@ def normalise(x: np.ndarray, where: str) -> np.ndarray:
     """Every signal to unit power, mean_n (I^2 + Q^2) = 1. (Scaled by its largest sample first: tiny signals would square to zero.)"""
     peak = np.abs(x).max((1, 2), keepdims=True)
     if (peak == 0).any():
-        raise InputError(f"{where}: {int((peak == 0).sum())} signals are zero everywhere and have no modulation: leave them out")
+        raise InputError(
+            f"{where}: {int((peak == 0).sum())} signals are zero everywhere and have no modulation: leave them out"
+        )
     x = x / peak
     return x / np.sqrt((x**2).sum(1, keepdims=True).mean(2, keepdims=True))
 
@@ -90,7 +156,9 @@ def normalise(x: np.ndarray, where: str) -> np.ndarray:
 def choose(given: Sequence, present: Sequence, what: str, where: str) -> tuple:
     """The wanted values; none given: all that are present."""
     if wrong := [value for value in given if value not in present]:
-        raise InputError(f"{where} has no {what} {', '.join(map(str, wrong))}; it has {', '.join(map(str, present))}")
+        raise InputError(
+            f"{where} has no {what} {', '.join(map(str, wrong))}; it has {', '.join(map(str, present))}"
+        )
     return tuple(given or present)
 
 
@@ -98,28 +166,54 @@ def snr_range(present: Sequence[int], low: int, high: int, where: str) -> list[i
     """The SNRs of the file from low to high."""
     chosen = [snr for snr in sorted(present) if low <= snr <= high]
     if not chosen:
-        raise InputError(f"{where} has no signal from {low} to {high} dB; it has the SNRs {', '.join(map(str, sorted(present)))}")
+        raise InputError(
+            f"{where} has no signal from {low} to {high} dB; it has the SNRs {', '.join(map(str, sorted(present)))}"
+        )
     return chosen
 
 
 # --- readers
 
+
 def from_pickle(path: Path, low: int, high: int, classes: Sequence[str] = ()) -> Signals:
     cells = read_pickle(path)
     names = choose(classes, sorted({name for name, _ in cells}), "class", str(path))
     snrs = snr_range({snr for _, snr in cells}, low, high, str(path))
-    rows = [(label, snr, cells[name, snr]) for label, name in enumerate(names) for snr in snrs if (name, snr) in cells]
+    rows = [
+        (label, snr, cells[name, snr])
+        for label, name in enumerate(names)
+        for snr in snrs
+        if (name, snr) in cells
+    ]
     lengths = [len(x) for *_, x in rows]
-    return Signals(normalise(np.concatenate([x for *_, x in rows]), str(path)), np.repeat([label for label, *_ in rows], lengths),
-                   np.repeat([snr for _, snr, _ in rows], lengths), names)
+    return Signals(
+        normalise(np.concatenate([x for *_, x in rows]), str(path)),
+        np.repeat([label for label, *_ in rows], lengths),
+        np.repeat([snr for _, snr, _ in rows], lengths),
+        names,
+    )
 
 
-def from_2018(file: Mapping, low: int, high: int, classes: Sequence[str] = (), limit: int = 0, where: str = "the file") -> Signals:
+def from_2018(
+    file: Mapping,
+    low: int,
+    high: int,
+    classes: Sequence[str] = (),
+    limit: int = 0,
+    where: str = "the file",
+) -> Signals:
     """RadioML 2018.01A from an open HDF5 file, or anything like it: X [n, N, 2] (channel last), Y one-hot [n, 24], Z SNR [n, 1]. Labels
     are read in slices, then only the chosen signals, `limit` (0: all) of every class and SNR."""
     X, Y, Z = file["X"], file["Y"], file["Z"]
-    if len(X.shape) != 3 or X.shape[2] != 2 or Y.shape != (len(X), len(CLASSES_2018)) or len(Z) != len(X):
-        raise InputError(f"{where}: need X [n, N, 2], Y [n, 24], Z [n, 1] as in RadioML 2018.01A, got {X.shape}, {Y.shape}, {Z.shape}")
+    if (
+        len(X.shape) != 3
+        or X.shape[2] != 2
+        or Y.shape != (len(X), len(CLASSES_2018))
+        or len(Z) != len(X)
+    ):
+        raise InputError(
+            f"{where}: need X [n, N, 2], Y [n, 24], Z [n, 1] as in RadioML 2018.01A, got {X.shape}, {Y.shape}, {Z.shape}"
+        )
     names = choose(classes, CLASSES_2018, "class", where)
     slices = [slice(start, start + 2**16) for start in range(0, len(X), 2**16)]
     label = np.concatenate([np.asarray(Y[s]).argmax(1) for s in slices])
@@ -127,7 +221,9 @@ def from_2018(file: Mapping, low: int, high: int, classes: Sequence[str] = (), l
     snrs, rows, y = snr_range(set(snr.tolist()), low, high, where), [], []
     for new, name in enumerate(names):
         for value in snrs:
-            found = np.flatnonzero((label == CLASSES_2018.index(name)) & (snr == value))[: limit or None]
+            found = np.flatnonzero((label == CLASSES_2018.index(name)) & (snr == value))[
+                : limit or None
+            ]
             rows.append(found)
             y.append(np.full(len(found), new))
     x = np.concatenate([np.asarray(X[np.sort(found)]) for found in rows if len(found)])  # (n, N, 2)
@@ -143,10 +239,14 @@ def from_npz(path: Path, low: int, high: int, classes: Sequence[str] = ()) -> Si
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not an .npz file of plain arrays ({error})") from None
     if missing := {"x", "y"} - set(arrays):
-        raise InputError(f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(arrays) or 'nothing'}")
+        raise InputError(
+            f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(arrays) or 'nothing'}"
+        )
     x, y = check_array(arrays["x"], str(path)), arrays["y"]
     if y.shape != (len(x),) or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
-        raise InputError(f"{path}: y must hold {len(x)} labels 0, 1, 2, ..., got {y.dtype} {list(y.shape)}")
+        raise InputError(
+            f"{path}: y must hold {len(x)} labels 0, 1, 2, ..., got {y.dtype} {list(y.shape)}"
+        )
     if not len(x):
         raise InputError(f"{path} holds no signals")
     present = [str(name) for name in arrays.get("classes", np.arange(y.max() + 1))]
@@ -156,19 +256,25 @@ def from_npz(path: Path, low: int, high: int, classes: Sequence[str] = ()) -> Si
     keep, snr = np.isin(y, [present.index(name) for name in names]), np.zeros(len(x), np.int64)
     if "snr" in arrays:
         if arrays["snr"].shape != (len(x),):
-            raise InputError(f"{path}: snr must hold {len(x)} values, got {list(arrays['snr'].shape)}")
+            raise InputError(
+                f"{path}: snr must hold {len(x)} values, got {list(arrays['snr'].shape)}"
+            )
         snr = np.rint(arrays["snr"]).astype(np.int64)
         keep &= np.isin(snr, snr_range(set(snr.tolist()), low, high, str(path)))
     number = np.array([names.index(name) if name in names else -1 for name in present])
     return Signals(normalise(x[keep], str(path)), number[y[keep]], snr[keep], names)
 
 
-def read_signals(kind: str, path: str | None, low: int, high: int, classes: Sequence[str] = (), limit: int = 0) -> Signals:
+def read_signals(
+    kind: str, path: str | None, low: int, high: int, classes: Sequence[str] = (), limit: int = 0
+) -> Signals:
     """kind rml2016a, rml2016b, rml2018 or npz."""
     if path is None:
         raise InputError(f"--data {kind} needs --path FILE; only --data gen makes its own signals")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; RadioML files are not shipped or downloaded, get them from their authors")
+        raise FileNotFoundError(
+            f"{path}: no such file; RadioML files are not shipped or downloaded, get them from their authors"
+        )
     if kind in ("rml2016a", "rml2016b"):
         return from_pickle(Path(path), low, high, classes)
     if kind == "npz":
@@ -184,7 +290,9 @@ def read_signals(kind: str, path: str | None, low: int, high: int, classes: Sequ
         raise InputError(f"{path} is not RadioML 2018.01A ({error})") from None
 
 
-def write_set(path: str, x: np.ndarray, y: np.ndarray, classes: Sequence[str], config: dict) -> None:
+def write_set(
+    path: str, x: np.ndarray, y: np.ndarray, classes: Sequence[str], config: dict
+) -> None:
     """A learned set as an .npz that `from_npz` reads, with the configuration as JSON. Written under a temporary name, then renamed."""
     temporary = Path(path).with_name(Path(path).name + ".tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -196,10 +304,16 @@ def write_set(path: str, x: np.ndarray, y: np.ndarray, classes: Sequence[str], c
 def read_set(path: str, classes: Sequence[str], length: int) -> np.ndarray:
     """x [C * SPC, 2, N] of a written set, as it is (not normalised), if it fits the data: these classes, class by class, this length."""
     data = read_signals("npz", path, 0, 0)
-    if data.classes != tuple(classes) or data.x.shape[2] != length or data.y.tolist() != sorted(data.y) or \
-            len(set(np.bincount(data.y, minlength=len(classes)))) > 1:
-        raise InputError(f"{path} holds {len(data.x)} signals of {data.x.shape[2]} samples, classes {', '.join(data.classes)}; the data "
-                         f"has {length} samples, classes {', '.join(classes)}: give the options with which the set was made")
+    if (
+        data.classes != tuple(classes)
+        or data.x.shape[2] != length
+        or data.y.tolist() != sorted(data.y)
+        or len(set(np.bincount(data.y, minlength=len(classes)))) > 1
+    ):
+        raise InputError(
+            f"{path} holds {len(data.x)} signals of {data.x.shape[2]} samples, classes {', '.join(data.classes)}; the data "
+            f"has {length} samples, classes {', '.join(classes)}: give the options with which the set was made"
+        )
     with np.load(path) as file:
         return file["x"]
 
@@ -211,4 +325,7 @@ def split(data: Signals, seed: int, share: float, name: str) -> tuple[Signals, S
     for one in np.unique(cell, axis=0):
         members = order[(cell == one).all(1)]
         first[members[: round(share * len(members))]] = True
-    return tuple(Signals(data.x[part], data.y[part], data.snr[part], data.classes) for part in (first, ~first))
+    return tuple(
+        Signals(data.x[part], data.y[part], data.snr[part], data.classes)
+        for part in (first, ~first)
+    )
