@@ -11,7 +11,7 @@ import torch
 from methods.experiments import ockr
 from methods.experiments.ockr import (FULL, GATE, LEVELS, Config, Words, by_length, candidate_accuracy, chance, claims, everything, in_context, parse,
                           retrieved)
-from methods.ockr_tasks import FIRST, MINI, SECOND, SETTINGS, YEARS, Fact, World, build, clone, label, make_task
+from methods.ockr_tasks import FIRST, MINI, SECOND, SETTINGS, YEARS, Fact, BirthYears, build, clone, label, make_task
 from minilm import InputError
 from minilm.data import IGNORE, generator, prompt_masked
 from minilm.results import ROOT
@@ -29,7 +29,7 @@ def names(seed=0):
 
 
 def world(k=4, style=MINI, seed=0):
-    return World(names(seed), k, style, str(seed))
+    return BirthYears(names(seed), k, style, str(seed))
 
 
 # --- the data construction
@@ -55,7 +55,7 @@ def test_at_the_papers_size_every_file_has_the_published_number_of_rows(task):
             assert len(targets) == 200 and set(Counter(targets).values()) == {10}
 
 
-def truth(w: World, fact: Fact) -> bool | int:
+def truth(w: BirthYears, fact: Fact) -> bool | int:
     """The answer by looking years up; the generations of the R+R hard world are its group numbers."""
     a, b = w.born.get(fact.a), w.born.get(fact.b)
     return {"year": a, "same": a == b, "older": b is not None and a < b, "parent": a == b, "grandparent": a == b}[fact.form]

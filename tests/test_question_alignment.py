@@ -18,9 +18,9 @@ from minilm.data import generator
 from minilm.generate import generate
 from minilm.transformer import Output
 from minilm.weights import save_pretrained
-from methods.worlds.clones import ANSWER, BOS, EOS, SOLVE, TRANSLATE, Choice, Event, Problem, World, new_model
+from methods.worlds.clones import ANSWER, BOS, EOS, SOLVE, TRANSLATE, Choice, Event, Problem, CloneWorld, new_model
 
-WORLD = World()
+WORLD = CloneWorld()
 EVE = Problem("Eve", "coins", 7, (Event(1, "finds", 4, 7, 11), Event(-1, "sells", 2, 11, 9)))
 TINY = Config(steps=3, align_steps=2, tune_steps=2, problems=6, pairs=200, batch=4, width=32, layers=2, small_width=16, small_layers=1)
 
@@ -142,7 +142,7 @@ def test_three_caches_read_the_chosen_tokens_and_padding_changes_nothing():
 
 
 def test_ids_that_one_of_the_models_lacks_are_never_chosen():
-    long = new_model(World(languages=("en", *"abcde")), 16, 1, generator(0, "long"))
+    long = new_model(CloneWorld(languages=("en", *"abcde")), 16, 1, generator(0, "long"))
     assert ProxyTuned(tiny(), long, tiny("base", 16, 1))(torch.tensor([[BOS, 9]])).logits.shape[-1] == len(WORLD.tokens)
 
 
@@ -270,7 +270,7 @@ def test_a_base_is_saved_read_again_and_refused_when_its_shape_differs(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values()))
     with pytest.raises(InputError, match="another shape"):
         tune(replace(cfg, width=64), WORLD, 5, Arm(), {})
-    save_pretrained(new_model(World(verbs=9), 32, 2, generator(0, "x")), tmp_path / "bases" / "seed-6-large")
+    save_pretrained(new_model(CloneWorld(verbs=9), 32, 2, generator(0, "x")), tmp_path / "bases" / "seed-6-large")
     with pytest.raises(InputError, match="another shape or vocabulary"):
         tune(cfg, WORLD, 6, Arm(), {})
 

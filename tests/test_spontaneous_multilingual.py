@@ -12,14 +12,14 @@ from methods.experiments.spontaneous_multilingual import (ARMS, DEV, LANGUAGES, 
                                               label_masses, pretraining_mix, read_states, translation_loss, translation_rows, tune)
 from minilm import InputError
 from minilm.data import generator
-from methods.worlds.clones import ANSWER, BOS, TRANSLATE, World, document, new_model
+from methods.worlds.clones import ANSWER, BOS, TRANSLATE, CloneWorld, document, new_model
 
 QUICK = Config(quick=True, seeds=(100,), steps=2, tune_steps=4, items=20, rows=12, workers=1)
 
 
 @pytest.fixture(scope="module")
 def world():
-    return World(100, LANGUAGES, cognates=0.5)
+    return CloneWorld(100, LANGUAGES, cognates=0.5)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_half_of_the_exam_shares_its_verbs_between_the_clones_and_half_shares_no
         shared = set.intersection(*verbs)
         assert bool(shared) == cognate
         assert not shared & {i for event in p.events for i in world.encode([event.verb], "en")}  # never with English
-    assert Exam(replace(QUICK, cognates=0), World(100, LANGUAGES), 100).cognate.sum() == 0
+    assert Exam(replace(QUICK, cognates=0), CloneWorld(100, LANGUAGES), 100).cognate.sum() == 0
 
 
 def test_a_prompt_holds_both_labels_and_ends_at_the_opened_slot(world):

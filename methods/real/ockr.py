@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from methods.experiments.ockr import answer_loss, parse, share
-from methods.ockr_tasks import FIRST, PATTERNS, SECOND, SETTINGS, Row, Style, World, build
+from methods.ockr_tasks import FIRST, PATTERNS, SECOND, SETTINGS, Row, Style, BirthYears, build
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
 from minilm.data import IGNORE, batches, generator, prompt_masked, read_json, write_atomically, write_json
@@ -176,7 +176,7 @@ def write_files(cfg: Config) -> dict:
     every = [a + b for a in FIRST for b in SECOND]
     order = torch.randperm(len(every), generator=generator(cfg.seed, "names")).tolist()
     style = Style(**read_json(Path(__file__).with_name("ockr_sentences.json")))
-    world, report = World([every[i] for i in order], 10, style, str(cfg.seed)), {}
+    world, report = BirthYears([every[i] for i in order], 10, style, str(cfg.seed)), {}
     for (task, level), counts in ROWS.items():
         code = "xling" if task == "Cross-Lingual" else {v: k for k, v in PATTERNS.items()}[task] + ("-hard" if level == "hard" else "")
         for setting, count in zip(SETTINGS, counts):
