@@ -10,6 +10,7 @@ import torch
 from methods.experiments import prealign
 from methods.experiments.prealign import ARMS, Arm, Config, Exam, alignment_loss, claims, code_switch, make_table, retrieval, word_vectors
 from methods.worlds.prealign import BOS, EOS, HALF, SHARED, TopicWorld, clone, is_start, make_documents, show, split_dictionary
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import IGNORE, generator, pad
 from minilm.transformer import Config as ModelConfig
@@ -193,7 +194,7 @@ def test_the_claims_fail_on_made_up_numbers_that_contradict_the_paper_and_hold_o
     arms = dict.fromkeys(ARMS, good) | {"joint": poor, "joint d32": poor, "joint d128": poor, "shuffled": poor, "vanilla-cs": poor,
                                         "late": middling, "cs-only": middling, "align-only": middling}
     cells = lambda table: {arm: {name: cell(value) for name, value in row.items()} for arm, row in table.items()}
-    verdicts = lambda table: {c["id"]: c["holds"] for c in claims(cells(table))}
+    verdicts = lambda table: {c["id"]: held(c) for c in claims(cells(table))}
     ids = [*(f"C{i}" for i in (1, 2, 3, 4, 5, 6, 8, 9, 11)), "C7a", "C7b", "R1"]
     assert verdicts(arms) == dict.fromkeys(ids, True) | {"C10": None}
     upside_down = dict.fromkeys(ARMS, poor) | {"joint": good, "joint d32": good, "joint d128": good, "shuffled": good, "late": good,

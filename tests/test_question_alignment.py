@@ -13,6 +13,7 @@ from methods.experiments import question_alignment as qa
 from methods.experiments.question_alignment import (ARMS, QALIGN, RALIGN, Arm, Config, ProxyTuned, alignment_score, claims, evaluate, response_loss,
                                         stage_1_rows, stage_2_rows, step_accuracy, train, tune)
 from methods.question_alignment_tasks import parse, problems, prompt, response, response_language, run_program, translation
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator
 from minilm.generate import generate
@@ -293,7 +294,7 @@ def made_up(**rows):
 
 
 def verdicts(metrics):
-    return {c["id"]: c["holds"] for c in claims(metrics)}
+    return {c["id"]: held(c) for c in claims(metrics)}
 
 
 def test_the_claims_hold_on_numbers_that_agree_with_the_paper():
@@ -325,7 +326,7 @@ def test_an_arm_that_fails_in_english_leaves_its_claims_without_a_verdict():
     metrics = made_up()
     metrics["ralign"]["en"]["values"] = [0.97, 0.97, 0.97, 0.6]
     found = {c["id"]: c for c in claims(metrics)}
-    assert found["C1"]["holds"] is None and "ralign 0.60" in found["C1"]["measured"] and found["C3"]["holds"] is True
+    assert held(found["C1"]) is None and "ralign 0.60" in found["C1"]["measured"] and held(found["C3"]) is True
     assert verdicts({arm: row for arm, row in made_up().items() if arm in Config().arms})["C5"] is None
 
 
@@ -334,7 +335,7 @@ def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path,
     printed = capsys.readouterr().out
     assert (tmp_path / "question_alignment.png").stat().st_size > 10_000
     saved = json.loads((tmp_path / "question_alignment.json").read_text())
-    assert saved["claims"] == json.loads(json.dumps(claims(saved["metrics"]))) and set(saved["metrics"]) == set(Config().arms)
+    assert saved["claims"] == [row | {"verdict": "smoke run"} for row in json.loads(json.dumps(claims(saved["metrics"])))] and set(saved["metrics"]) == set(Config().arms)
     assert "[finds" in printed or "] " not in printed.splitlines()[0]
     for c in results["claims"]:
         assert f"\n{c['id']} " in printed

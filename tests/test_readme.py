@@ -23,9 +23,9 @@ def cells(folder: Path, name: str) -> tuple[str, str]:
     runs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     verdicts = {}  # the default run's, where it tests a claim; else the full run's
     for run in runs:
-        verdicts |= {c["id"]: c["holds"] for c in run["claims"] if verdicts.get(c["id"]) is None}
-    words = {True: "holds", False: "**not reproduced**", None: "not testable here"}
-    found = "; ".join(f"{words[v]}: {', '.join(i for i, holds in verdicts.items() if holds is v)}" for v in words if v in verdicts.values())
+        verdicts |= {c["id"]: c["verdict"] for c in run["claims"] if verdicts.get(c["id"], "not tested") == "not tested"}
+    words = {"holds": "holds", "not reproduced": "**not reproduced**", "undecided": "undecided", "not tested": "not testable here"}
+    found = "; ".join(f"{words[v]}: {', '.join(i for i, found in verdicts.items() if found == v)}" for v in words if v in verdicts.values())
     return ", ".join(f"{run['wall_seconds'] / 60:.0f}" for run in runs) or "-", found or "not run yet"
 
 
@@ -54,8 +54,8 @@ def test_every_script_with_a_committed_run_has_a_row():
 def test_a_row_by_hand(tmp_path):
     row = "| [P](x) | a claim | [name](methods/name.py) | ? | ? |\n| other | row |\n"
     assert fill(row, tmp_path) == "| [P](x) | a claim | [name](methods/name.py) | - | not run yet |\n| other | row |\n"
-    for name, seconds, claims in (("name", 241, {"C1": True, "C2": False, "C3": None}), ("name_full", 660, {"C1": False, "C3": True})):
-        rows = [{"id": id, "holds": holds} for id, holds in claims.items()]
+    for name, seconds, claims in (("name", 241, {"C1": "holds", "C2": "not reproduced", "C3": "not tested"}), ("name_full", 660, {"C1": "not reproduced", "C3": "holds"})):
+        rows = [{"id": id, "verdict": verdict} for id, verdict in claims.items()]
         write_json(tmp_path / f"{name}.json", {"wall_seconds": seconds, "claims": rows})
     assert "| 4, 11 | holds: C1, C3; **not reproduced**: C2 |" in fill(row, tmp_path)
 

@@ -12,6 +12,7 @@ from methods.experiments.transllm import (ARMS, TAGS, Arm, Config, claims, exam,
                               train, transfer)
 from methods.worlds.transllm import (ASSISTANT, BENIGN, BOS, CANNOT, EOS, HARMFUL, ID, LEXICON, REFUSAL, TAUGHT, TEXT, USER, VALUES, WORDS,
                                     V, ChatWorld, encode, is_target, prompt, show, translate)
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator
 from minilm.transformer import Config as ModelConfig
@@ -221,7 +222,7 @@ def test_the_claims_fail_on_made_up_numbers_that_contradict_the_paper_and_hold_o
     worst = worse | {"T held": 0.1, "T->EN": 0.1}
     arms = {"original": good | {"EN held": 1.0}} | dict.fromkeys(ARMS, worse) | {"transllm": good, "no-translation": worst}
     table = lambda rows: {arm: {name: cell(value) for name, value in row.items()} for arm, row in rows.items()}
-    verdict = lambda rows: {c["id"]: c["holds"] for c in claims(table(rows))}
+    verdict = lambda rows: {c["id"]: held(c) for c in claims(table(rows))}
     assert set(verdict(arms).values()) == {True} and set(verdict(arms)) == {"C1", "C2", "C3", "C4a", "C4b", "C5", "C6a", "C6b",
                                                                                      "C7"}
     upside_down = arms | dict.fromkeys(ARMS, good) | {"transllm": worst | {"EN held": 0.3}}
@@ -237,7 +238,7 @@ def test_a_sub_task_counts_only_where_leaving_it_out_costs_answers():
 
     def verdict(**arms):  # arm -> T held, T->EN
         rows = {arm.replace("_", "-"): dict(zip(names, map(cell, (*values, 0.9, 1.0, 0.1)))) for arm, values in arms.items()}
-        return {c["id"]: c["holds"] for c in claims(rows | dict.fromkeys({"original", *ARMS} - {*rows}, {}))}
+        return {c["id"]: held(c) for c in claims(rows | dict.fromkeys({"original", *ARMS} - {*rows}, {}))}
 
     agree = verdict(transllm=(0.9, 1.0), no_translation=(0.5, 0.8), no_mt=(0.8, 1.0))
     assert agree["C6a"] is True and agree["C6b"] is True

@@ -49,8 +49,8 @@ from minilm.data import IGNORE, batches, generator, prompt_masked
 from minilm.evaluate import continuation_logprobs
 from minilm.generate import generate
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, Outcome, bar_seeds, claim, cli, new_figure, plot_seeds, print_claims, print_metrics, progress,
-                            run_seeds, save_results, wilson)
+from minilm.claims import claim, print_claims, wilson
+from minilm.results import COLORS, Outcome, bar_seeds, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer

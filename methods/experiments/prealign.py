@@ -40,8 +40,8 @@ from minilm import InputError
 from minilm.data import IGNORE, batches, collate, generator, pad
 from minilm.evaluate import continuation_logprobs, masked_mean, perplexity
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, Outcome, check, claim, cli, new_figure, plot_seeds, print_claims, print_metrics, progress, run_seeds,
-                            save_results)
+from minilm.claims import check, claim, print_claims
+from minilm.results import COLORS, Outcome, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer

@@ -47,8 +47,8 @@ from minilm.data import IGNORE, generator, pad, prompt_masked
 from minilm.evaluate import masked_mean, pca
 from minilm.generate import generate
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, Outcome, bar_seeds, check, cli, new_figure, print_claims, print_metrics, progress, run_seeds,
-                            save_results)
+from minilm.claims import NOT_TESTED, check, print_claims
+from minilm.results import COLORS, Outcome, bar_seeds, cli, new_figure, print_metrics, progress, run_seeds, save_results
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Output, Transformer
 from minilm.weights import load_pretrained, save_pretrained
@@ -331,8 +331,8 @@ def claims(metrics: dict) -> list[dict]:
     def row(id: str, statement: str, rule: str, evidence: dict, test, paper: str | None = None, gate: Sequence[str] = (r, q)) -> dict:
         made = check(metrics, id, statement, rule, evidence, lambda m: test(m, lambda arm: m(arm, "aligned")), paper)
         failed = [f"{arm} {min(values(arm, 'en')):.2f}" for arm in gate if arm in metrics and min(values(arm, "en")) < GATE]
-        if failed and made["holds"] is not None:  # no verdict on other languages where English itself fails
-            made |= {"holds": None, "measured": f"gate failed, English below {GATE} in a seed: {', '.join(failed)} ({made['measured']})"}
+        if failed and made["verdict"] != NOT_TESTED:  # no verdict on other languages where English itself fails
+            made |= {"verdict": NOT_TESTED, "measured": f"gate failed, English below {GATE} in a seed: {', '.join(failed)} ({made['measured']})"}
         return made
 
     return [

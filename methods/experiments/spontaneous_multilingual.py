@@ -43,8 +43,8 @@ from minilm.data import batches, collate, generator, pad, prompt_masked
 from minilm.evaluate import masked_mean, pca
 from minilm.lora import add_lora, merge_lora
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, Outcome, bar_seeds, claim, cli, new_figure, paired_diff, plot_seeds, print_claims, print_metrics,
-                            progress, run_seeds, save_results)
+from minilm.claims import claim, paired_diff, print_claims
+from minilm.results import COLORS, Outcome, bar_seeds, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Transformer
 from methods.worlds.clones import ANSWER, BOS, SEP, TRANSLATE, Mix, Problem, CloneWorld, document, new_model

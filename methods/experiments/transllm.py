@@ -45,8 +45,8 @@ from minilm.evaluate import continuation_logprobs
 from minilm.generate import generate
 from minilm.lora import add_lora, extend_vocabulary, merge_lora
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, Outcome, bar_seeds, check, cli, new_figure, plot_seeds, print_claims, print_metrics, progress,
-                            run_seeds, save_results)
+from minilm.claims import check, print_claims
+from minilm.results import COLORS, Outcome, bar_seeds, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer

@@ -31,7 +31,8 @@ from minilm.data import IGNORE, batches, generator, prompt_masked, read_json, wr
 from minilm.evaluate import continuation_logprobs
 from minilm.generate import generate
 from minilm.lora import add_lora, save_adapter
-from minilm.results import ROOT, cli, commit, hardware, progress, wilson
+from minilm.claims import wilson
+from minilm.results import ROOT, cli, commit, hardware, progress
 from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr, take_step
 from minilm.weights import load_pretrained, save_pretrained
 
