@@ -255,7 +255,7 @@ def main(cfg: Config) -> dict[str, tuple[float, float]]:
             scores.append(correct(net, test_x, test_y).mean())
         found[name] = spectral_error(S, whole), sum(scores) / len(scores)
         print(f"  {name:33}" + "{:12.3f} {:15.3f}".format(*found[name]))
-    print("One seed, three networks conv3k7 each: this proves nothing; mdm_experiment.py asks more.")
+    print("One seed, three networks each: it proves nothing. The proof: signals/mdm_experiment.py")
     return found
 
 

@@ -1,8 +1,33 @@
-"""Does MDM hold? (signals/mdm.py tells the method.) Arms, seeds, controls, claims and figure.
+"""Does MDM hold? (signals/mdm.py tells the method; claims and figure are in signals/mdm_claims.py.)
 
-Run     python signals/mdm_experiment.py                           # 2 CPU cores, ~3 min
-        python signals/mdm_experiment.py --data rml2016a --path RML2016.10a_dict.pkl
+Asked   Do learned signals beat chosen ones? Does MDM beat DM, with an encoder that averages over
+        time (conv3k7) and with those that keep the place of a feature (AlexNet, the paper's kind; a
+        flat head)? Is it the spectrum that does it? Which networks learn from them?
+Run     python signals/mdm_experiment.py                  # the arms of the core claims, four seeds
+        python signals/mdm_experiment.py --more-seeds     # MDM against DM, eight seeds
+        python signals/mdm_experiment.py --full           # every arm of ARMS, four seeds
+        python signals/mdm_experiment.py --data rml2016a --path RML2016.10a_dict.pkl --workers 1 \\
+          --methods random dm mdm --spc 10 --encoder alexnet --eval-arch alexnet resnet18 vgg16 \\
+          --eval-steps 1000 --steps 20000 --optimizer sgd --lr 1 --batch 256 --device cuda
+        (RML2016.10b: --data rml2016b; the paper's third set, Sig2019-12, is not public: --data npz)
         add --methods mdm --save set.npz to keep the learned set, --eval-only set.npz to evaluate it
+Honest
+  - The signals are synthetic (signals/radio.py): 11 classes, SNR 10 to 18 dB, any carrier phase,
+    no fading (--channel fading has it).
+  - All arms of a seed share data, first signals, encoders, steps and evaluation networks.
+  - The paper's alpha, augmentation, baselines and its threshold of a high SNR could not be
+    verified: those here are ours, and so is the orthonormal DFT (our alpha is N times that of one
+    without a factor).
+  - Our usual encoder averages over time and has no norm. DM's own, AlexNet and VGG16 are flat, DM's
+    with instance norm: with free carrier phase and few signals those train worse networks.
+  - S learns by Adam, rate .02, 100 steps, 32 real signals a class (DM: SGD 1.0, 20,000 steps, 256);
+    networks are trained on it by Adam, rate .005, 100 steps (DM: SGD .01, 1,000 epochs).
+  - Alpha was chosen among .1 to 30 on held-out signals of pilot seeds (1; shallow encoder: .1).
+  - Run 1 (seeds 0 to 3, --full 10 to 17) had no DM with AlexNet and no claim about flat encoders.
+    Its full run had the flat pair (+4.0 points, seen after the run), and pilots on other seeds
+    showed AlexNet's gain before this run. This is run 2, on seeds 50 to 57, with rules and
+    thresholds set on seeds 100 and 101.
+  - The gains of MDM over DM are of a few points: small, and with encoders that keep the place only.
 """
 
 import time
@@ -13,8 +38,19 @@ import numpy as np
 import torch
 
 from minilm import InputError
+from minilm.claims import print_claims
 from minilm.data import generator
-from minilm.results import Outcome, cli, print_claims, print_metrics, progress, run_seeds, save_results
+from minilm.results import (
+    Outcome,
+    check_range,
+    check_unused,
+    cli,
+    flag,
+    print_metrics,
+    progress,
+    run_seeds,
+    save_results,
+)
 from minilm.training import pick_device
 from signals import radio, radioml
 from signals.augment import draw_twist
@@ -28,9 +64,10 @@ from signals.mdm import (
     spectral_error,
     spectrum,
 )
-from signals.mdm_claims import SHOWN, claims, figure
+from signals.mdm_claims import CLAIMS, FINDING, SHOWN, claims, figure, headline
 from signals.networks import correct, embed, make_network, predict, train_network
 
+__all__ = ["CLAIMS", "FINDING", "claims", "figure", "headline", "main"]
 PAPER = "MDM, arXiv 2408.02714"
 
 
@@ -147,7 +184,7 @@ PICTURED = ("full", "random", "alexnet dm", "alexnet mdm")  # the figure shows t
 class Config:
     methods: tuple[str, ...] | None = None  # arms to run, see ARMS (default: those of the run)
     seeds: tuple[int, ...] | None = None  # default: 50 to 53, with --more-seeds 50 to 57
-    data: str = "gen"  # gen (signals/radio.py), rml2016a, rml2016b, rml2018, npz (x, y, snr, classes)
+    data: str = "gen"  # gen (signals/radio.py), rml2016a, rml2016b, rml2018, npz (x, y, ...)
     path: str | None = None  # the file, for all data but gen
     classes: tuple[str, ...] = ()  # these classes only
     snr_min: int = 10  # signals from this SNR (dB)
@@ -167,8 +204,8 @@ class Config:
     alpha: float = 1.0  # weight of the frequency domain
     fd_view: str = "mag"  # mag |DFT I|, |DFT Q| (the paper); zmag |DFT z| twice; reim its parts
     fd_norm: str = "ortho"  # DFT divided by sqrt(N), or none
-    augment: tuple[str, ...] = ()  # phase, shift, conj: in learning S (not dc) and in training on it
-    eval_arch: tuple[str, ...] = ("conv3k7", "conv4k3")  # trained on S: the usual one, an unseen one
+    augment: tuple[str, ...] = ()  # phase, shift, conj: in learning S (not dc) and training on it
+    eval_arch: tuple[str, ...] = ("conv3k7", "conv4k3")  # trained on S: the usual, an unseen one
     eval_nets: int = 3  # networks of each trained on each S
     eval_steps: int = 100  # their training steps (whole S, or 256 signals of it, at a step)
     eval_lr: float = 5e-3  # their learning rate
@@ -226,7 +263,7 @@ class Task:
         labels = range(len(self.names))
         self.rows = [torch.from_numpy(np.flatnonzero(train.y == c)) for c in labels]
         self.spectra = class_spectra(self.train.x, self.rows)  # [C, 2, N]
-        self.judges = {arch: make_judges(self, arch) for arch in JUDGES}
+        self.judges = {}  # network -> judges of this kind, made when they are first asked
         self.trained = {}  # what it was trained with -> network, how often it forgot each signal
 
     def to_device(self, part: radio.Signals) -> radio.Signals:
@@ -394,11 +431,14 @@ def make_judges(task: Task, arch: str, count: int = 6) -> list[Judge]:
     return judges
 
 
-def distances(judges: list[Judge], S: torch.Tensor) -> tuple[float, float]:
-    """L_TD and L_FD (mag, ortho) of the finished S, mean over the judges."""
+def distances(task: Task, arch: str, S: torch.Tensor) -> tuple[float, float]:
+    """L_TD and L_FD (mag, ortho) of the finished S, mean over judges of that architecture."""
+    if arch not in task.judges:
+        task.judges[arch] = make_judges(task, arch)
+    judges = task.judges[arch]
+    C = len(task.names)
     time_total, frequency_total = 0.0, 0.0
     for judge in judges:
-        C = len(judge.time)
         given = embed(judge.psi, S).unflatten(0, (C, -1)).mean(1)
         given_f = embed(judge.psi, spectrum(S)).unflatten(0, (C, -1)).mean(1)
         time_total += (judge.time - given).square().sum().item() / len(judges)
@@ -428,9 +468,7 @@ def score(nets: dict, test: radio.Signals, held_out: radio.Signals) -> tuple[dic
         hits = np.mean([correct(net, test.x, test.y) for net in group], 0)  # [n]
         metrics[name] = hits.mean()
         if place == 0:
-            metrics["held out"] = np.mean(
-                [correct(net, held_out.x, held_out.y) for net in group]
-            )
+            metrics["held out"] = np.mean([correct(net, held_out.x, held_out.y) for net in group])
             snrs = np.unique(test.snr)
             series["acc by SNR"] = (snrs, [hits[test.snr == snr].mean() for snr in snrs])
     return metrics, series
@@ -439,12 +477,9 @@ def score(nets: dict, test: radio.Signals, held_out: radio.Signals) -> tuple[dic
 # --- why it is as it is
 
 
-ONE_SPECTRUM = ("8PSK", "BPSK", "PAM4", "QAM16", "QAM64", "QPSK")  # one pulse, one symbol rate
-
-
 def confusions(guess: torch.Tensor, y: torch.Tensor, names: tuple[str, ...]) -> dict[str, float]:
-    """What becomes of the classes that share one spectrum: guess, y int64 [n]."""
-    alike = torch.tensor([name in ONE_SPECTRUM for name in names], device=y.device)
+    """What becomes of the six classes that share one spectrum: guess, y int64 [n]."""
+    alike = torch.tensor([name in radio.LINEAR for name in names], device=y.device)
     right = guess == y
     inside = alike[guess] & alike[y]
     return {
@@ -499,7 +534,7 @@ def try_all_signals(cfg: Config, arm: Arm, task: Task) -> tuple[dict, dict]:
     for arch in cfg.eval_arch:
         nets[arch] = [task.train_on_all(cfg, arch, arm.spectra_only)[0]]
     metrics, series = score(nets, test, held_out)
-    if set(ONE_SPECTRUM) <= set(task.names):
+    if set(radio.LINEAR) <= set(task.names):
         guess = predict(nets[cfg.eval_arch[0]][0], test.x)
         metrics |= confusions(guess, test.y, task.names)
     return metrics, series
@@ -509,7 +544,7 @@ def try_set(cfg: Config, arm: Arm, task: Task, S: torch.Tensor, once) -> tuple[d
     """What S is like, and what networks learn from it."""
     metrics = {"rms": S.square().sum(1).mean().sqrt().item()}
     for arch, name in JUDGES.items():
-        metrics[f"loss TD{name}"], metrics[f"loss FD{name}"] = distances(task.judges[arch], S)
+        metrics[f"loss TD{name}"], metrics[f"loss FD{name}"] = distances(task, arch, S)
     metrics["spectral error"] = spectral_error(S, task.spectra)
     metrics["noise"] = noise_added(S, task.spectra).mean().item()
     nets = train_networks(cfg, task, at_unit_power(S) if arm.unit_power else S, once)
@@ -540,7 +575,7 @@ def run_arm(cfg: Config, name: str, task: Task) -> tuple[dict, dict]:
 
 
 def run(cfg: Config, seed: int) -> Outcome:
-    """All arms of one seed: the same signals, first S, encoders and evaluation networks for each."""
+    """All arms of one seed: same signals, first S, encoders and evaluation networks for each."""
     task = Task(cfg, seed)
     outcome = Outcome({}, {})
     for name in progress(cfg.methods, f"seed {seed}"):
@@ -645,26 +680,34 @@ def resolve(cfg: Config) -> Config:
     return cfg
 
 
+def depends(cfg: Config, seed: int) -> dict:
+    """What every number of a run rests on: its first signals, and an untrained network."""
+    train, _ = make_data(cfg, seed)
+    net = make_network("conv3k7", 11, 128, generator(seed, "encoder 0"))
+    return {"signals": np.round(train.x[:20], 3).tolist(), "weights": net}
+
+
 def main(cfg: Config) -> dict:
     started = time.time()
     check(cfg)
     asked, cfg = cfg, resolve(cfg)
-    task = Task(cfg, cfg.seeds[0])
-    show_example(task)
+    show_example(Task(cfg, cfg.seeds[0]))
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
     results = save_results(
-        __file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds, depends=depends(task)
+        __file__,
+        PAPER,
+        asked,
+        outcomes,
+        claims,
+        figure,
+        started,
+        cfg.seeds,
+        depends=depends(cfg, cfg.seeds[0]),
     )
     columns = ["acc", "unseen", "held out", "loss TD", "loss FD", "spectral error", "noise"]
     print_metrics(results["metrics"], [*columns, *(UNRELATED if cfg.full else ())], digits=3)
     print_claims(results["claims"])
     return results
-
-
-def depends(task: Task) -> dict:
-    """What every number of a run rests on: its first signals, and an untrained network."""
-    signals = np.round(task.train.x[:20].cpu().numpy(), 3).tolist()
-    return {"signals": signals, "weights": task.network("conv3k7", "encoder 0")}
 
 
 if __name__ == "__main__":
