@@ -221,7 +221,7 @@ def from_npz(path: Path, low: int, high: int, classes: Sequence[str] = ()) -> Si
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not an .npz file of plain arrays ({error})") from None
     if missing := {"x", "y"} - set(arrays):
         present = ", ".join(arrays) or "nothing"
