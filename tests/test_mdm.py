@@ -221,6 +221,17 @@ def test_both_domains_are_weighed_as_told():
     assert change[0, 1].abs().max() > 0.01 and not torch.allclose(change[1, 0], change[0, 1])
 
 
+@pytest.mark.parametrize("view", ["mag", "zmag", "reim"])
+@pytest.mark.parametrize("norm", ["ortho", "none"])
+def test_the_second_domain_is_the_view_that_was_asked_for(view, norm):
+    first, real = signals(2, seed=1), signals(6, seed=2)
+    S = learn(first, real, 2, steps=1, time_weight=0, alpha=1, view=view, norm=norm)
+    by_hand = first.clone().requires_grad_()
+    domains = (spectrum(x, view, norm) for x in (real, by_hand))
+    matching_loss(Samples(), *domains, C=2).backward()
+    torch.testing.assert_close(S, first - 0.1 * by_hand.grad)
+
+
 def test_what_matches_already_stays_as_it_is_in_either_domain_and_under_any_augmentation():
     """The same twist meets real and learned signals: were it one side's alone, they'd differ."""
     first = signals(4)
