@@ -207,7 +207,10 @@ def load_shards(folder: Path, module: nn.Module, optimizers: list[torch.optim.Op
 
 def save_state(path: Path, state: dict) -> None:
     """One file with everything a run needs to go on; a process killed at any moment leaves the last complete one."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    def save(temporary):
+        with open(temporary, "wb") as f:  # (given a name, torch.save writes it into the file)
+            torch.save(state, f)
+    write_atomically(path, save)
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict:
