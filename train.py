@@ -517,8 +517,11 @@ def whole_model(run: Run) -> Transformer:
 def what_is_kept(run: Run) -> str:
     if not run.saved:
         return f"Nothing is saved yet: the first save is at step {run.cfg.eval_every}, --eval-every"
-    return (f"{run.out}/ holds step {run.saved} of {run.cfg.steps}: go on with the same flags and "
-            f"--resume, or try it as it is: python sample.py --checkpoint {run.out}")
+    kept = (f"{run.out}/ holds step {run.saved} of {run.cfg.steps}: "
+            "go on with the same flags and --resume")
+    if (run.out / "config.json").exists():  # written after training.pt
+        kept += f", or try it as it is: python sample.py --checkpoint {run.out}"
+    return kept
 
 
 # --- what a run tells
