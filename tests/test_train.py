@@ -35,8 +35,10 @@ TINY = Config(data="text.txt", level="char", layers=2, width=32, heads=2, block=
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Every test works in a folder of its own that holds text.txt."""
+    """Every test works in a folder of its own that holds text.txt, and is shown a short sample only."""
     monkeypatch.chdir(tmp_path)
+    generate = train.generate
+    monkeypatch.setattr(train, "generate", lambda *model, **settings: generate(*model, **{**settings, "max_new_tokens": 2}))
     Path("text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
 
