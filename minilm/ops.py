@@ -1,9 +1,23 @@
 """The few operations that are worth more than one line of PyTorch, each with the plain lines that
 it must equal (tests/test_ops.py)."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+# --- the product with a single token
+
+def _sliced_is_faster() -> bool:
+    """MKL's matrix-vector routine is fast on its maker's processors; on AMD's it reads 6 to 14
+    GB/s."""
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "AuthenticAMD" in info.read_text()
+
+
+SLICED = _sliced_is_faster()
 
 
 class Linear(nn.Linear):
@@ -11,45 +25,74 @@ class Linear(nn.Linear):
     multiply, as in decoding.
 
     Limit: a matrix-vector product does 2 operations per weight, so it takes as long as reading the
-    matrix once. One core that adds up a float32 matrix reads 28 GB/s; MKL's matrix-vector routine
-    behind F.linear reached 6 to 14 GB/s, its batched product of the same matrix cut into 4 slices
-    15 to 29 GB/s (widths 256 to 2048). Products of several tokens, bfloat16 and GPUs are left to
-    F.linear."""
+    matrix once. F.linear prepares a product of matrices, which costs more than it saves on one row:
+    in bfloat16 torch.mv takes half of its time. In float32 both end in MKL's matrix-vector routine:
+    28 GB/s on an Intel CPU, 6 to 14 on an AMD one, where MKL's batched product of the same matrix
+    cut into 4 slices reads 15 to 29 (and on Intel 12). Products of several tokens, gradients and
+    GPUs are left to F.linear."""
 
     def forward(self, x):
-        out, in_ = self.weight.shape
-        one_token = x.numel() == in_ and not torch.is_grad_enabled()
-        plain = x.dtype != torch.float32 or self.bias is not None or x.is_cuda
-        if not one_token or plain or out % 4:
-            return super().forward(x)
-        # `.T` of a row, not a column: the strides (1, in) make MKL read the matrix in order, with
-        # (1, 1) it is four times slower.
-        column = x.reshape(1, in_).T.expand(4, in_, 1)
-        y = torch.bmm(self.weight.view(4, out // 4, in_), column)
+        weight = self.weight
+        out, in_ = weight.shape
+        if x.numel() != in_ or x.is_cuda or x.dtype != weight.dtype or torch.is_grad_enabled():
+            return F.linear(x, weight, self.bias)
+        if SLICED and x.dtype == torch.float32 and out % 4 == 0:
+            y = sliced_product(weight, x)
+            return y if self.bias is None else y + self.bias
+        if self.bias is None:
+            y = torch.mv(weight, x.reshape(in_))
+        else:
+            y = torch.addmv(self.bias, weight, x.reshape(in_))
         return y.view(*x.shape[:-1], out)
+
+
+def sliced_product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """F.linear(x, weight) for a single x [..., in], as a batched product of the matrix cut into 4
+    slices."""
+    out, in_ = weight.shape
+    # `.T` of a row, not a column: the strides (1, in) make MKL read the matrix in order, with
+    # (1, 1) it is four times slower.
+    column = x.reshape(1, in_).T.expand(4, in_, 1)
+    return torch.bmm(weight.view(4, out // 4, in_), column).view(*x.shape[:-1], out)
 
 
 # --- the norm
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight, in float32. Plain twin: F.rms_norm(x, (D,), weight, eps).
+    """x / sqrt(mean(x^2) + eps) * weight, the mean in float32. Plain twin: F.rms_norm(x, (D,),
+    weight, eps).
 
     Limit: 2 reads and 1 write of x forward, 4 reads and 1 write backward. PyTorch has one kernel
     for this on a GPU, but on a CPU it makes about 7 passes forward and 15 backward; written out
-    here they are 3 and 6, and training a norm takes half to a third."""
-    width = (x.shape[-1],)
-    if x.dtype != torch.float32:
-        return F.rms_norm(x.float(), width, None, eps).to(x.dtype) * weight
-    if x.is_cuda or not torch.is_grad_enabled():
-        return F.rms_norm(x, width, weight, eps)
-    return _RMSNorm.apply(x, weight, eps)
+    here they are 3 and 6, and training a norm takes half to a third. On a few rows, as in decoding,
+    passes cost nothing and calls do: F.rms_norm makes 10 of them (9 microseconds in float32, 15 in
+    bfloat16), the trick below 4 (6 in both)."""
+    D = x.shape[-1]
+    half = x.dtype != torch.float32
+    grad = torch.is_grad_enabled()
+    if half and (grad or x.is_cuda):
+        return F.rms_norm(x.float(), (D,), None, eps).to(x.dtype) * weight
+    if x.is_cuda:
+        return F.rms_norm(x, (D,), weight, eps)
+    if grad:
+        return _RMSNorm.apply(x, weight, eps)
+    if x.numel() <= 2048:
+        # x and -x side by side have mean 0 and variance mean(x^2): one kernel does the rest.
+        both = F.layer_norm(torch.cat((x, -x), -1), (2 * D,), eps=eps)
+        return both[..., :D] * weight
+    return (x * _inverse_rms(x, eps)).to(x.dtype).mul_(weight)
+
+
+def _inverse_rms(x, eps):
+    """1 / sqrt(mean(x^2) + eps), float32 [..., 1]: a norm takes one pass, a mean of squares two."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1), in one pass
-        r = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        r = _inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, r)
         return (x * r).mul_(weight)
 

@@ -154,6 +154,18 @@ class LayerCache:
         return buffer
 
 
+def concatenated(linears: list[Linear]) -> Linear:
+    """One layer for several that read the same input: its output is theirs side by side."""
+    first = linears[0]
+    weight = torch.cat([m.weight for m in linears])
+    with torch.device("meta"):  # the weights come below
+        one = Linear(first.in_features, len(weight), bias=first.bias is not None)
+    one.weight = nn.Parameter(weight, requires_grad=False)
+    if first.bias is not None:
+        one.bias = nn.Parameter(torch.cat([m.bias for m in linears]), requires_grad=False)
+    return one
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, in float32 (Zhang & Sennrich 2019,
     https://arxiv.org/abs/1910.07467)."""
@@ -174,6 +186,7 @@ class Attention(nn.Module):
     def __init__(self, c: Config, layer: int):
         super().__init__()
         self.head_dim, self.qk_norm, self.window = c.head_dim, c.qk_norm, c.window(layer)
+        self.qkv_proj = None  # `fuse` puts one matrix here
         D, Dh = c.hidden_size, c.head_dim
         queries, keys = c.num_attention_heads * Dh, c.num_key_value_heads * Dh
         # Qwen2: always a bias on q, k and v, never on the output
@@ -188,8 +201,10 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(Dh if per_head else queries, c.rms_norm_eps)
             self.k_norm = RMSNorm(Dh if per_head else keys, c.rms_norm_eps)
 
-    def forward(self, x, rotary, mask, cache: LayerCache | None = None):
-        B, T, D = x.shape
+    def heads(self, x, rotary):
+        """x [B, T, D] -> queries [B, H, T, Dh], keys and values [B, G, T, Dh]; queries and keys
+        turned."""
+        B, T, _ = x.shape
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
@@ -197,7 +212,37 @@ class Attention(nn.Module):
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))  # (B, H or G, T, Dh)
-        q, k = rotate(q, rotary), rotate(k, rotary)
+        return rotate(q, rotary), rotate(k, rotary), v
+
+    def fuse(self):
+        """For inference: one matrix [(H + 2 G) Dh, D] in place of three. See Transformer.fuse."""
+        self.qkv_proj = concatenated([self.q_proj, self.k_proj, self.v_proj])
+        H, G = (p.out_features // self.head_dim for p in (self.q_proj, self.k_proj))
+        self.heads_of = H, G
+        del self.q_proj, self.k_proj, self.v_proj
+        if self.qk_norm == "head":
+            weight = (self.q_norm.weight.expand(H, -1), self.k_norm.weight.expand(G, -1))
+            self.qk_norm_weight = nn.Parameter(torch.cat(weight))  # (H + G, Dh)
+
+    def fused_heads(self, x, rotary):
+        """The same as `heads` with what is alike done at once: one product; one norm and one
+        rotation of queries and keys together, as of H + G heads."""
+        B, T, _ = x.shape
+        H, G = self.heads_of
+        y = self.qkv_proj(x).view(B, T, H + 2 * G, self.head_dim)
+        qk, v = y.split((H + G, G), dim=2)
+        if self.qk_norm == "head":
+            qk = rms_norm(qk, self.qk_norm_weight, self.q_norm.eps)
+        elif self.qk_norm == "all":
+            q, k = qk.flatten(2).split((H * self.head_dim, G * self.head_dim), -1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), -1).view(qk.shape)
+        qk = rotate(qk.transpose(1, 2), rotary)
+        q, k = qk.split((H, G), dim=1)
+        return q, k, v.transpose(1, 2)
+
+    def forward(self, x, rotary, mask, cache: LayerCache | None = None):
+        B, T, _ = x.shape
+        q, k, v = self.heads(x, rotary) if self.qkv_proj is None else self.fused_heads(x, rotary)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, G, S, Dh)
 
@@ -220,9 +265,19 @@ class MLP(nn.Module):
         self.gate_proj = Linear(D, F, bias)
         self.up_proj = Linear(D, F, bias)
         self.down_proj = Linear(F, D, bias)
+        self.gate_up_proj = None  # `fuse` puts one matrix here
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.gate_up_proj is None:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        else:
+            gate, up = self.gate_up_proj(x).chunk(2, -1)
+        return self.down_proj(F.silu(gate) * up)
+
+    def fuse(self):
+        """For inference: one matrix [2 F, D] in place of two. See Transformer.fuse."""
+        self.gate_up_proj = concatenated([self.gate_proj, self.up_proj])
+        del self.gate_proj, self.up_proj
 
 
 class Block(nn.Module):
@@ -282,6 +337,19 @@ class Transformer(nn.Module):
                 p.normal_(0.0, std / depth if residual else std, generator=generator)
             elif name.endswith("bias"):
                 p.zero_()
+
+    @torch.no_grad()
+    def fuse(self):
+        """Makes this model one for inference only, and returns it: where several matrices read the
+        same input (queries, keys and values; gate and up) one takes their place. Same function,
+        fewer and larger products: at batch 1 they cost as much as they read, and a call beside
+        them. The dense MLPs and every attention; a mixture's experts stay as they are. Parameter
+        names are no checkpoint's any more: save before."""
+        for layer in self.layers:
+            layer.self_attn.fuse()
+            if isinstance(layer.mlp, MLP):
+                layer.mlp.fuse()
+        return self.requires_grad_(False)
 
     def new_cache(self, B: int) -> list[LayerCache]:
         """One independent cache per layer, for B sequences; each knows its own `length`, so two
