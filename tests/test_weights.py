@@ -241,8 +241,8 @@ BAD_CONFIG |= {f"config.json.* {key} {re.escape(repr(bad))} must be a {kind}": l
                for key, bad, kind in (("rms_norm_eps", "x", "number"), ("rope_theta", [], "number"),
                                       ("decoder_sparse_step", 0, "whole number"), ("hidden_size", 16.0, "whole number"))}
 BAD_CONFIG |= {f"config.json(: | holds).*{words}": lambda f, change=change: change_config(f, **change) for words, change in (
-    ("unhashable type: 'list'", {"model_type": ["qwen3"]}), ("'list' object has no attribute", {"rope_scaling": ["x"]}),
-    ("NoneType", {"rope_scaling": {"rope_type": "linear", "factor": None}}), ("layer_types .* each of the 1 layers", {
+    ("unhashable type: 'list'", {"model_type": ["qwen3"]}), (r"rope_scaling \['x'\] must be a JSON object", {"rope_scaling": ["x"]}),
+    ("rope_scaling of type 'linear' needs the field 'factor'", {"rope_scaling": {"rope_type": "linear", "factor": None}}), ("layer_types .* each of the 1 layers", {
         "layer_types": ["full_attention"] * 2, "use_sliding_window": True}),
     ("sliding_window '8' must be a whole number", {"sliding_window": "8", "use_sliding_window": True}))}
 BAD_WEIGHTS = {
