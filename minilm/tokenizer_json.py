@@ -64,7 +64,7 @@ def exactly(part: dict, type: str, **settings) -> bool:
 
 
 def parts_of(part: dict | None, name: str) -> list[dict]:
-    """A component as a list: empty, itself, or a Sequence's members (in its field `name`)."""
+    """A component as a list: itself, or a Sequence's members (its field `name`); or nothing."""
     if part is None:
         return []
     return list(part[name]) if part.get("type") == "Sequence" else [part]
@@ -78,7 +78,7 @@ def refuse(what: str, parts: list[dict], reads: str) -> InputError:
 # --- the model
 
 def read_model(spec: dict) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """-> vocabulary {token: id}, merges [(left, right)], each checked as the library checks them."""
+    """-> vocabulary {token: id}, merges [(left, right)], checked as the library checks them."""
     model = spec["model"] if isinstance(spec.get("model"), dict) else {}
     vocab = model.get("vocab")
     if model.get("type") != "BPE" or not isinstance(vocab, dict):
