@@ -123,9 +123,10 @@ def generate(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_tok
              top_k: int | None = None, top_p: float | None = None, eos_id: int | Sequence[int] | None = None,
              seed: int = 0) -> list[list[int]]:
     """Continues every prompt (lists of ids, or int64 [B, T]) -> lists of ids, prompt included, cut after the first EOS
-    (`eos_id`: an id or several, see `stop_ids`) and at the end of the context. Greedy at temperature 0. The same seed gives the same samples. Stops early when every row has ended."""
+    (`eos_id`: an id or several, see `stop_ids`) and at the end of the context. Greedy at temperature 0. The same seed gives the same
+    samples. Stops early when every row has ended."""
     rows = [list(map(int, p)) for p in prompts]
-    stops = {int(eos_id)} if isinstance(eos_id, Integral) else set(map(int, eos_id or ()))
+    stops = {int(eos_id)} if isinstance(eos_id, Integral) else set(map(int, () if eos_id is None else eos_id))
     context = context_length(model)
     done = [False] * len(rows)
     for tokens in stream(model, rows, max_new_tokens, temperature, top_k, top_p, seed):

@@ -168,8 +168,11 @@ def _check(values: dict) -> None:
     layers = values.get("mlp_only_layers", [])
     if type(layers) is not list or any(type(i) is not int or i < 0 for i in layers):
         raise InputError(f"mlp_only_layers {layers!r} must be a list of layers' numbers")
-    if type(values.get("layer_types", [])) is not list:
-        raise InputError(f"layer_types {values['layer_types']!r} must be a list, one per layer")
+    types, L = values.get("layer_types"), values["num_hidden_layers"]
+    words = ("full_attention", "sliding_attention")
+    if types is not None:
+        if type(types) is not list or len(types) != L or any(t not in words for t in types):
+            raise InputError(f"layer_types {types}: give each of the {L} layers {' or '.join(words)}")
 
 
 def _is_number(value) -> bool:
