@@ -23,9 +23,9 @@ def inverse_frequencies(
 
     `scaling` is the checkpoint's `rope_scaling` dictionary, with Hugging Face's keys. Raises
     InputError for a type that is not read."""
-    scaling = scaling or {}
+    scaling = scaling or {"rope_type": "default"}
     w = 1.0 / theta ** (torch.arange(0, head_dim, 2, device="cpu").float() / head_dim)
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    kind = scaling.get("rope_type") or scaling.get("type")
     if kind not in ROPE_TYPES:
         known = ", ".join(ROPE_TYPES)
         raise InputError(f"rope type {kind!r} is not read; minilm reads {known}")
