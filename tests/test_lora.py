@@ -289,9 +289,17 @@ UP = "base_model.model.model.layers.1.mlp.up_proj.lora_{}.weight"
     (lambda t, c: c.update(modules_to_save=["score"]), "'score'"),
     (lambda t, c: c.update(target_modules=["c_attn"]), "names no linear layer"),
     (lambda t, c: c.update(r=0), "adapter_config.json: LoRA rank 0: give 1 or more"),
-    *[(lambda t, c, key=key, bad=bad: c.update({key: bad}), "adapter_config.json holds a value of a kind")
-      for key, bad in (("r", None), ("r", "8"), ("lora_alpha", "x"), ("rank_pattern", 5), ("modules_to_save", True),
-                       ("target_modules", 1))],
+    *[(lambda t, c, key=key, bad=bad: c.update({key: bad}), f"adapter_config.json: .*{words}")
+      for key, bad, words in (
+          ("r", None, "rank None"), ("r", "8", "rank '8'"), ("r", True, "rank True"), ("lora_alpha", "x", "alpha 'x'"),
+          ("lora_alpha", float("nan"), "alpha nan"), ("rank_pattern", 5, "rank_pattern 5"),
+          ("alpha_pattern", {"q_proj": "1"}, "alpha '1'"), ("modules_to_save", True, "modules_to_save True"),
+          ("target_modules", 1, "target_modules 1"), ("target_modules", None, "target_modules None"),
+          ("use_rslora", "false", "use_rslora 'false' must be true or false"),
+          *(("lora_dropout", x, "lora_dropout") for x in ("x", 3, -1, None)),
+          ("future_formula", {"gamma": 2}, "future_formula {'gamma': 2} is not read"), ("megatron_config", {"a": 1}, "megatron_config"),
+          ("peft_type", None, "peft_type None"), ("layers_to_transform", [0], "layers_to_transform"),
+          ("exclude_modules", ["up_proj"], "exclude_modules"), ("kasa_config", {"a": 1}, "kasa_config"))],
 ])
 def test_a_file_that_does_not_fit_is_refused_and_leaves_the_model_as_it_was(tmp_path, damage, words):
     save_adapter(adapted(), tmp_path)

@@ -282,10 +282,11 @@ def test_a_character_tokenizer_round_trips_through_its_file_and_names_what_it_do
     ({"normalizer": {"type": "Lowercase"}}, "normalizer Lowercase is not read"),
     ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Punctuation"}, GPT2_PRE]}}, "Punctuation . ByteLevel"),
     ({"added_tokens": [{"id": 300, "content": "<x>", "single_word": True, "special": False}]}, "<x>.*single_word"),
+    ({"added_tokens": [{"id": "x", "content": "<x>"}]}, "added token '<x>' with the id 'x' is of a kind that is not read"),
+    ({"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}}, "token 'a' has the id 'x': a whole number"),
+    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}}, r"the merge \['a'\] must join two tokens"),
     *[(change, "tokenizer.json holds a value of a kind that is not read") for change in (
-        {"added_tokens": 5}, {"added_tokens": [{}]}, {"added_tokens": [{"id": "x", "content": "<x>"}]}, {"normalizer": "NFC"},
-        {"pre_tokenizer": "ByteLevel"}, {"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}},
-        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}})],
+        {"added_tokens": 5}, {"added_tokens": [{}]}, {"normalizer": "NFC"}, {"pre_tokenizer": "ByteLevel"})],
 ])
 def test_kinds_that_are_not_read_exactly_are_refused_by_name(tmp_path, change, words):
     folder = byte_level_file(tmp_path, **{"pre_tokenizer": GPT2_PRE} | change)
