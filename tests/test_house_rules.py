@@ -44,17 +44,57 @@ def imports(file: Path) -> set[str]:
 
 # --- imports
 
+# Which of our modules a file may take, by its folder. X is the name of the paper; imports point
+# down the shelves: experiments, real -> the paper's file -> its parts -> worlds -> minilm.
+WORLDS = r"methods\.worlds\.\w+"
+PAPER = r"methods\.{X}(_\w+)?"  # the paper's file and its parts
+EXPERIMENT = r"methods\.experiments\.{X}(_\w+)?"  # the experiment, and its claims
+SHELVES = {
+    "minilm": [],
+    "signals": [r"signals\.\w+"],
+    "vision_eval": [r"vision_eval\.\w+"],
+    "methods/worlds": [],
+    "methods": [WORLDS, PAPER],
+    "methods/experiments": [WORLDS, PAPER, EXPERIMENT],
+    "methods/real": [WORLDS, PAPER, EXPERIMENT],
+}
+EXTRA = {  # proxy-tuning is a paper's file with no shelf of its own: question alignment's serve both
+    "methods/proxy_tuning.py": ["methods.question_alignment_tasks"],
+    "methods/experiments/question_alignment.py": ["methods.proxy_tuning"],
+    "methods/experiments/question_alignment_claims.py": ["methods.proxy_tuning"],
+    "methods/real/question_alignment.py": ["methods.proxy_tuning"],
+}
+
+
+def may_import(file: Path, module: str) -> bool:
+    """Whether a file of ours may import that module of ours."""
+    if module.split(".")[0] == "minilm" or module in EXTRA.get(name(file), []):
+        return True
+    folder = name(file.parent)
+    paper = file.stem.removesuffix("_claims")
+    return any(re.fullmatch(rule.format(X=paper), module) for rule in SHELVES[folder])
+
+
 @every_file
-def test_imports_point_one_way(file):
-    own = file.relative_to(ROOT).with_suffix("").parts
-    allowed = {"minilm": ("minilm",), "signals": ("minilm", "signals"), "vision_eval": ("minilm", "vision_eval")}.get(own[0], ("minilm",))
+def test_imports_point_down_the_shelves(file):
     for module in imports(file):
         top = module.split(".")[0]
-        if top in PACKAGES and own[0] not in SCRIPTS and top not in allowed:
-            # methods/X.py may keep a part of itself (its data, say) in X_part.py, real/X imports its X, and nothing else does
-            sibling = own[0] == "methods" and re.fullmatch(rf"methods\.{own[-1]}(_\w+)?", module)
-            assert sibling, f"{name(file)} imports {module}"
-        assert own[0] in SCRIPTS or top not in SCRIPTS, f"{name(file)} imports the script {module}"
+        if name(file.parent) != "." and top in PACKAGES:
+            assert may_import(file, module), f"{name(file)} imports {module}"
+        if name(file.parent) != ".":
+            assert top not in SCRIPTS, f"{name(file)} imports the script {module}"
+
+
+def test_the_shelves_by_example():
+    def allowed(file, module):
+        return may_import(ROOT / file, module)
+
+    assert allowed("methods/x.py", "methods.x_part") and allowed("methods/x.py", "methods.worlds.w")
+    assert not allowed("methods/x.py", "methods.experiments.x") and not allowed("methods/x.py", "methods.y")
+    assert allowed("methods/experiments/x_claims.py", "methods.x")
+    assert not allowed("methods/experiments/x.py", "methods.real.x")
+    assert allowed("methods/real/x.py", "methods.experiments.x_claims")
+    assert not allowed("methods/worlds/w.py", "methods.x") and not allowed("minilm/a.py", "methods.x")
 
 
 @every_file

@@ -35,7 +35,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from methods.question_alignment import PAPER, ProxyTuned, alignment_score
+from methods.experiments.question_alignment import PAPER, ProxyTuned, alignment_score
 from methods.question_alignment_tasks import run_program
 from minilm import InputError
 from minilm.data import IGNORE, batches, generator, pad, prompt_masked, read_text

@@ -35,7 +35,7 @@ import regex
 import torch
 from torch import nn
 
-from methods.skip_layer_cd import PAPER, views
+from methods.experiments.skip_layer_cd import PAPER, views
 from methods.skip_layer_cd_decoders import (ContrastModels, DoLa, RepetitionPenalty, SkipLayers, blocks_per_token, entropy_curve,
                                             entropy_span, heuristic_span, last_scores, span_sizes)
 from minilm import InputError

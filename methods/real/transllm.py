@@ -35,7 +35,7 @@ from typing import Literal
 
 import torch
 
-from methods.transllm import PAPER, Tags, make_rkd, parse_chain, respond, response_loss
+from methods.experiments.transllm import PAPER, Tags, make_rkd, parse_chain, respond, response_loss
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
 from minilm.data import batches, generator, pack, read_json, read_text, write_atomically, write_json

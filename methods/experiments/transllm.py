@@ -10,7 +10,7 @@ Idea    A chat model refuses, holds a conversation and knows things for which no
 Claims  C1 the chain beats answering at once; C2 English is forgotten and recovered; C3 own answers recover more than another teacher's;
         C4a refusals, C4b second turns carry over; C5 a frozen base beats full fine-tuning; of the sub-tasks C6a stage 2, C6b stage 3's
         own translations, C7 stage 1 counts (C6b, C7: --full).
-Run     python methods/transllm.py                     # 2 free CPU cores, ~4 min: table + figure; --full: all arms, 5 min
+Run     python methods/experiments/transllm.py                     # 2 free CPU cores, ~4 min: table + figure; --full: all arms, 5 min
         python methods/real/transllm.py --help         # your chat model, texts and translations, stage by stage
 Honest  The world is synthetic: 114 words, a target language that is English in other tokens and reversed order, a perfect translator. True
         facts and recipes are never text of stages 1 and 2. Arms share world, chat model, steps and draws, and differ in one thing, but for
@@ -37,7 +37,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from methods.transllm_world import (BENIGN, BOS, CANNOT, EOS, HARMFUL, ID, NAMES, TAUGHT, TEXT, VALUES, WORDS, Pair, V, World, encode,
+from methods.worlds.transllm import (BENIGN, BOS, CANNOT, EOS, HARMFUL, ID, NAMES, TAUGHT, TEXT, VALUES, WORDS, Pair, V, World, encode,
                                     is_target, prompt, show, translate)
 from minilm import InputError
 from minilm.data import generator, prompt_masked
@@ -94,7 +94,7 @@ ARMS = {"transllm": Arm(), "direct": Arm(chain=False), "gpt4-kd": Arm(teacher="a
 
 # --- data
 
-# transllm_world.py: a World's `pool` is what stage 3 may ask, [(query, another teacher's answer)], `held` and `held_things` what the exam
+# methods/worlds/transllm.py: a World's `pool` is what stage 3 may ask, [(query, another teacher's answer)], `held` and `held_things` what the exam
 # asks. The model reads prompt(query), "<s> [user] what is the pet of mia ? [assistant]", and learns what comes after it.
 
 
