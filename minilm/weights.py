@@ -172,7 +172,8 @@ def _check(values: dict) -> None:
     words = ("full_attention", "sliding_attention")
     if types is not None:
         if type(types) is not list or len(types) != L or any(t not in words for t in types):
-            raise InputError(f"layer_types {types}: give each of the {L} layers {' or '.join(words)}")
+            raise InputError(f"layer_types {types}: give each of the {L} layers "
+                             f"{' or '.join(words)}")
 
 
 def _is_number(value) -> bool:
