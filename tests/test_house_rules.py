@@ -60,7 +60,9 @@ SHELVES = {
     "methods/experiments": [WORLDS, PAPER, EXPERIMENT],
     "methods/real": [WORLDS, PAPER, EXPERIMENT],
 }
-EXTRA = {  # proxy-tuning is a paper's file with no shelf of its own: question alignment's serve both
+EXTRA = {  # proxy-tuning is a paper's file with no shelf of its own: question alignment's serve both;
+    # DoLa and its kin contrast by SkipLayerCD's rule, and its file does without them
+    "methods/skip_layer_cd_baselines.py": ["methods.skip_layer_cd"],
     "methods/proxy_tuning.py": ["methods.question_alignment_tasks"],
     "methods/experiments/question_alignment.py": ["methods.proxy_tuning"],
     "methods/experiments/question_alignment_claims.py": ["methods.proxy_tuning"],
@@ -134,6 +136,10 @@ def test_no_path_edits_no_bare_except_no_star_import(file):
         assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"), f"{where} touches sys.path"
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{where} has a bare except"
         assert not (isinstance(node, ast.ImportFrom) and node.names[0].name == "*"), f"{where} imports *"
+
+
+def test_a_file_is_named_for_what_it_does():
+    assert not [name(file) for file in PRODUCT if file.stem.startswith("util")]
 
 
 # --- documented commands
