@@ -23,8 +23,9 @@ from dataclasses import dataclass
 
 import torch
 
+from minilm import InputError
 from minilm.data import generator
-from minilm.results import cli, progress
+from minilm.results import check_range, cli, progress
 from signals import radio
 from signals.augment import augment
 from signals.networks import correct, make_network, train_network
@@ -207,10 +208,16 @@ def show_spectra(sets: dict[str, torch.Tensor], whole: torch.Tensor, c: int) -> 
 
 def main(cfg: Config) -> dict[str, tuple[float, float]]:
     """Prints the lesson; returns {set: (spectral error, accuracy)}."""
-    snrs = range(10, 19, 2)
+    check_range(cfg, "spc batch steps", least=1)
+    check_range(cfg, "lr", above=0)
+    check_range(cfg, "alpha", least=0, most=1e6)
+    if cfg.shown not in radio.CLASSES:
+        raise InputError(f"--shown {cfg.shown}: give one of {', '.join(radio.CLASSES)}")
     train_count, test_count, steps, eval_steps = 500, 200, cfg.steps, 100
     if cfg.quick:
         train_count, test_count, steps, eval_steps = 40, 10, 2, 2
+    check_range(cfg, "spc batch", most=train_count)
+    snrs = range(10, 19, 2)
     train = radio.make_signals(train_count, snrs, cfg.seed, "train")
     test = radio.make_signals(test_count, snrs, cfg.seed, "test")
     x, y = torch.from_numpy(train.x), torch.from_numpy(train.y)
@@ -223,21 +230,27 @@ def main(cfg: Config) -> dict[str, tuple[float, float]]:
     def new_network(arch: str, name: str):
         return make_network(arch, C, N, generator(cfg.seed, name))
 
+    def learn(encoder: str, alpha: float) -> torch.Tensor:
+        draws = generator(cfg.seed, "real signals")  # the same for every set
+
+        def draw_real():
+            return draw_per_class(x, rows, cfg.batch, draws)
+
+        def new_encoder(step):
+            return new_network(encoder, f"encoder {step}")
+
+        def make_optimizer(S):
+            return torch.optim.Adam([S], cfg.lr)
+
+        bar = progress(range(steps), f"{encoder}, alpha {alpha}")
+        return learn_signals(first, C, draw_real, new_encoder, bar, make_optimizer, alpha=alpha)
+
     # the sets: real signals, and what DM and MDM make of them
     first = draw_per_class(x, rows, cfg.spc, generator(cfg.seed, "first signals"))
     sets = {"the first real ones": first}
     for encoder in cfg.encoders:
-        for method, alpha in (("DM", 0.0), ("MDM", cfg.alpha)):
-            draws = generator(cfg.seed, "real signals")
-            sets[f"{method}, psi = {encoder}"] = learn_signals(
-                first,
-                C,
-                draw_real=lambda draws=draws: draw_per_class(x, rows, cfg.batch, draws),
-                new_encoder=lambda step, arch=encoder: new_network(arch, f"encoder {step}"),
-                steps=progress(range(steps), f"{method} {encoder}"),
-                make_optimizer=lambda S: torch.optim.Adam([S], cfg.lr),
-                alpha=alpha,
-            )
+        sets[f"DM, psi = {encoder}"] = learn(encoder, alpha=0.0)
+        sets[f"MDM, psi = {encoder}"] = learn(encoder, alpha=cfg.alpha)
 
     whole = class_spectra(x, rows)
     print(f"\nMean |DFT| of {cfg.shown}: {len(rows[0])} real signals, and sets of {cfg.spc}")
