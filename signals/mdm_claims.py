@@ -265,7 +265,7 @@ def acc(*arms: str) -> list[Cell]:
     return cells(arms, ["acc"])
 
 
-CLAIMS = [
+CHOSEN = [  # learned signals against chosen ones
     Claim(
         "C1",
         learned_signals_beat_chosen_ones,
@@ -292,6 +292,9 @@ CLAIMS = [
         baseline=acc("kcenter", "forgetting", "dc"),
         run="full",
     ),
+]
+
+AGAINST_DM = [
     Claim(
         "C2a",
         with_an_averaging_encoder_mdm_ties_with_dm,
@@ -349,6 +352,9 @@ CLAIMS = [
         margin=0.01,
         run="seeds",
     ),
+]
+
+NETWORKS = [  # who learns from them
     Claim(
         "C3",
         they_train_a_related_network_that_did_not_make_them,
@@ -393,6 +399,9 @@ CLAIMS = [
         run="full",
         sentence="Trained for longer, AlexNet too learns from sets made with an averaging encoder",
     ),
+]
+
+MATCH = [  # what is matched
     Claim(
         "C4",
         in_the_encoders_features_mdm_matches_the_spectrum,
@@ -431,6 +440,9 @@ CLAIMS = [
         margin=0.01,
         sentence="Bin by bin, the error hardly changes where time is averaged",
     ),
+]
+
+THEORY = [
     Claim(
         "T1",
         six_of_the_eleven_classes_share_one_spectrum,
@@ -476,6 +488,9 @@ CLAIMS = [
         given={Cell("random", "loss TD alexnet"): 0.55},
         sentence="In AlexNet's eyes a set made by averaging is hardly matched",
     ),
+]
+
+LIMITS = [
     Claim(
         "C5",
         the_spectrum_alone_is_not_enough,
@@ -529,6 +544,8 @@ CLAIMS = [
     ),
 ]
 
+CLAIMS = [*CHOSEN, *AGAINST_DM, *NETWORKS, *MATCH, *THEORY, *LIMITS]
+
 METRICS = ("acc", "unseen", "alexnet/32", "resnet18/16")  # of networks that a run may not train
 PROBES = ("within six", "six as one", "errors within six")  # of classes that it may not have
 
@@ -543,27 +560,26 @@ def claims(metrics: dict) -> list[dict]:
 # --- figure
 
 
-PAIRS = {  # encoder -> its DM, its MDM, the set they started from
-    "averages": ("dm", "mdm", "random"),
-    "averages,\nshallow": ("shallow dm", "shallow mdm", "random"),
-    "AlexNet": ("alexnet dm", "alexnet mdm", "random"),
-    "AlexNet,\nwrong spectra": ("alexnet dm", "alexnet wrong spectra", "random"),
-    "flat,\naugmented": ("dm flat augmented", "mdm flat augmented", "random flat augmented"),
+PAIRS = {  # encoder -> its DM, its MDM
+    "averages": ("dm", "mdm"),
+    "averages,\nshallow": ("shallow dm", "shallow mdm"),
+    "AlexNet": ("alexnet dm", "alexnet mdm"),
+    "flat,\naugmented": ("dm flat augmented", "mdm flat augmented"),
 }
 
 
 def figure(results: dict):
     """Above: accuracy by number of signals; MDM - DM by encoder; the same by how much of the
-    spectral error MDM removes. Middle: each domain's match; two signals before and after. Below:
-    three classes' spectra, over those of all real signals."""
+    spectral error MDM removes. Middle: each domain's match; accuracy by SNR; a signal before and
+    after. Below: three classes' spectra, over those of all real signals."""
     view = View(results["metrics"])
     fig, axes = new_figure(3, 3, width=12, height=10.5)
     draw_sizes(axes[0, 0], view)
     draw_gains(axes[0, 1], view)
     draw_gain_by_error(axes[0, 2], view)
     draw_match(axes[1, 0], view)
-    for ax, name in zip(axes[1, 1:], SHOWN):
-        draw_signal(ax, results["series"], name)
+    draw_snr(axes[1, 1], results["series"])
+    draw_signal(axes[1, 2], results["series"], SHOWN[0])
     for ax, name in zip(axes[2], SHOWN):
         draw_spectrum(ax, results["series"], name)
     return fig
@@ -590,7 +606,7 @@ def draw_sizes(ax, view: View) -> None:
 def drawn_pairs(view: View) -> dict[str, tuple]:
     """The pairs of this run: encoder -> MDM - DM in accuracy, and what remains of DM's error."""
     found = {}
-    for encoder, (dm, mdm, _) in PAIRS.items():
+    for encoder, (dm, mdm) in PAIRS.items():
         if dm in view and mdm in view:
             gain = view(mdm, "acc") - view(dm, "acc")
             found[encoder] = gain, view(mdm, "spectral error") / view(dm, "spectral error")
@@ -606,6 +622,10 @@ def draw_gains(ax, view: View) -> None:
             bar = [[100 * (gain.mean - gain.low)], [100 * (gain.high - gain.mean)]]
             ax.errorbar(x + 0.3, 100 * gain.mean, bar, fmt="D", color=COLORS[x], capsize=5)
     ax.axhline(0, color=COLORS[6], linewidth=1)
+    if "alexnet wrong spectra" in view and "alexnet dm" in view:
+        loss = 100 * (view("alexnet wrong spectra", "acc") - view("alexnet dm", "acc")).mean
+        words = f"AlexNet with the spectra\nof wrong classes: {loss:+.1f}"
+        ax.text(0.02, 0.98, words, transform=ax.transAxes, va="top", fontsize=9)
     ax.set_xticks(range(len(pairs)), list(pairs), fontsize=8)
     ax.set(ylabel="MDM - DM (points)", title="Gain by encoder\n(dots: seeds; bar: 95%)")
 
@@ -637,6 +657,19 @@ def draw_match(ax, view: View) -> None:
     ax.set_xticks(range(len(arms)), list(arms.values()))
     ax.set(yscale="log", ylabel="distance of class means", xlabel="averaging encoder | AlexNet")
     ax.set_title("Each domain's match\n(fresh averaging networks)")
+    if ax.lines:
+        ax.legend(fontsize=9)
+
+
+def draw_snr(ax, series: dict) -> None:
+    rows = (("random", "random", 0), ("alexnet dm", "DM", 2), ("alexnet mdm", "MDM", 3))
+    for arm, label, color in rows:
+        if "acc by SNR" in series.get(arm, {}):
+            cell = series[arm]["acc by SNR"]
+            values = 100 * np.array(cell["values"])
+            plot_seeds(ax, cell["x"], values, label, COLORS[color], marker="o")
+    ax.set(xlabel="SNR of the test signals (dB)", ylabel="test accuracy (%)")
+    ax.set_title("Five signals per class, AlexNet")
     if ax.lines:
         ax.legend(fontsize=9)
 

@@ -340,16 +340,25 @@ def distill(
     draws = generator(task.seed, "real signals")
     twists = generator(task.seed, "augmentation")
 
+    def draw_real():
+        return task.draw(cfg.batch, draws)
+
+    def new_encoder(step):
+        return task.network(cfg.encoder, f"encoder {step}")
+
+    def make_optimizer(S):
+        return optimizer_for(cfg, S)
+
     def new_twist():
         return draw_twist(C, cfg.augment, task.length, twists)
 
     return learn_signals(
         first_signals(cfg, task),
         C,
-        draw_real=lambda: task.draw(cfg.batch, draws),
-        new_encoder=lambda step: task.network(cfg.encoder, f"encoder {step}"),
-        steps=progress(range(cfg.steps), "distilling"),
-        make_optimizer=lambda S: optimizer_for(cfg, S),
+        draw_real,
+        new_encoder,
+        progress(range(cfg.steps), "distilling"),
+        make_optimizer,
         time_weight=time_weight,
         alpha=alpha,
         view=cfg.fd_view,
@@ -372,14 +381,15 @@ def choose(cfg: Config, task: Task, method: str) -> torch.Tensor:
 def match_all_gradients(cfg: Config, task: Task) -> torch.Tensor:
     S = first_signals(cfg, task).clone().requires_grad_()
     draws = generator(task.seed, "real signals")
-    match_gradients(
-        S,
-        optimizer_for(cfg, S),
-        progress(range(cfg.steps), "gradients"),
-        lambda step: task.network(cfg.encoder, f"encoder {step}"),
-        lambda: task.draw(cfg.batch, draws),
-        len(task.names),
-    )
+
+    def new_network(step):
+        return task.network(cfg.encoder, f"encoder {step}")
+
+    def draw_real():
+        return task.draw(cfg.batch, draws)
+
+    steps = progress(range(cfg.steps), "gradients")
+    match_gradients(S, optimizer_for(cfg, S), steps, new_network, draw_real, len(task.names))
     return S.detach()
 
 
