@@ -419,6 +419,11 @@ def test_a_refusal_to_resume_names_the_flags_that_differ_and_what_can_be_done():
             train.main(replace(TINY, **{"steps": 4, "resume": True, **change}))
     Path("moved.txt").write_text(TEXT, encoding="utf-8")  # the same text under another name
     train.main(replace(TINY, steps=4, data="moved.txt", resume=True))
+    incomplete = state()
+    del incomplete["seconds"]
+    torch.save(incomplete, "out/training.pt")
+    with pytest.raises(InputError, match="out/training.pt holds a value of a kind .*seconds"):
+        train.main(replace(TINY, steps=4, resume=True))
     torch.save({"weights": torch.zeros(1)}, "out/training.pt")
     for resume in (True, False):
         with pytest.raises(InputError, match="training.pt is not a training state of train.py"):
@@ -703,8 +708,8 @@ def test_the_command_line_refuses_in_one_message_with_status_2():
 UNIX_ONLY = (
     "fchmod", "fchown", "chown", "lchown", "fork", "forkpty", "geteuid", "getuid", "getgid",
     "getpgid", "getloadavg", "killpg", "mkfifo", "nice", "openpty", "posix_fallocate", "pread",
-    "pwrite", "sched_getaffinity", "sched_setaffinity", "sendfile", "setsid", "statvfs", "fstatvfs", "sync",
-    "sysconf", "uname", "wait4", "waitid")
+    "pwrite", "sched_getaffinity", "sched_setaffinity", "sendfile", "setsid", "statvfs", "fstatvfs",
+    "sync", "sysconf", "uname", "wait4", "waitid")
 
 
 def test_a_run_saves_and_talks_without_anything_that_only_unix_has(monkeypatch):
