@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
-from minilm.generate import check_context, check_sampling, stream
+from minilm.generate import check_context, check_sampling, stop_ids, stream
 from minilm.results import check_range, check_unused, cli
 from minilm.training import pick_device
 from minilm.weights import DTYPES, load_pretrained
@@ -78,8 +78,7 @@ def check(cfg: Config) -> None:
 
 def print_stream(cfg: Config, model, tokenizer, prompt: list[int], seed: int):
     """Prints the continuation as it comes -> its ids (EOS left out), and the seconds it took."""
-    eos = model.generation_config.get("eos_token_id", tokenizer.eos_id)
-    stops = set(eos) if isinstance(eos, list) else {eos, tokenizer.eos_id}
+    stops = stop_ids(model, tokenizer)
     ids = []
     text = tokenizer.decode(prompt)
     shown = len(text)
