@@ -1,6 +1,6 @@
 # `make train`: set up and train a small model on the Python sources. `make test`: set up and run every test.
 # `make gpu`: every operation checked and timed on one GPU, eight minutes (DEVICE=cpu: the same commands with tiny shapes).
-# Both start from a machine with only Python >= 3.10 (with venv). PYTHON=python3.12 make ... picks another interpreter.
+# Both start from a machine with only Python >= 3.11 (with venv). PYTHON=python3.12 make ... picks another interpreter.
 PYTHON ?= python3
 BIN = .venv/bin
 DEVICE ?= cuda

@@ -46,7 +46,7 @@ from minilm.data import generator, random_blocks, read_text
 from minilm.generate import generate
 from minilm.moe import MoE
 from minilm.ops import linear_cross_entropy, sliced_product
-from minilm.results import ROOT, cli, commit, hardware, write_json
+from minilm.results import ROOT, check_range, cli, commit, hardware, write_json
 from minilm.training import (
     Muon,
     autocast,
@@ -1220,6 +1220,10 @@ def print_rows(name: str, rows: list[dict]) -> None:
 
 
 def main(cfg: Config) -> dict:
+    check_range(cfg, "threads", least=1)
+    if cfg.beside and not (Path(cfg.beside) / "minilm").is_dir():
+        raise InputError(f"--beside {cfg.beside}: no checkout of minilm: "
+                         "git worktree add DIR COMMIT")
     names = cfg.what or tuple(BENCHMARKS)
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:

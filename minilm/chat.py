@@ -90,7 +90,7 @@ def render_text(template: str, messages: list[dict], answer: bool = True, **vari
     environment.globals["strftime_now"] = strftime_now
     given = {"tools": None, "documents": None, "add_generation_prompt": answer, **variables}
     try:
-        return environment.from_string(template).render(messages=_aliased(messages), **given)
+        return environment.from_string(template).render(messages=_seen(messages), **given)
     except InputError:
         raise
     except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError,
@@ -101,11 +101,13 @@ def render_text(template: str, messages: list[dict], answer: bool = True, **vari
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
-def _aliased(messages: list[dict]) -> list[dict]:
-    """A message's reasoning goes by three names, and templates read either of the first two."""
+def _seen(messages: list[dict]) -> list[dict]:
+    """Messages as a template sees them: a field that is None is not there, and a reasoning, which
+    goes by three names, is found under the first two."""
     seen = []
     for message in messages:
-        said = [message[key] for key in REASONING if message.get(key) is not None]
+        message = {key: value for key, value in message.items() if value is not None}
+        said = [message[key] for key in REASONING if key in message]
         if said:
             message = {"thinking": said[0], **message, "reasoning_content": said[0]}
         seen.append(message)

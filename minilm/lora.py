@@ -12,7 +12,7 @@
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -104,6 +104,10 @@ def add_lora(
     missing = [t for t in targets if t not in found.values()]
     if missing or not found:
         raise InputError(f"no linear layer is called {', '.join(missing)}: nothing there to adapt")
+    if unread := _unread_experts(found, model.config.model_type):
+        warnings.warn(f"PEFT cannot read an adapter of {unread}: save_adapter will refuse it; "
+                      "adapt down_proj or all three (in a qwen2_moe: none), or merge in the end",
+                      stacklevel=2)
     model.requires_grad_(False)
     for name in found:
         linear = model.get_submodule(name)
@@ -189,7 +193,9 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     layers, family = lora_layers(model), model.config.model_type
     if not layers:
         raise ValueError("the model has no LoRA layers to save")
-    _refuse_half_experts(layers)
+    if unread := _unread_experts(layers, family):
+        raise InputError(f"PEFT would read an adapter of {unread} otherwise: "
+                         "merge_lora(model, keep=False) and save_pretrained")
     first = next(iter(layers.values()))
     full = [m for m, ours in MODULES.items() if getattr(model, ours).weight.requires_grad]
     hf = {to_hf(name, family): m for name, m in layers.items()}
@@ -216,14 +222,14 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     write_json(file.with_name("adapter_config.json"), config)
 
 
-def _refuse_half_experts(layers: dict[str, LoRALinear]) -> None:
-    """PEFT fuses a mixture's gate and up matrices: an adapter of one or both of them, but not of
-    the down matrix too, it reads as another one (or not at all)."""
+def _unread_experts(layers: Iterable[str], family: str) -> str | None:
+    """The experts' matrices whose adapter PEFT does not read, if there are any. It fuses gate and
+    up: down alone or all three are read, others not; in a qwen2_moe none is."""
     experts = {name.split(".")[-1] for name in layers if ".experts." in name}
-    if experts and experts not in ({"down_proj"}, {"gate_proj", "up_proj", "down_proj"}):
-        raise InputError(f"PEFT would read an adapter of the experts' {', '.join(sorted(experts))} "
-                         "otherwise: merge_lora(model, keep=False) and save_pretrained, or adapt "
-                         "down_proj or all three of gate_proj, up_proj, down_proj")
+    read = [set(), {"down_proj"}, {"gate_proj", "up_proj", "down_proj"}]
+    if experts in (read[:1] if family == "qwen2_moe" else read):
+        return None
+    return f"the experts' {', '.join(sorted(experts))} of a {family}"
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> None:

@@ -141,11 +141,6 @@ def read_added(spec: dict, config: dict, vocab: dict[str, int]) -> list[Added]:
         if type(text) is not str or type(i) is not int or i < 0:
             raise InputError(f"the added token {text!r} with the id {i!r} is of a kind that is not "
                              "read: a text and a whole number are needed")
-        if text:
-            if i != vocab.get(text, behind):
-                raise InputError(f"the added token {text!r} has the id {i}, but the library gives "
-                                 f"it {vocab.get(text, behind)}: save the tokenizer again")
-            behind = max(behind, i + 1)
         other = decoder.pop(i, {})
         flags = {flag: entry.get(flag, False) for flag in FLAGS}
         flags["normalized"] = entry.get("normalized", not flags["special"])
@@ -159,8 +154,13 @@ def read_added(spec: dict, config: dict, vocab: dict[str, int]) -> list[Added]:
         if flags.pop("single_word"):
             raise InputError(f"the added token {text!r} is marked single_word, which is not read")
         flags["special"] |= bool(other.get("special")) or text in roles
-        if text:  # (the library passes over an empty one)
-            tokens.append(Added(text, i, **flags))
+        if not text:  # (the library passes over it)
+            continue
+        if i != vocab.get(text, behind):
+            raise InputError(f"the added token {text!r} has the id {i}, but the library gives it "
+                             f"{vocab.get(text, behind)}: save the tokenizer again")
+        behind = max(behind, i + 1)
+        tokens.append(Added(text, i, **flags))
     if decoder:
         text = next(iter(decoder.values()))["content"]
         raise InputError(f"tokenizer_config.json has an added token {text!r}, tokenizer.json has "

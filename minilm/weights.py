@@ -172,7 +172,8 @@ def _check(values: dict) -> None:
     words = ("full_attention", "sliding_attention")
     if types is not None:
         if type(types) is not list or len(types) != L or any(t not in words for t in types):
-            raise InputError(f"layer_types {types}: give each of the {L} layers {' or '.join(words)}")
+            raise InputError(f"layer_types {types}: give each of the {L} layers "
+                             f"{' or '.join(words)}")
 
 
 def _is_number(value) -> bool:
@@ -555,6 +556,8 @@ def save_pretrained(
     if any(".lora_" in name for name in model.state_dict()):
         raise InputError("the model has LoRA layers: save_adapter(model, folder), or "
                          "merge_lora(model, keep=False) and then save it")
+    if any(".qkv_proj." in name for name in model.state_dict()):
+        raise InputError("the model is fused for inference: save it before Transformer.fuse")
     family = model.config.model_type
     state = {to_hf(name, family): t.detach() for name, t in model.state_dict().items()}
     if model.config.tie_word_embeddings:

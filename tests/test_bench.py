@@ -266,6 +266,18 @@ def test_every_benchmark_runs_with_tiny_shapes_and_writes_its_rows(tmp_path, mon
     )  # the same commit, machine and versions
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"threads": 0}, "--threads 0: give a number of at least 1"),
+        ({"beside": "nowhere"}, "--beside nowhere: no checkout"),
+    ],
+)
+def test_flags_that_nothing_can_be_measured_with_are_refused(change, words):
+    with pytest.raises(InputError, match=words):
+        main(Config(quick=True, **change))
+
+
 def test_an_unknown_benchmark_is_one_readable_error_and_nothing_is_written(tmp_path):
     with pytest.raises(InputError, match="no benchmark 'trian': choose from train, decode"):
         main(Config(what=("trian",), out=str(tmp_path / "bench.json")))

@@ -102,6 +102,17 @@ def test_newton_schulz_keeps_the_singular_vectors_and_brings_every_singular_valu
     assert rest.abs().max() < 1e-3  # nothing outside the singular directions
 
 
+def test_newton_schulz_is_its_polynomial_five_times_on_every_singular_value():
+    gen = generator(2, "G")
+    U, V = (torch.linalg.qr(torch.randn(n, 6, generator=gen)).Q for n in (6, 9))
+    S = torch.tensor([1.0, 0.5, 0.2, 0.1, 0.05, 0.01])
+    value = S / S.norm()
+    for _ in range(5):  # a s + b s^3 + c s^5: it moves each of them alone
+        value = 3.4445 * value - 4.7750 * value**3 + 2.0315 * value**5
+    torch.testing.assert_close(newton_schulz(U * S @ V.mT), U * value @ V.mT, atol=1e-4, rtol=1e-3)
+    assert value.min() > 0.6  # the weakest, 1% of the norm, arrives with the fifth
+
+
 def test_newton_schulz_does_not_see_the_gradients_scale_and_leaves_zero_alone():
     G = torch.randn(8, 8, generator=generator(1, "G"))
     torch.testing.assert_close(newton_schulz(G), newton_schulz(1000 * G), atol=1e-3, rtol=1e-3)

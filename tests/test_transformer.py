@@ -10,8 +10,10 @@ import torch.nn.functional as F
 
 from minilm import InputError
 from minilm.data import generator
+from minilm.lora import add_lora
 from minilm.rotary import rotate
 from minilm.transformer import Config, RMSNorm, Transformer
+from minilm.weights import save_pretrained
 
 close = lambda a, b: torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
@@ -308,6 +310,15 @@ def test_a_fused_model_has_as_many_numbers_in_fewer_matrices_and_asks_for_no_gra
         3 - 1 + 2 - 1
     )  # two blocks
     assert not any(p.requires_grad for p in fused.parameters())
+
+
+def test_a_fused_model_is_neither_saved_nor_adapted_under_names_that_no_reader_knows(tmp_path):
+    fused = tiny(model_type="llama").fuse()
+    with pytest.raises(InputError, match="save it before Transformer.fuse"):
+        save_pretrained(fused, tmp_path)
+    with pytest.raises(InputError, match="no linear layer is called q_proj"):
+        add_lora(fused)
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_learns_one_batch_by_heart():
