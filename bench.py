@@ -631,17 +631,17 @@ def training_run(
 def decode(cfg: Config) -> list[dict]:
     """One sequence reads every weight once per token, so the limit is one product with each matrix.
 
-    What is left beside them, for 6M parameters in float32: 318 calls of torch a token (53 a block)
+    What is left beside them, for 6M parameters in float32: 318 calls of torch a token (50 a block)
     and 834 with those inside of them; 449 and 1,590 at commit 8c97c12, 1,753 in bfloat16.
 
     Gained, in CPU time on one thread of an Intel CPU that others used as well (6M float32, 6M
     bfloat16, 110M float32, 110M bfloat16): torch.mv and the norm of four calls 1.7x, 1.2x, 1.9x,
     1.5x; fused matrices 1.09x, 1.18x, 1.09x, 1.00x more.
-    Tried without gain, microseconds a call at 12 heads of 64: attention written out as two products
-    and a softmax 20 (fused attention 12; in bfloat16 90 and 10); rotation by halves and cat 12 (roll
-    and addcmul 5), or as a matrix in bfloat16 18; index_copy into a cache of fixed size 4.5 (copy to
-    a slice 2.0); torch's own fused rms_norm 11 (F.rms_norm 9, ours 6); two equal rows, so that MKL
-    multiplies matrices: as F.linear."""
+    Tried without gain, microseconds a call at 12 heads of 64: attention written out as two
+    products and a softmax 20 (fused attention 12; in bfloat16 90 and 10); rotation by halves and
+    cat 12 (roll and addcmul 5), or as a matrix in bfloat16 18; index_copy into a cache of fixed
+    size 4.5 (copy to a slice 2.0); torch's own fused rms_norm 11 (F.rms_norm 9, ours 6); two equal
+    rows, so that MKL multiplies matrices: as F.linear."""
     small = shape(cfg, 4096, 256, 6, 4, tie_word_embeddings=True)
     large = shape(cfg, 32000, 768, 12, 12, tie_word_embeddings=True)
     rows = decode_rows(cfg, "6M parameters", small, torch.float32, 15, ">= 2.0", ">= 0.6")
