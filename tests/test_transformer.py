@@ -286,10 +286,9 @@ FUSED = [
 @torch.inference_mode()
 def test_a_fused_model_computes_the_same_in_one_pass_token_by_token_and_with_padding(change):
     model, ids = tiny(**change), some_ids()
-    for p in (
-        model.parameters()
-    ):  # the norms too, so that a row of their weights at the wrong head would show
-        p.add_(0.1 * torch.randn(p.shape, generator=generator(3, "noise")))
+    noise = generator(3, "noise")
+    for p in model.parameters():  # the norms too, so that one head's weights at another would show
+        p.add_(0.1 * torch.randn(p.shape, generator=noise))
     real = torch.tensor([[True] * 9, [False] * 4 + [True] * 5])
     fused = copy.deepcopy(model).fuse()
     close(fused(ids).logits, model(ids).logits)
