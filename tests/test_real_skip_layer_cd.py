@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from methods.real import skip_layer_cd
-from methods.real.skip_layer_cd import (WORDS, Config, Item, Loaded, Restricted, answer, choices, claims, exemplars, is_right,
-                                        make_decoder, read_task, score)
+from methods.real.skip_layer_cd import (MGSM, Config, Item, Loaded, Restricted, amateur_spans, answer, choices, claims, exemplars,
+                                        is_right, make_decoder, own_tokens, read_task, score)
 from methods.skip_layer_cd import SkipLayers
 from methods.skip_layer_cd_baselines import DoLa
-from minilm.claims import held
+from minilm.claims import Cell, as_metrics
 from minilm import InputError
 from minilm.data import generator
 from minilm.evaluate import last_number
@@ -70,9 +70,9 @@ def test_the_prompts_of_the_other_tasks_to_the_letter():
     assert [(i.prompt[-12:], i.gold) for i in read_task(replace(BASE, task="gsm-plus", data="plus.jsonl"))] == [
         ("Q3\nSolution:", "3"), ("14\nSolution:", "14")]  # only answers that are all digits
     aqua, = read_task(replace(BASE, task="aqua", data="aqua.jsonl"))
-    assert aqua.prompt == ("Problem: How many?\nChoices: (a) 21 (b) 21.5\nSolution: Half of 43 is 21.5.\nFinal Answer: (b)\n\n"
+    assert aqua.prompt == ("Problem: How many?\nChoices: (a) 21 (b)  21.5\nSolution: Half of 43 is 21.5.\nFinal Answer: (b)\n\n"
                            "Problem: How many?\nChoices: (a) 1 (b) 2\nSolution:") and aqua.gold == "b"
-    assert choices(["A)21", "B) 21.5"]) == "Choices: (a) 21 (b) 21.5"
+    assert choices(["A)21", "B) 21.5"]) == "Choices: (a) 21 (b)  21.5"  # as the published code has it
 
 
 def test_gsm8k_compares_whole_numbers_as_text():
@@ -102,12 +102,12 @@ def test_a_file_of_answers_with_a_gold_that_is_no_number_is_refused_with_its_lin
 
 
 def test_the_public_files_are_read_whole_in_eleven_languages(shared):
-    cfg = replace(BASE, data=str(shared / "data/mgsm"), shots=str(shared / "data/mgsm/exemplars.json"), langs=tuple(WORDS), num_shots=None)
+    cfg = replace(BASE, data=str(shared / "data/mgsm"), shots=str(shared / "data/mgsm/exemplars.json"), langs=tuple(MGSM), num_shots=None)
     items = read_task(cfg)
     assert len(items) == 11 * 250 and len(read_task(replace(cfg, limit=3))) == 33
-    golds = {lang: [item.gold for item in items if item.lang == lang] for lang in WORDS}
+    golds = {lang: [item.gold for item in items if item.lang == lang] for lang in MGSM}
     assert all(gold == golds["en"] for gold in golds.values())  # the same questions in every language
-    for lang, (question, word, count) in WORDS.items():  # an exemplar begins as the question that follows it does
+    for lang, (question, word, count) in MGSM.items():  # an exemplar begins as the question that follows it does
         item = next(item for item in items if item.lang == lang)
         shots = item.prompt.split("\n\n")
         assert len(shots) == count + 1
@@ -226,13 +226,14 @@ def test_skipping_and_dola_equal_the_same_run_in_full_with_transformers(shared):
 
 
 def test_a_run_answers_scores_measures_and_can_be_scored_again(tmp_path, capsys):
-    cfg = replace(BASE, langs=("en", "th"), decoding=("greedy", "cd", "dola", "sl-h", "sl-d"), amateur="small", out=str(tmp_path / "out"))
+    cfg = replace(BASE, langs=("en", "th"), decoding=("greedy", "cd", "dola", "sl-h", "sl-d"), amateur="small", out=str(tmp_path / "out"),
+                  timing=True)
     results = skip_layer_cd.main(cfg)
     rows = [json.loads(line) for line in (tmp_path / "out/skip_layer_cd_answers.jsonl").read_text().splitlines()]
     assert len(rows) == 5 * 3 and {row["id"] for row in rows} == {"en-1", "en-2", "th-1"}
     assert {tuple(row["span"]) for row in rows if row["decoding"] == "sl-h"} == {(1, 2)}
     assert results["metrics"]["sl-d"]["blocks"]["mean"] == results["metrics"]["sl-d"]["formula"]["mean"]
-    assert {"own th", "base th", "entropy th"} <= set(results["metrics"]["h0"])
+    assert {"time", "ms for the prompt", "tokens per s"} <= set(results["metrics"]["dola"])
     assert (tmp_path / "out/skip_layer_cd_real.png").stat().st_size > 10_000
     again = score(str(tmp_path / "out/skip_layer_cd_answers.jsonl"))
     assert all(again[name][lang] == results["metrics"][name][f"acc {lang}"]["mean"] for name in again for lang in ("en", "th"))
@@ -244,9 +245,6 @@ def test_tasks_with_a_second_call_run_and_the_diagnostics_run_alone(tmp_path):
     for task, data in (("gsm8k", "gsm8k.jsonl"), ("aqua", "aqua.jsonl")):
         cfg = replace(BASE, task=task, data=data, decoding=("dola", "sl-h"), out=str(tmp_path / task))
         assert 0 <= skip_layer_cd.main(cfg)["metrics"]["sl-h"]["acc"]["mean"] <= 1
-    results = skip_layer_cd.main(replace(BASE, stage="analyze", out=str(tmp_path / "look")))
-    assert list(results["metrics"]) == ["h0", "h1", "h2", "h3", "expert", "[0,1)", "[1,2)", "[2,3)", "[3,4)"]
-    assert not (tmp_path / "look/skip_layer_cd_answers.jsonl").exists()
 
 
 def test_a_batch_of_one_decoder_is_the_module_that_the_paper_script_defines():
@@ -256,16 +254,71 @@ def test_a_batch_of_one_decoder_is_the_module_that_the_paper_script_defines():
     assert generate(decoder, [[5, 6]], 8) == generate(SkipLayers(model, (1, 3)), [[5, 6]], 8)
 
 
-def test_the_claims_fail_on_made_up_numbers_and_hold_on_others():
-    cell = lambda value: {"mean": value, "sd": 0.0, "values": [value]}
-    metrics = {"greedy": {"acc en": cell(0.5)}, "dola": {"acc en": cell(0.3)},
-               "sl-d": {"acc en": cell(0.6), "blocks": cell(1.5), "formula": cell(1.5), "time": cell(1.6)}}
-    verdicts = lambda: [held(c) for c in claims(metrics)]
-    assert verdicts() == [True, True]
-    metrics["sl-d"] |= {"acc en": cell(0.2), "time": cell(2.0)}
-    assert verdicts() == [False, False]
-    metrics["greedy"] = {"acc en": cell(0.0)}
-    assert verdicts() == [None, False]
+# --- what every layer says
+
+ANALYZE = replace(BASE, stage="analyze", shots=None, num_shots=None, langs=("en", "th"), max_new_tokens=800)
+
+
+def test_a_token_is_a_languages_if_it_is_twenty_times_as_frequent_there(tmp_path):
+    model, tokenizer = load_pretrained("model")
+    loaded = Loaded(model, tokenizer, None)
+    x, y, z = (tokenizer.encode(letter)[0] for letter in "xyz")
+    own = own_tokens(loaded, ["x" * 40 + "y" * 5 + "z" * 40], ["z" * 40 + "a" * 45])
+    assert own[x] and not own[z]  # 40 of 85 where it never stands elsewhere; as often there
+    assert not own[y]  # 5 times is too few to be sure: 10 are needed
+    assert not own_tokens(loaded, [], ["x"]).any()
+
+
+def test_an_eighth_of_the_blocks_at_a_time_from_the_lower_ones_to_the_last():
+    assert amateur_spans(30) == [(2, 6), (6, 10), (10, 14), (14, 18), (18, 22), (22, 26), (26, 30)]
+    assert amateur_spans(4) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
+def test_the_layers_are_asked_at_every_place_where_a_token_of_the_language_is_next(tmp_path, capsys):
+    Path("mgsm_th.tsv").write_text("หนึ่งและสอง หนึ่งและสอง หนึ่งและสอง\t3\n" * 4)
+    Path("mgsm_en.tsv").write_text("one and two, one and two, one and two\t3\n" * 8)
+    results = skip_layer_cd.main(replace(ANALYZE, limit=2, out=str(tmp_path / "look")))
+    metrics = results["metrics"]
+    amateurs = [f"[{m},{m + 1})" for m in range(4)]
+    assert {"h0", "h3", "expert", *amateurs, *(f"sl {x}" for x in amateurs), "dola", "mild exit"} <= set(metrics)
+    assert metrics["text"]["places th"]["mean"] > 20
+    assert metrics["h3"]["own th"] == metrics["[3,4)"]["own th"]  # skipping the last block is an early exit
+    model, tokenizer = load_pretrained("model")  # one number by hand: the expert's right tokens
+    loaded = Loaded(model, tokenizer, None)
+    questions = {lang: [line.split("\t")[0] for line in Path(f"mgsm_{lang}.tsv").read_text().splitlines()] for lang in ("en", "th")}
+    own = own_tokens(loaded, questions["th"], questions["en"])
+    ids = tokenizer.encode(questions["th"][0], bos=tokenizer.add_bos)
+    with torch.no_grad():
+        said = model(torch.tensor([ids])).logits[0].argmax(-1).tolist()
+    due = [(a, b) for a, b in zip(said, ids[1:]) if own[b]]
+    assert metrics["expert"]["right th"]["mean"] == pytest.approx(sum(a == b for a, b in due) / len(due))
+    verdicts = {c["id"]: c["verdict"] for c in results["claims"]}
+    assert verdicts == dict.fromkeys(("C1", "C2", "C3", "C4", "C5", "C6"), "undecided") | {"C4a": "not tested", "C7": "not tested"}
+    assert "one seed decides nothing" in capsys.readouterr().out
+
+
+def test_a_run_of_answers_judges_costs_and_answers_and_is_undecided_at_best():
+    table = {Cell(arm, "acc"): [value] for arm, value in (("greedy", 0.5), ("dola", 0.3), ("sl-d", 0.6))}
+    table |= {Cell("sl-d", "blocks"): [1.5], Cell("sl-d", "formula"): [1.5]}
+    verdicts = {c["id"]: c["verdict"] for c in claims(as_metrics(table))}
+    assert verdicts["C4a"] == verdicts["C7"] == "undecided" and verdicts["C1"] == "not tested"
+    weak = table | {Cell("greedy", "acc"): [0.0]}
+    assert {c["id"]: c["verdict"] for c in claims(as_metrics(weak))}["C4a"] == "not tested"
+
+
+def test_sl_d_looks_at_each_languages_own_text_also_without_exemplars(monkeypatch, tmp_path):
+    seen = []
+
+    def recorded(model, ids):
+        seen.append(ids)
+        return [4.0, 3.0, 2.0, 1.0]
+
+    monkeypatch.setattr(skip_layer_cd, "entropy_curve", recorded)
+    cfg = replace(BASE, langs=("en", "th"), num_shots=0, decoding=("sl-d",), out=str(tmp_path / "out"))
+    skip_layer_cd.main(cfg)
+    tokenizer = load_pretrained("model")[1]
+    texts = [tokenizer.decode(ids[0].tolist(), skip_special=True) for ids in seen]
+    assert texts == ["Question: One and two?\nStep-by-Step Answer:", "โจทย์: หนึ่ง\nคำตอบทีละขั้นตอน:"]
 
 
 # --- refusals
@@ -282,7 +335,10 @@ def test_the_claims_fail_on_made_up_numbers_and_hold_on_others():
     ({"checkpoint": "mute"}, "tokenizer.json"), ({"task": "gsm8k", "data": "bad.jsonl"}, "bad.jsonl, line 1.*question, answer"),
     ({"task": "aqua", "data": "gsm8k.jsonl"}, "options"), ({"num_shots": 9}, "the prompt has .* tokens, the model reads 700"),
     ({"stage": "score", "data": "gsm8k.jsonl"}, "task, lang, decoding"), ({"stage": "score", "data": None}, "--data is missing"),
-    ({"limit": 0}, "--limit 0"), ({"limit": -1}, "--limit -1"), ({"num_shots": -1}, "--num-shots 0"), ({"langs": ()}, "--langs"),
+    ({"prompt": "", "data": None, "shots": None, "num_shots": None}, "--prompt is empty"), ({"prompt": "x"}, "--data . has no effect with --prompt"),
+    ({"stage": "analyze"}, "no effect with --stage analyze"),
+    ({"stage": "analyze", "shots": None, "num_shots": None, "task": "aqua"}, "questions of --task mgsm"),
+    ({"limit": 0}, "--limit 0"), ({"limit": -1}, "--limit -1"), ({"num_shots": -1}, "--num-shots -1.*at least 0"), ({"langs": ()}, "--langs"),
     ({"max_new_tokens": 0}, "--max-new-tokens 0")])
 def test_what_cannot_be_used_is_named_in_one_line_and_nothing_is_written(tmp_path, change, words):
     for folder, text in (("bad", "a\t1\nb\tc\t2\n"), ("words", "a\tthree\n"), ("empty", "\n")):
@@ -301,7 +357,7 @@ def test_what_cannot_be_used_is_named_in_one_line_and_nothing_is_written(tmp_pat
 def test_two_vocabularies_are_refused_unless_one_is_cut(tmp_path):
     config = ModelConfig(vocab_size=310, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
     save_pretrained(Transformer(config, generator(0, "other")), "other")
-    cfg = replace(BASE, decoding=("cd",), amateur="other", prompt="Question:")
+    cfg = replace(BASE, decoding=("cd",), amateur="other", prompt="Question:", data=None, shots=None, num_shots=None)
     with pytest.raises(InputError, match="--truncate-vocab"):
         skip_layer_cd.main(cfg)
     assert skip_layer_cd.main(replace(cfg, truncate_vocab=True))["cd"]
