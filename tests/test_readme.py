@@ -18,7 +18,9 @@ CLAIMS = ROOT / "results" / "README.md"
 RUNS = {"default": "", "full": "_full", "seeds": "_seeds"}  # run -> ending of its file
 FLAGS = {"default": "", "full": " --full", "seeds": " --more-seeds"}
 SCRIPT = r"(?:methods/experiments|methods|signals|vision_eval)/\w+\.py"
-ROW = re.compile(rf"^\|([^|]*)\|([^|]*)\|([^|]*\]\(({SCRIPT})\)[^|]*)\|[^|]*\|[^|]*\|$", re.MULTILINE)
+ROW = re.compile(
+    rf"^\|([^|]*)\|([^|]*)\|([^|]*\]\(({SCRIPT})\)[^|]*)\|[^|]*\|[^|]*\|$", re.MULTILINE
+)
 
 
 def fill(text: str, folder: Path = ROOT / "results") -> str:
@@ -124,7 +126,9 @@ def claims_page(readme: str, folder: Path = ROOT / "results") -> str:
     for row in ROW.finditer(readme):
         paper, script = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row[1]).strip(), row[4]
         runs = committed_runs(folder, script)
-        parts.append(f"## {name_of(script)}\n\n{paper}. {what_was_found(runs, script)}".rstrip() + "\n")
+        parts.append(
+            f"## {name_of(script)}\n\n{paper}. {what_was_found(runs, script)}".rstrip() + "\n"
+        )
         for run, saved in runs.items():
             seeds = ", ".join(map(str, saved["seeds"]))
             line = f"- `python {script}{FLAGS[run]}`: seeds {seeds}; commit {saved['commit']}"
@@ -144,7 +148,9 @@ def claims_page(readme: str, folder: Path = ROOT / "results") -> str:
 def test_the_tables_of_papers_and_of_speed_are_up_to_date():
     text = README.read_text(encoding="utf-8")
     assert fill(text) == text, "run: python tests/test_readme.py"
-    assert claims_page(text) == CLAIMS.read_text(encoding="utf-8"), "run: python tests/test_readme.py"
+    assert claims_page(text) == CLAIMS.read_text(encoding="utf-8"), (
+        "run: python tests/test_readme.py"
+    )
 
 
 def test_every_experiment_with_a_committed_run_has_a_row():
@@ -162,10 +168,17 @@ LINKS = "[read](methods/name.py), [doubt](methods/experiments/name.py)"
 
 def test_the_least_python_is_the_same_wherever_it_is_named():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    named = {"requires-python": re.findall(r'requires-python = ">=(3\.\d+)"', project),
-             "ruff": [f"3.{minor}" for minor in re.findall(r'target-version = "py3(\d+)"', project)],
-             **{file: re.findall(r"Python >= (3\.\d+)", (ROOT / file).read_text(encoding="utf-8")) for file in ("README.md", "Makefile")}}
-    assert all(named.values()) and {version for versions in named.values() for version in versions} == {"3.11"}, named
+    named = {
+        "requires-python": re.findall(r'requires-python = ">=(3\.\d+)"', project),
+        "ruff": [f"3.{minor}" for minor in re.findall(r'target-version = "py3(\d+)"', project)],
+        **{
+            file: re.findall(r"Python >= (3\.\d+)", (ROOT / file).read_text(encoding="utf-8"))
+            for file in ("README.md", "Makefile")
+        },
+    }
+    assert all(named.values()) and {
+        version for versions in named.values() for version in versions
+    } == {"3.11"}, named
 
 
 def test_a_row_by_hand(tmp_path):
