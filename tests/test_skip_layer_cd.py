@@ -667,25 +667,43 @@ def test_what_the_contrast_favours_by_hand():
 
 
 def test_sl_d_looks_at_training_problems_and_sl_h_draws_a_span_for_each_question(monkeypatch):
-    looked_at = []
+    looked_at, skipped = [], {}
 
-    def recorded(model, ids, mask):
+    def record_curve(model, ids, mask):
         looked_at.append(ids)
         return entropy_curve(model, ids, mask)
 
-    monkeypatch.setattr(experiment, "entropy_curve", recorded)
-    world, model = small_model(layers=8)
-    cfg = Config(problems=40, exemplars=5)
+    def record_spans(cfg, arm, models, prompts, spans):
+        skipped.setdefault(arm.span, []).append(list(spans))
+        return [[]] * len(prompts)
+
+    monkeypatch.setattr(experiment, "entropy_curve", record_curve)
+    monkeypatch.setattr(experiment, "answer", record_spans)
+    cfg = Config(
+        methods=("greedy", "sl-h", "sl-d"),
+        steps=1,
+        batch=1,
+        width=16,
+        problems=40,
+        exemplars=5,
+        quick=True,
+    )
+    experiment.run(cfg, 3)
+    world = replace(WORLD, seed=3)
     shown, test = problems_of(cfg, world, 3)
     assert {world.split(p) for p in shown} == {"train"} and {world.split(p) for p in test} == {
         "test"
     }
-    spans = choose_spans(cfg, world, model, shown, 3, "a")
-    rows = [prompt + solution for prompt, solution in (exercise(world, p, "a") for p in shown)]
-    assert torch.equal(looked_at[0], pad(rows)[0])
-    assert len(set(spans["sl-d"])) == 1 and len(spans["sl-d"]) == len(spans["sl-h"]) == 40
-    assert set(spans["sl-h"]) == {(1, 2), (2, 3), (3, 4)}
-    assert spans["sl-h"] != choose_spans(cfg, world, model, shown, 4, "a")["sl-h"]
+    for ids, language in zip(looked_at, LANGUAGES, strict=True):
+        rows = [prompt + answer for prompt, answer in (exercise(world, p, language) for p in shown)]
+        assert torch.equal(ids, pad(rows)[0])
+    for one_for_all, draws in zip(skipped["sl-d"], skipped["sl-h"], strict=True):
+        assert len(set(one_for_all)) == 1 and len(one_for_all) == len(draws) == 40
+        assert set(draws) == {(1, 2), (2, 3), (3, 4)}
+    assert skipped["sl-h"][0] != skipped["sl-h"][1]  # drawn anew in every language
+    model = new_model(world, 16, 8, generator(3, "init"))
+    spans = [choose_spans(cfg, world, model, shown, seed, "a")["sl-h"] for seed in (3, 4)]
+    assert spans[0] != spans[1]
 
 
 def test_questions_with_the_same_span_are_one_batch_and_the_answers_keep_their_order():
