@@ -124,22 +124,35 @@ def claims_page(readme: str, folder: Path = ROOT / "results") -> str:
         "stand in each file's `claims`, and as functions in the experiments.\n",
     ]
     for row in ROW.finditer(readme):
-        paper, script = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row[1]).strip(), row[4]
+        paper = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row[1]).strip()
+        script = row[4]
+        name = name_of(script)
         runs = committed_runs(folder, script)
-        parts.append(
-            f"## {name_of(script)}\n\n{paper}. {what_was_found(runs, script)}".rstrip() + "\n"
-        )
-        for run, saved in runs.items():
-            seeds = ", ".join(map(str, saved["seeds"]))
-            line = f"- `python {script}{FLAGS[run]}`: seeds {seeds}; commit {saved['commit']}"
-            parts.append(line + (f"; **stale**: {saved['stale']}" if "stale" in saved else ""))
-        parts.append("\n| | claim | verdict | measured | the paper |\n|---|---|---|---|---|")
-        for id, claim in deciding_rows(runs).items():
-            verdict = claim["verdict"] if claim["verdict"] == HOLDS else f"**{claim['verdict']}**"
-            own = (claim["statement"], verdict, claim["measured"], claim["paper"] or "-")
-            parts.append(f"| {id} | " + " | ".join(cell.replace("|", "/") for cell in own) + " |")
-        parts.append("")
+        parts.append(f"## {name}\n\n{paper}. {what_was_found(runs, script)}".rstrip() + "\n")
+        parts += [run_line(f"python {script}{FLAGS[run]}", saved) for run, saved in runs.items()]
+        parts += claims_table(deciding_rows(runs).values())
+        own = {folder / f"{name}{ending}.json" for ending in RUNS.values()}
+        for file in sorted(set(folder.glob(f"{name}_*.json")) - own):  # real files, real models
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            if saved.get("claims"):
+                parts.append(f"{file.name}:\n\n" + run_line(saved["command"], saved))
+                parts += claims_table(saved["claims"])
     return "\n".join(parts)
+
+
+def run_line(command: str, saved: dict) -> str:
+    seeds = ", ".join(map(str, saved["seeds"]))
+    stale = f"; **stale**: {saved['stale']}" if "stale" in saved else ""
+    return f"- `{command}`: seeds {seeds}; commit {saved['commit']}{stale}"
+
+
+def claims_table(rows) -> list[str]:
+    lines = ["\n| | claim | verdict | measured | the paper |\n|---|---|---|---|---|"]
+    for row in rows:
+        verdict = row["verdict"] if row["verdict"] == HOLDS else f"**{row['verdict']}**"
+        shown = (row["id"], row["statement"], verdict, row["measured"], row["paper"] or "-")
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in shown) + " |")
+    return [*lines, ""]
 
 
 # --- the tests
