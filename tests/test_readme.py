@@ -17,7 +17,7 @@ README = ROOT / "README.md"
 CLAIMS = ROOT / "results" / "README.md"
 RUNS = {"default": "", "full": "_full", "seeds": "_seeds"}  # run -> ending of its file
 FLAGS = {"default": "", "full": " --full", "seeds": " --more-seeds"}
-SCRIPT = r"(?:methods/experiments|methods|signals|vision_eval)/\w+\.py"
+SCRIPT = r"(?:methods/experiments/\w+|\w+/\w+_experiment)\.py"
 ROW = re.compile(
     rf"^\|([^|]*)\|([^|]*)\|([^|]*\]\(({SCRIPT})\)[^|]*)\|[^|]*\|[^|]*\|$", re.MULTILINE
 )
