@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from minilm.data import generator, write_atomically
-from vision_eval import scenes
+from vision_eval import scenes, vlm
 from vision_eval.client import encode_png
 from vision_eval.metrics import FIELDS, Item
 from vision_eval.perturb import FAMILIES, perturb
-from vision_eval.scenes import KINDS, TEMPLATES, Shape, ask, describe, hal_objects, how_many, kinds_of, name_kinds
+from vision_eval.scenes import KINDS, TEMPLATES, Shape, describe, hal_objects, how_many, kinds_of, name_kinds
 
 OPS = (*FAMILIES,)  # noise, blur, weather, digital
 SCENARIOS = (*OPS, "concat", "crop", "misleading")
@@ -35,7 +35,7 @@ def make_items(shapes: Sequence[Shape], image: str, scenario: str, phase: str, s
     items.append(Item(f"{id}/open", image, scenario, phase, "gen", opened.field, "", before + opened.text, opened.evidence if board else "",
                       () if board else tuple(kinds_of(shapes)), () if board else tuple(hal_objects(shapes)), region=place))
     for field in ("total",) if board else FIELDS:
-        pair = [ask(field, truth, shapes, rng, place) for truth in (True, False)]
+        pair = [scenes.ask(field, truth, shapes, rng, place) for truth in (True, False)]
         for question in pair if all(pair) else ():
             wrong = "no" if question.verdict == "yes" else "yes"
             text = before + (TEMPLATES["hint"].format(verdict=wrong) if misled else "") + question.text + TEMPLATES["instruction"]
@@ -96,6 +96,16 @@ class Exam:
         rows = [make_items(scene.shapes, f"scene{i}", label, phase, f"{self.seed}/{i}", places[i], misled=misled, before=before)
                 for i, scene in enumerate(self.scenes)]
         return Block(pictures, [[item._replace(severity=s, seed=self.seed) for item in row] for row, s in zip(rows, severities)])
+
+
+def ask(model, block: Block) -> dict[str, str]:
+    """The tiny model's answers {item id: text}; open and yes/no questions apart, since their answers differ in length."""
+    answers = {}
+    for task, longest in (("gen", 10), ("disc", 2)):
+        rows = [[item for item in row if item.task == task] for row in block.rows]
+        said = vlm.answer(model, block.pictures, [[item.question for item in row] for row in rows], longest)
+        answers |= {item.id: text for row, texts in zip(rows, said) for item, text in zip(row, texts)}
+    return answers
 
 
 def export(count: int, seed: int, folder: Path) -> None:

@@ -41,7 +41,7 @@ from minilm.data import generator, write_atomically
 from minilm.results import (COLORS, Outcome, bar_seeds, check, claim, cli, destination, new_figure, plot_seeds, print_claims,
                             print_metrics, progress, run_seeds, save_results)
 from vision_eval import scenes, vlm
-from vision_eval.exam import OPS, SCENARIOS, Block, Exam, export
+from vision_eval.exam import OPS, SCENARIOS, Exam, ask, export
 from vision_eval.metrics import FIELDS, Item, discriminative, mentions, pi_score, score
 from vision_eval.scenes import KINDS
 from vision_eval.vlm import Diet, TinyVLM
@@ -97,16 +97,6 @@ BLOCKS = {  # the parts of the exam that an arm answers
 
 # --- evaluate
 
-def ask(model: TinyVLM, block: Block) -> dict[str, str]:
-    """Answers {item id: text}; open and yes/no questions apart, since their answers differ in length."""
-    answers = {}
-    for task, longest in (("gen", 10), ("disc", 2)):
-        rows = [[item for item in row if item.task == task] for row in block.rows]
-        said = vlm.answer(model, block.pictures, [[item.question for item in row] for row in rows], longest)
-        answers |= {item.id: text for row, texts in zip(rows, said) for item, text in zip(row, texts)}
-    return answers
-
-
 KEPT = ("PI", "ACC+", "Hal", "ACC", "CHAIR", "Cover", "Cog", "yes rate", "invalid")
 MAIN = ("before", *SCENARIOS, "crop before", "misleading before", "blank")  # blocks of which all of these are kept; of others, three
 
@@ -118,7 +108,7 @@ def evaluate(model: TinyVLM, exam: Exam, blocks: Sequence[str]) -> dict[str, flo
     for name in progress(blocks, "exam"):
         block = exam.block(name)
         answers, items = ask(model, block), [item for row in block.rows for item in row]
-        (row,) = score(items, answers).values()
+        (row,) = score(items, answers, KINDS).values()
         found |= {f"{metric} {name}": row[metric] for metric in (KEPT if name in MAIN else KEPT[:3]) if metric in row}
         if name in MAIN:
             found |= {f"ACC+ {field} {name}": row[f"ACC+ {field}"] for field in FIELDS if f"ACC+ {field}" in row}
