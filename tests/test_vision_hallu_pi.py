@@ -8,11 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from minilm import InputError
-from minilm.data import generator
-from vision_eval import benchmark, scenes, vlm
+from vision_eval import scenes, vlm
 from vision_eval import hallu_pi_experiment as hallu_pi
 from vision_eval.hallu_pi_experiment import BLOCKS, HINTS, OPS, SCENARIOS, Config, Exam, ask, claims, controls, evaluate, figure
 from vision_eval.metrics import FIELDS, score
@@ -35,7 +33,7 @@ def perfect(block):
 def test_right_answers_score_100_before_and_after_every_damage(exam):
     for name in dict.fromkeys(n for names in BLOCKS.values() for n in names):
         block = exam.block(name)
-        (row,) = score([i for r in block.rows for i in r], perfect(block)).values()
+        (row,) = score([i for r in block.rows for i in r], perfect(block), scenes.KINDS).values()
         assert row["PI"] == row["ACC+"] == 100 and row["Hal"] == 0 and block.pictures.dtype == np.uint8, name
 
 
@@ -156,128 +154,6 @@ def test_wrong_arms_and_sizes_are_refused():
         hallu_pi.main(replace(TINY, methods=("blurry",)))
     with pytest.raises(InputError, match="must be at least 8"):
         hallu_pi.main(replace(TINY, scenes=3))
-
-
-# --- a model of one's own
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exam")
-    hallu_pi.main(replace(TINY, export=str(folder), seeds=(3,)))
-    model = vlm.TinyVLM(generator(0, "init"), width=32, layers=1)
-    vlm.save_vlm(folder / "tiny", model)
-    return folder, model
-
-
-def bench(folder, out, **changes):
-    return benchmark.Config(**{"data": str(folder / "data.jsonl"), "images": str(folder), "out": str(out), "workers": 1, **changes})
-
-
-def test_the_model_on_exported_files_scores_what_it_scores_in_memory(files, exam, tmp_path, capsys):
-    folder, model = files
-    scores = benchmark.main(bench(folder, tmp_path, model=f"tiny:{folder / 'tiny'}", scenarios=("noise", "crop")))
-    rows = {(r["scenario"], r["phase"]): r for r in scores["rows"]}
-    for name, key in (("noise", ("noise", "after")), ("crop", ("crop", "after")), ("crop before", ("crop", "before"))):
-        block = exam.block(name)
-        (row,) = score([i for r in block.rows for i in r], ask(model, block)).values()
-        assert {k: v for k, v in rows[key].items() if k in row} == row
-    assert "scorer: paper (micro)" in capsys.readouterr().out
-    again = benchmark.main(bench(folder, tmp_path / "2", score=str(tmp_path / "answers.json")))
-    assert again["rows"][0]["unanswered"] > 0  # the other scenarios have no answers: reported
-
-
-class Echo:
-    """Right answers to everything, and what it was shown."""
-
-    def __init__(self, items):
-        self.right, self.seen = {i.question: benchmark.right_answer(i) for i in items}, []
-
-    def __call__(self, turns):
-        self.seen.append(turns)
-        return self.right[turns[-1][1]]
-
-
-def test_reminder_and_demonstrations_come_before_the_question(files, tmp_path):
-    folder, _ = files
-    items = [i for i in benchmark.read_items(str(folder / "data.jsonl")) if i.scenario == "noise"]
-    cfg = bench(folder, tmp_path, baseline="icl")
-    model = Echo(items)
-    asked, answers = benchmark.evaluate(model, items, cfg)
-    shown = {turns[-1][0].tobytes() for turns in model.seen}
-    assert len({i.image for i in items}) - len({i.image for i in asked}) == 2 and None not in answers.values()
-    for turns in model.seen:
-        assert len(turns) == 3 and turns[0][1].startswith("The images are perturbed.") and turns[0][2] and turns[1][2]
-        assert turns[0][0].tobytes() not in shown and turns[1][0].tobytes() not in shown  # set aside, never asked about
-    turns = benchmark.make_turns(items[0], "reminder", [], 0, 0, lambda name: np.zeros((4, 4, 3), np.uint8))
-    assert len(turns) == 1 and turns[0][1] == scenes.TEMPLATES["reminder"] + items[0].question
-    with pytest.raises(InputError, match="not 3 turns"):
-        benchmark.evaluate(benchmark.tiny_model(files[1]), items, cfg)
-
-
-def test_a_limit_keeps_pairs_whole(files, tmp_path):
-    folder, _ = files
-    items = benchmark.read_items(str(folder / "data.jsonl"))
-    asked, answers = benchmark.evaluate(Echo(items), items, bench(folder, tmp_path, limit=2))
-    assert len({i.image for i in asked}) == 2 and score(asked, answers)
-
-
-@pytest.mark.parametrize("line, message", [
-    ("{", "not valid JSON"), ('{"id": 1}', "missing or unknown"), ("", "at least one row"),
-    ('{"id": "a", "image": "x", "scenario": "s", "phase": "after", "task": "chat", "field": "", "pair_id": "", "question": "?", '
-     '"answer": ""}', "task gen or disc"),
-    ('{"id": "a", "image": "x", "scenario": "s", "phase": "after", "task": "disc", "field": "taste", "pair_id": "", "question": "?", '
-     '"answer": "yes"}', "field one of")])
-def test_a_broken_data_file_is_refused_in_one_line(tmp_path, line, message):
-    (tmp_path / "d.jsonl").write_text(line)
-    with pytest.raises(InputError, match=message):
-        benchmark.read_items(str(tmp_path / "d.jsonl"))
-
-
-@pytest.mark.parametrize("change, message", [
-    ({"truth": "circle"}, "truth must be a list of words"), ({"hal": [1]}, "hal must be a list of words"),
-    ({"severity": 6}, "severity must be 0 to 5"), ({"severity": "3"}, "severity must be 0 to 5")])
-def test_a_word_in_place_of_a_list_of_words_and_a_strange_severity_are_refused(tmp_path, change, message):
-    row = {"id": "a", "image": "x", "scenario": "s", "phase": "after", "task": "gen", "field": "", "pair_id": "", "question": "?",
-           "answer": "", "truth": ["circle"]}
-    write = lambda row: (tmp_path / "d.jsonl").write_text(json.dumps(row))
-    write(row)
-    assert benchmark.read_items(str(tmp_path / "d.jsonl"))[0].truth == ("circle",)
-    write(row | change)
-    with pytest.raises(InputError, match=f"question 1: {message}"):
-        benchmark.read_items(str(tmp_path / "d.jsonl"))
-
-
-def test_missing_files_and_wrong_names_are_refused_and_nothing_is_written(files, tmp_path):
-    folder, _ = files
-    out = tmp_path / "out"
-    for changes, message in (({"model": "gpt"}, "must be openai:NAME"), ({"model": "openai:m"}, "must begin with http"),
-                             ({"data": "none.jsonl", "model": "x"}, "no such file"),
-                             ({"model": f"tiny:{folder / 'tiny'}", "scenarios": ("mist",)}, "mist: the data has none, noise"),
-                             ({"model": f"tiny:{folder / 'tiny'}", "images": str(tmp_path)}, "lacks .*png, which a question is about"),
-                             ({"score": str(folder / "data.jsonl")}, "an answer must be"),
-                             ({"format": "amber", "score": "x"}, "AMBER needs it")):
-        with pytest.raises((InputError, FileNotFoundError), match=message):
-            benchmark.main(bench(folder, out, **changes))
-    assert not out.exists()
-
-
-def test_amber_from_files_with_the_instruction_that_its_questions_lack(tmp_path, capsys):
-    dump = lambda name, value: (tmp_path / name).write_text(json.dumps(value)) and str(tmp_path / name)
-    flags = {
-        "annotations": dump("a.json", [{"id": 1, "type": "generative", "truth": ["sky"], "hallu": ["dog"]}, {"id": 2, "type": "relation",
-                                                                                                          "truth": "no"}]),
-        "associations": dump("r.json", {"sky": [], "dog": []}), "data": dump("q.json", [
-            {"id": 1, "image": "A.png", "query": "Describe this image."}, {"id": 2, "image": "A.png", "query": "Is there contact?"}])}
-    (tmp_path / "safe.txt").write_text("line\n")
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "A.png")
-    cfg = benchmark.Config(format="amber", safe_words=str(tmp_path / "safe.txt"), images=str(tmp_path), out=str(tmp_path), **flags)
-    items = benchmark.amber_items(cfg.data, benchmark.read_amber(cfg))
-    assert [i.question for i in items] == ["Describe this image.", "Is there contact? Answer with 'Yes' or 'No'."]
-    assert "to 1 questions" in capsys.readouterr().out
-    dump("answers.json", [{"id": 1, "response": "A dog in the sky"}, {"id": 2, "response": "No"}])
-    scores = benchmark.main(replace(cfg, score=str(tmp_path / "answers.json")))
-    assert scores["generative"] == {"CHAIR": 50.0, "Cover": 99.9, "Hal": 100.0, "Cog": 99.9}
-    assert scores["discriminative"]["relation"]["Accuracy"] == 99.9 and scores["unanswered"] == 0
 
 
 def test_the_arms_differ_in_their_diet_alone():
