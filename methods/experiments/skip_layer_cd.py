@@ -45,11 +45,11 @@ from minilm import InputError
 from minilm.data import IGNORE, generator, pad
 from minilm.generate import generate
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, Outcome, check, claim, cli, new_figure, paired_bootstrap, plot_seeds, print_claims,
-                            print_metrics, progress, run_seeds, save_results)
+from minilm.claims import NOT_TESTED, check, claim, paired_bootstrap, print_claims
+from minilm.results import COLORS, Outcome, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Transformer
-from methods.worlds.clones import ANSWER, BOS, EOS, Mix, Problem, World, document, new_model
+from methods.worlds.clones import ANSWER, BOS, EOS, Mix, Problem, CloneWorld, document, new_model
 
 PAPER = "SkipLayerCD, Findings of EMNLP 2024, arXiv 2407.10795"
 BASE, *OTHERS = LANGUAGES = ("en", "a", "c", "e")  # the clones keep the word order of en
@@ -80,13 +80,13 @@ class Config:
 
 # --- data
 
-WORLD = World(languages=LANGUAGES, verb_final=(), verbs=12, events=(3,))
+WORLD = CloneWorld(languages=LANGUAGES, verb_final=(), verbs=12, events=(3,))
 TEXT = Mix(clones=(0.12, 0.09, 0.06), drills=0.1, retellings=0.15, to_english=True, exercises=0.5, clone_exercises=0.5, explained=0.5,
            switched=0.0, gain=0.7, zipf=1.0)  # skewed: rare verbs, 70% gains. Test problems are not: habits are worth discounting there
 EVENT = 9  # tokens of an answer per event
 
 
-def exercise(world: World, p: Problem, language: str) -> tuple[list[int], list[int]]:
+def exercise(world: CloneWorld, p: Problem, language: str) -> tuple[list[int], list[int]]:
     """Prompt and answer, for example (in language a)
 
     <s> Eve has_a 7 coins_a . finds_a 4 . ... howmany_a coins_a ? <a>      finds_a 4 so_a 7 + 4 = 11 . ... answer_a 9 </s>
@@ -110,7 +110,7 @@ class Models(NamedTuple):
     early: Transformer
 
 
-def pretrain(cfg: Config, world: World, seed: int) -> Models:
+def pretrain(cfg: Config, world: CloneWorld, seed: int) -> Models:
     """English alone first, then all languages, mostly English -> the model, and as it was after cfg.early of the steps."""
     model = new_model(world, cfg.width, cfg.layers, generator(seed, "init"))
     optimizers, text, depth = make_optimizers(model, "adamw", cfg.lr, 0.01), random.Random(f"{seed}/text"), random.Random(f"{seed}/depth")
@@ -141,7 +141,7 @@ def views(model: Transformer, ids: torch.Tensor, spans: Sequence[tuple[int, int]
         yield f"[{m},{n})", model.lm_head(model.norm(h))
 
 
-def look(world: World, model: Transformer, problems: Sequence[Problem], language: str, spans) -> dict[str, dict[str, float]]:
+def look(world: CloneWorld, model: Transformer, problems: Sequence[Problem], language: str, spans) -> dict[str, dict[str, float]]:
     """Teacher-forced over the answers: view -> own, base: where a word of this language is due, how often the view's first choice is a
     word of this language, of English; entropy in nats; function, reasoning: accuracy on so and answer, on verbs, signs and results."""
     pairs, seen = [exercise(world, p, language) for p in problems], {}
@@ -320,7 +320,7 @@ def claims(metrics: dict) -> list[dict]:
     solved = metrics.get("greedy", {}).get(f"acc {BASE}", {"mean": 0.0})["mean"]
     if solved < 0.85:  # a model that cannot solve English problems says nothing about decoding
         failed = f"gate failed: greedy English {solved:.2f} < 0.85. "
-        table[:6] = [c | {"holds": None, "measured": failed + c["measured"]} for c in table[:6]]
+        table[:6] = [c | {"verdict": NOT_TESTED, "measured": failed + c["measured"]} for c in table[:6]]
     return table
 
 

@@ -41,7 +41,8 @@ from methods.skip_layer_cd_decoders import (ContrastModels, DoLa, RepetitionPena
 from minilm import InputError
 from minilm.data import read_text, write_atomically
 from minilm.generate import stream
-from minilm.results import COLORS, ROOT, Outcome, check, claim, cli, new_figure, print_claims, print_metrics, progress, save_results
+from minilm.claims import check, claim, print_claims
+from minilm.results import COLORS, ROOT, Outcome, cli, new_figure, print_metrics, progress, save_results
 from minilm.tokenizer import Tokenizer
 from minilm.training import pick_device
 from minilm.transformer import Output
