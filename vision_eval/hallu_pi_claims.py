@@ -594,6 +594,9 @@ def draw_fields(ax, metrics: dict) -> None:
     labels = []
     for row, field in enumerate(FIELDS):
         whole = mean(PLAIN, field)
+        if np.isnan(whole):
+            labels.append(field)
+            continue
         labels.append(f"{field}\n({whole:.0f} before" + (")" if whole >= 50 else ":\nnot learned)"))
         for column, scenario in enumerate(shown):
             loss = mean(before(scenario), field) - mean(Block(scenario), field)

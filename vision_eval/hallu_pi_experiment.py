@@ -51,7 +51,7 @@ from vision_eval.hallu_pi import OPS, SCENARIOS, show_example
 from vision_eval.hallu_pi_claims import CLAIMS as CLAIMS
 from vision_eval.hallu_pi_claims import HINTS, SHOWN, claims, figure, shown_scene
 from vision_eval.metrics import FIELDS, Item, discriminative, mentions, pi_score, score
-from vision_eval.scenes import KINDS
+from vision_eval.scenes import KINDS, PARTNER
 from vision_eval.vlm import Diet, TinyVLM
 
 PAPER = "Hallu-PI, ACM MM 2024, arXiv 2408.01355"
@@ -92,9 +92,11 @@ PICTURES = (
     before("misleading"),
     Block("misleading"),
     Block("blank"),
-    *(Block(op, words="reminder") for op in OPS),
+    Block(phase=BEFORE, hint="misled"),
+    *(Block(op, words=words) for op in OPS for words in ("reminder", "greeting")),
     *(Block(op, severity=severity) for op in OPS for severity in (1, 3, 5)),
 )
+FEW = (PLAIN, *map(Block, OPS))
 WRONG_HINTS = (
     PLAIN,
     Block(phase=BEFORE, hint="misled"),
@@ -111,9 +113,10 @@ REMINDERS = (
 class Arm(NamedTuple):
     diet: Diet | None  # what it is fed after its base (None: nothing more)
     blocks: tuple[Block, ...]  # what it is asked
-    base: str = "base"  # which model it goes on from: base, early
+    base: str = "base"  # which model it goes on from: base, early (60% of its steps) or unprimed
 
 
+PAIRLESS = 0.3  # Diet.prior at which a kind's partner is there as often as any other kind
 DAMAGED = Diet(corrupt=0.8, ops=OPS, crops=0.15)
 ELSEWHERE = Diet(corrupt=0.8, ops=UNSEEN)
 TAUGHT = ELSEWHERE._replace(hints=0.7, hint_acc=1.0, reminders=0.5)
@@ -124,11 +127,18 @@ ARMS = {
     **{f"hints {h}": Arm(Diet(hints=0.7, hint_acc=float(h)), WRONG_HINTS) for h in HINTS},
     "unreminded": Arm(TAUGHT._replace(words=False), REMINDERS),
     "reminded": Arm(TAUGHT, REMINDERS),
-    "robust elsewhere": Arm(ELSEWHERE, PICTURES),
+    "robust elsewhere": Arm(ELSEWHERE, FEW),
+    "unprimed": Arm(DAMAGED._replace(prior=PAIRLESS), FEW, base="unprimed"),
     "robust mosaics": Arm(Diet(mosaics=0.8), PICTURES),
     "early": Arm(None, PICTURES, base="early"),
 }
-DEFAULT = ("clean", "robust", "hints 0.5", "hints 0.8", "hints 1.0", "unreminded", "reminded")
+ABOUT_PROMPTS = (WRONG_HINTS, REMINDERS)  # arms that are asked these go on for more_steps
+DEFAULT = ("clean", "robust", "hints 0.5", "hints 0.8", "hints 1.0")
+SMALL_EFFECTS = ("clean", "robust", "robust elsewhere", "unprimed", "unreminded", "reminded")
+WRONG_PAIRS = {  # kinds that do not go together in training, as if they did
+    "circle": "square", "square": "circle", "ring": "triangle",
+    "triangle": "ring", "bar": "cross", "cross": "bar",
+}  # fmt: skip
 
 
 # --- evaluate
@@ -157,11 +167,12 @@ def evaluate(model: TinyVLM, exam: Exam, blocks: Sequence[Block]) -> dict[tuple,
         opened = [(item, answers[item.id]) for item in asked.items if item.task == "gen"]
         if block == Block("crop"):
             found[("usual", *block)] = 100 * np.mean([said == "nine" for _, said in opened])
-        if block in map(Block, (*OPS, "concat")):
+        if block in map(Block, OPS):
             described += opened
     found |= four(found, blocks)
-    if described:
-        found |= inventions(described)
+    if len(described) == len(OPS) * len(exam.scenes):  # all four were asked
+        found |= inventions(described, PARTNER, "")
+        found |= inventions(described, WRONG_PAIRS, "wrong pairs")
     return found
 
 
@@ -177,18 +188,20 @@ def four(found: dict, blocks: Iterable[Block]) -> dict[tuple, float]:
     return means
 
 
-def inventions(described: Sequence[tuple[Item, str]]) -> dict[tuple, float]:
-    """Of the kinds invented, the share that are Hal-objects (`expected`), beside the share of
-    Hal-objects among all kinds that are not there (`chance`); and how many were invented."""
+def inventions(described: Sequence[tuple[Item, str]], pairs: dict[str, str], name: str) -> dict:
+    """Of the kinds invented, the share that one would expect, since the kind that they go with is
+    there (`expected`), beside that share of all kinds that are not there (`chance`); and how many
+    were invented. `pairs`: which kind goes with which."""
     invented, absent = [], []
     for item, said in described:
-        wrong = [kind for kind in mentions(said, KINDS) if kind not in item.truth]
-        invented += [kind in item.hal for kind in wrong]
-        absent += [kind in item.hal for kind in KINDS if kind not in item.truth]
+        missing = [kind for kind in KINDS if kind not in item.truth]
+        absent += [pairs[kind] in item.truth for kind in missing]
+        wrong = [kind for kind in mentions(said, KINDS) if kind in missing]
+        invented += [pairs[kind] in item.truth for kind in wrong]
     return {
-        ("expected",): 100 * np.mean(invented or [0]),
-        ("chance",): 100 * np.mean(absent),
-        ("invented",): len(invented),
+        ("expected", name): 100 * np.mean(invented or [0]),
+        ("chance", name): 100 * np.mean(absent),
+        ("invented", name): len(invented),
     }
 
 
@@ -213,16 +226,26 @@ def controls(exam: Exam, seed: int) -> dict[str, dict[tuple, float]]:
 # --- one seed
 
 
-def train_bases(cfg: Config, seed: int) -> dict[str, TinyVLM]:
-    """The models that the arms go on from."""
-    base = TinyVLM(generator(seed, "init"))
-    vlm.pretrain_encoder(base, cfg.encoder_steps, seed, cfg.lr, cfg.batch)
-    early_at = max(1, int(0.6 * cfg.steps))
-    bases = {"base": base}
-    steps = vlm.training(base, Diet(), cfg.steps, cfg.lr, seed, "stage 2", cfg.batch, cfg.turns)
-    for done in steps:
+def train_base(cfg: Config, seed: int, prior: float) -> tuple[TinyVLM, TinyVLM]:
+    """A model that learned from undamaged pictures only, and a copy of it at 60% of its steps."""
+    model = TinyVLM(generator(seed, "init"))
+    vlm.pretrain_encoder(model, cfg.encoder_steps, seed, cfg.lr, cfg.batch, prior)
+    early, early_at = None, max(1, int(0.6 * cfg.steps))
+    diet = Diet(prior=prior)
+    for done in vlm.training(
+        model, diet, cfg.steps, cfg.lr, seed, "stage 2", cfg.batch, cfg.turns
+    ):
         if done == early_at:
-            bases["early"] = deepcopy(base)
+            early = deepcopy(model)
+    return model, early
+
+
+def train_bases(cfg: Config, seed: int) -> dict[str, TinyVLM]:
+    """The models that the arms go on from, as far as they are needed."""
+    bases = {}
+    bases["base"], bases["early"] = train_base(cfg, seed, Diet().prior)
+    if "unprimed" in cfg.methods:
+        bases["unprimed"], _ = train_base(cfg, seed, PAIRLESS)
     return bases
 
 
@@ -231,7 +254,7 @@ def go_on(base: TinyVLM, arm: Arm, cfg: Config, seed: int) -> TinyVLM:
     questions as far as their diets agree."""
     model = deepcopy(base)
     if arm.diet is not None:
-        steps = cfg.twin_steps if arm.blocks == PICTURES else cfg.more_steps
+        steps = cfg.more_steps if arm.blocks in ABOUT_PROMPTS else cfg.twin_steps
         vlm.train(model, arm.diet, steps, cfg.more_lr, seed, "going on", cfg.batch, cfg.turns,
                   encoder=1.0)  # fmt: skip
     return model
@@ -244,11 +267,13 @@ def run(cfg: Config, seed: int) -> Outcome:
     for name in cfg.methods:
         arm = ARMS[name]
         model = go_on(bases[arm.base], arm, cfg, seed)
-        outcome.metrics[name] = evaluate(model, exam, arm.blocks)
-        if arm.blocks == PICTURES:
+        blocks = FEW if cfg.more_seeds and arm.blocks == PICTURES else arm.blocks
+        outcome.metrics[name] = evaluate(model, exam, blocks)
+        if blocks == PICTURES:
             outcome.series[name] = by_severity(outcome.metrics[name])
         if name == "clean":
-            outcome.series[name] |= {("says", *b): (range(10), say(model, exam, b)) for b in SHOWN}
+            says = {("says", *block): (range(10), say(model, exam, block)) for block in SHOWN}
+            outcome.series[name] = outcome.series.get(name, {}) | says
         if cfg.save and seed == cfg.seeds[0] and name == cfg.methods[0]:
             vlm.save_vlm(Path(cfg.save), model)
     outcome.metrics.update(controls(exam, seed))
@@ -272,14 +297,29 @@ def say(model: TinyVLM, exam: Exam, block: Block) -> list[int]:
     return ([vlm.IDS[word] for word in said.split()] + [0] * 10)[:10]
 
 
+def depends(cfg: Config, seed: int) -> dict:
+    """What the numbers of a seed rest on: test scenes and questions, first turns that are learned,
+    first weights."""
+    exam = Exam(cfg.scenes, seed)
+    _, ids, _, _ = vlm.make_batch(Diet(), 4, cfg.turns, random.Random(f"{seed}/stage 2"), 0)
+    return {
+        "scenes": exam.scenes,
+        "questions": [item.question for item in exam.block(PLAIN).items],
+        "turns": ids.tolist(),
+        "weights": TinyVLM(generator(seed, "init")),
+    }
+
+
 # --- run it
 
 
 def resolved(cfg: Config) -> Config:
     """The run's arms and seeds, where none were typed."""
-    methods, seeds = DEFAULT, (0, 1)
+    methods, seeds = DEFAULT, (50, 51, 52, 53)
     if cfg.full:
-        methods, seeds = tuple(ARMS), (10, 11)
+        methods = tuple(ARMS)
+    if cfg.more_seeds:
+        methods, seeds = SMALL_EFFECTS, (50, 51, 52, 53, 54, 55)
     cfg = replace(cfg, methods=cfg.methods or methods, seeds=cfg.seeds or seeds)
     if cfg.quick:
         cfg = replace(cfg, seeds=cfg.seeds[:1], scenes=12, encoder_steps=2, steps=3, twin_steps=1,
@@ -313,14 +353,18 @@ def main(cfg: Config) -> dict:
     check_range(cfg, "steps encoder_steps twin_steps more_steps batch turns", least=1)
     check_range(cfg, "lr more_lr", above=0)
     check_range(cfg, "workers", least=1)
+    if cfg.full and cfg.more_seeds:
+        raise InputError("--full and --more-seeds are two runs: give one of them")
     cfg = resolved(cfg)
     if cfg.export:
         export(cfg.scenes, cfg.seeds[0], Path(cfg.export))
         return {}
     show_example(cfg.seeds[0])
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
-    saved = replace(asked, scenes=cfg.scenes)
-    results = save_results(__file__, PAPER, saved, outcomes, claims, figure, started, cfg.seeds)
+    results = save_results(
+        __file__, PAPER, replace(asked, scenes=cfg.scenes), outcomes, claims, figure, started,
+        cfg.seeds, depends=depends(cfg, cfg.seeds[0]),
+    )  # fmt: skip
     write_table(results["metrics"], destination(__file__, asked).with_suffix(".csv"))
     columns = [key(("PI", *block)) for block in MAIN if block.scenario != "blank"]
     shown = {arm: row for arm, row in results["metrics"].items() if "PI noise" in row}

@@ -53,6 +53,7 @@ TEMPLATES = {  # edit these to ask in other words; `place` is "image" or "top-le
     "hint": "Maybe {verdict}. ",
     "reminder": "Note: this image may be noisy, blurred, cropped or stitched from several images. "
     "Look carefully and answer only from what is visible. ",
+    "greeting": "Hello! Kindly look and answer. ",  # two words that say nothing: reminder's control
     "instruction": " Answer with 'Yes' or 'No'.",
 }
 PHRASE = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
