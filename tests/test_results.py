@@ -150,7 +150,7 @@ def test_a_flag_that_would_be_ignored_is_refused_only_where_it_was_given():
     check_unused(Flags(), "top_p chat", "here")
     with pytest.raises(InputError, match="^--chat has no effect here: leave it out$"):
         check_unused(Flags(chat=True), "top_p chat", "here")
-    with pytest.raises(KeyError):
+    with pytest.raises(AttributeError):
         check_unused(Flags(), "top_pp", "here")  # a misspelt name is our own mistake
     with pytest.raises(InputError, match="^--top-p 0.5 has no effect at temperature 0"):
         check_unused(Flags(top_p=0.5), "top_p", "at temperature 0")
