@@ -619,9 +619,11 @@ def figure(results: dict):
     placeholder.remove()
     fig.set_layout_engine("none")
     draw_pictures(fig, Exam(results["config"]["scenes"], results["seeds"][0]), series)
-    panels = fig.add_gridspec(1, 4, left=0.05, right=0.985, bottom=0.12, top=0.49, wspace=0.34,
+    panels = fig.add_gridspec(1, 4, left=0.05, right=0.985, bottom=0.12, top=0.49, wspace=0.4,
                               width_ratios=(1.9, 1, 1, 1.5))  # fmt: skip
     scores, severities, hints, fields = (fig.add_subplot(panels[i]) for i in range(4))
+    for ax in (scores, severities, hints):
+        ax.spines[["top", "right"]].set_visible(False)
     draw_scores(scores, metrics)
     draw_severities(severities, series)
     draw_hints(hints, metrics)

@@ -267,13 +267,12 @@ def run(cfg: Config, seed: int) -> Outcome:
     for name in cfg.methods:
         arm = ARMS[name]
         model = go_on(bases[arm.base], arm, cfg, seed)
-        blocks = FEW if cfg.more_seeds and arm.blocks == PICTURES else arm.blocks
-        outcome.metrics[name] = evaluate(model, exam, blocks)
-        if blocks == PICTURES:
+        outcome.metrics[name] = evaluate(model, exam, arm.blocks)
+        if arm.blocks == PICTURES:
             outcome.series[name] = by_severity(outcome.metrics[name])
         if name == "clean":
             says = {("says", *block): (range(10), say(model, exam, block)) for block in SHOWN}
-            outcome.series[name] = outcome.series.get(name, {}) | says
+            outcome.series[name] |= says
         if cfg.save and seed == cfg.seeds[0] and name == cfg.methods[0]:
             vlm.save_vlm(Path(cfg.save), model)
     outcome.metrics.update(controls(exam, seed))
