@@ -60,7 +60,9 @@ SHELVES = {
     "methods/experiments": [WORLDS, PAPER, EXPERIMENT],
     "methods/real": [WORLDS, PAPER, EXPERIMENT],
 }
-EXTRA = {  # proxy-tuning is a paper's file with no shelf of its own: question alignment's serve both
+EXTRA = {  # proxy-tuning is a paper's file with no shelf of its own: question alignment's serve both;
+    # DoLa and its kin contrast by SkipLayerCD's rule, and its file does without them
+    "methods/skip_layer_cd_baselines.py": ["methods.skip_layer_cd"],
     "methods/proxy_tuning.py": ["methods.question_alignment_tasks"],
     "methods/experiments/question_alignment.py": ["methods.proxy_tuning"],
     "methods/experiments/question_alignment_claims.py": ["methods.proxy_tuning"],
