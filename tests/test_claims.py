@@ -264,7 +264,6 @@ WITHOUT_A_TABLE = (
     "spontaneous_multilingual",
     "transllm",
     "mdm_experiment",
-    "hallu_pi_experiment",
 )
 
 
