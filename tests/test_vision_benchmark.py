@@ -16,7 +16,8 @@ from PIL import Image
 from minilm import InputError
 from minilm.data import generator
 from vision_eval import benchmark, scenes, vlm
-from vision_eval.exam import SCENARIOS, Exam, ask, export
+from vision_eval.exam import Block, Exam, ask, before, export
+from vision_eval.hallu_pi import SCENARIOS
 from vision_eval.metrics import score, vocabulary_of
 
 
@@ -41,14 +42,13 @@ def test_the_model_on_exported_files_scores_what_it_scores_in_memory(files, tmp_
     rows = {(row["scenario"], row["phase"]): row for row in scores["rows"]}
     exam = Exam(12, 3)
     blocks = {
-        ("noise", "after"): "noise",
-        ("crop", "after"): "crop",
-        ("crop", "before"): "crop before",
+        ("noise", "after"): Block("noise"),
+        ("crop", "after"): Block("crop"),
+        ("crop", "before"): before("crop"),
     }
-    for key, name in blocks.items():
-        block = exam.block(name)
-        items = [item for row in block.rows for item in row]
-        (row,) = score(items, ask(model, block), scenes.KINDS).values()
+    for key, block in blocks.items():
+        asked = exam.block(block)
+        (row,) = score(asked.items, ask(model, asked), scenes.KINDS).values()
         assert {name: rows[key][name] for name in row} == row
     assert "scorer: paper (micro)" in capsys.readouterr().out
     again = bench(folder, tmp_path / "2", score=str(tmp_path / "answers.json"))

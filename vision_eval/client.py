@@ -32,7 +32,6 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -327,9 +326,20 @@ def ask_all(
     before is cached."""
     answers: list[str | None] = [None] * len(prompts)
     reasons: list[str] = []
+    ended = threading.Event()  # by an error that ends the run: nobody asks any more
+
+    def ask(make: Callable[[], Sequence[Turn]]) -> str:
+        if ended.is_set():
+            raise NoAnswer("the run has ended")
+        try:
+            return model(make())
+        except InputError:
+            ended.set()
+            raise
+
     pool = ThreadPoolExecutor(workers)
     try:
-        futures = {pool.submit(partial(_ask, model, make)): i for i, make in enumerate(prompts)}
+        futures = {pool.submit(ask, make): i for i, make in enumerate(prompts)}
         for future in progress(as_completed(futures), "questions", len(futures)):
             try:
                 answers[futures[future]] = future.result()
@@ -343,7 +353,3 @@ def ask_all(
         print(f"{len(reasons)} of {len(prompts)} questions have no answer ({reasons[-1]}); "
               "run the same command again to ask only these")
     return answers
-
-
-def _ask(model, make) -> str:
-    return model(make())
