@@ -257,6 +257,7 @@ QUESTION = {
         ({"image": None}, "image must be a text"),
         ({"question": 7}, "question must be a text"),
         ({"region": 7}, "region must be a text"),
+        ({"question": "\ud800"}, "question must be a text"),
         ({"task": "chat"}, "task gen or disc"),
         ({"task": "disc", "field": "taste"}, "field one of"),
         ({"taste": "sour"}, "missing or unknown: taste"),
@@ -298,6 +299,7 @@ def test_a_broken_data_file_is_refused_in_one_line(tmp_path, text, message):
         ({"images": "/nowhere"}, "lacks .*png, which a question is about"),
         ({"score": "DATA"}, "an answer must be"),
         ({"score": "LOST"}, "every response is null"),
+        ({"score": "STRANGE"}, "strange.json: .*data.jsonl has no question with the id 'q1'"),
         ({"format": "amber", "score": "x"}, "AMBER needs it"),
         ({"workers": 0}, "--workers 0"),
         ({"retries": -1}, "--retries -1"),
@@ -313,8 +315,10 @@ def test_wrong_flags_and_files_are_refused_and_nothing_is_written(
     files, tmp_path, changes, message
 ):
     folder, _ = files
+    (tmp_path / "strange.json").write_text('[{"id": "q1", "response": "Yes"}]')
     (tmp_path / "lost.json").write_text('[{"id": "a", "response": null}]')
     named = {"DATA": str(folder / "data.jsonl"), "LOST": str(tmp_path / "lost.json")}
+    named["STRANGE"] = str(tmp_path / "strange.json")
     if changes.get("score") in named:
         changes = {"score": named[changes["score"]]}
     given = {"model": f"tiny:{folder / 'tiny'}", **changes}

@@ -103,6 +103,11 @@ def read_items(path: str) -> list[Item]:
     return [read_item(row, f"{path}, question {number}") for number, row in enumerate(rows, 1)]
 
 
+def is_text(value) -> bool:
+    """Whether it is a string that can be written again: JSON can hold half a character."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 WORDS = ("id", "image", "scenario", "phase", "task", "field", "pair_id", "question", "answer")
 
 
@@ -114,7 +119,7 @@ def read_item(row, where: str) -> Item:
         raise InputError(f"{where}: needs the fields {', '.join(Item._fields)}; "
                          f"missing or unknown: {', '.join(odd)}")
     for name in (*WORDS, "region"):
-        if not isinstance(row.get(name, ""), str):
+        if not is_text(row.get(name, "")):
             raise InputError(f"{where}: {name} must be a text, not {shown(row[name])}")
     for name in ("truth", "hal"):
         words = row.get(name, [])
@@ -383,6 +388,12 @@ def main(cfg: Config) -> dict:
     out = Path(cfg.out)
     if cfg.score:
         answers = read_answers(cfg.score, number=amber is not None)
+        known = amber.annotations if amber else {item.id for item in items}
+        strange = [id for id in answers if id not in known]
+        if strange:
+            file = cfg.annotations if amber else cfg.data
+            raise InputError(f"{cfg.score}: {file} has no question with the id {strange[0]!r} "
+                             f"({len(strange)} such answers)")
     else:
         items, answers = evaluate(open_model(cfg), items, cfg)
         rows = [{"id": id, "response": text} for id, text in answers.items()]
