@@ -143,6 +143,9 @@ def export(count: int, seed: int, folder: Path) -> None:
             file = folder / f"{name}_{row[0].image}.png"
             file.write_bytes(encode_png(picture))
             lines += [json.dumps(item._replace(image=file.name)._asdict()) for item in row]
-    text = "\n".join(lines) + "\n"
-    write_atomically(folder / "data.jsonl", lambda to: to.write_text(text, encoding="utf-8"))
+
+    def save(to: Path) -> None:
+        to.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    write_atomically(folder / "data.jsonl", save)
     print(f"wrote {len(lines)} questions (data.jsonl) and their pictures to {folder}")

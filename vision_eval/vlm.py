@@ -18,7 +18,7 @@ ones for its robust twins.
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,7 +168,7 @@ def save_vlm(folder: Path, model: TinyVLM) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
     del tensors["lm.lm_head.weight"]  # it is the embedding
-    write_atomically(folder / "model.safetensors", lambda to: save_file(tensors, to))
+    write_atomically(folder / "model.safetensors", partial(save_file, tensors))
     shape = {"width": model.rows.shape[1], "layers": len(model.lm.layers), "words": WORDS}
     write_json(folder / "config.json", shape)
 
