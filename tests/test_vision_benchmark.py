@@ -301,6 +301,10 @@ def test_a_broken_data_file_is_refused_in_one_line(tmp_path, text, message):
         ({"score": "LOST"}, "every response is null"),
         ({"score": "STRANGE"}, "strange.json: .*data.jsonl has no question with the id 'q1'"),
         ({"format": "amber", "score": "x"}, "AMBER needs it"),
+        ({"score": "x", "limit": 2}, "--limit 2 has no effect with --score"),
+        ({"safe_words": "x"}, "--safe-words x has no effect without --format amber"),
+        ({"format": "amber", "parser": "mme"}, "--parser mme has no effect"),
+        ({"format": "amber", "baseline": "icl"}, "--baseline icl needs right answers"),
         ({"workers": 0}, "--workers 0"),
         ({"retries": -1}, "--retries -1"),
         ({"timeout": 0}, "--timeout 0"),
@@ -321,7 +325,7 @@ def test_wrong_flags_and_files_are_refused_and_nothing_is_written(
     named["STRANGE"] = str(tmp_path / "strange.json")
     if changes.get("score") in named:
         changes = {"score": named[changes["score"]]}
-    given = {"model": f"tiny:{folder / 'tiny'}", **changes}
+    given = changes if "score" in changes else {"model": f"tiny:{folder / 'tiny'}", **changes}
     with pytest.raises((InputError, FileNotFoundError), match=message) as error:
         benchmark.main(bench(folder, tmp_path / "out", **given))
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()

@@ -119,6 +119,8 @@ def test_the_small_run_prints_the_mechanism_and_one_seeds_scores(capsys):
     for words in ("in capitals", "CHAIR", "PI = ((100 - ", "proves nothing", "misleading", "blank"):
         assert words in printed
     for flags, message in (({"steps": 0}, "--steps 0"), ({"severity": 6}, "--severity 6"),
+                           ({"objects": ("dog",)}, "--objects dog has no effect without"),
+                           ({"picture": "p.png", "steps": 7}, "--steps 7 has no effect with"),
                            ({"picture": "p.png"}, "--picture needs --objects")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             hallu_pi.main(hallu_pi.Config(**flags))

@@ -33,7 +33,7 @@ import numpy as np
 
 from minilm import InputError
 from minilm.data import read_text, write_json
-from minilm.results import check_range, cli
+from minilm.results import check_range, check_unused, cli
 from vision_eval import vlm
 from vision_eval.client import ChatClient, Turn, ask_all, plain
 from vision_eval.metrics import FIELDS, Amber, Item, amber_score, make_amber, score, vocabulary_of
@@ -376,6 +376,17 @@ def check_flags(cfg: Config) -> None:
     check_range(cfg, "limit retries", least=0)
     check_range(cfg, "shots workers max_tokens patience", least=1)
     check_range(cfg, "timeout", above=0)
+    if cfg.score:
+        check_unused(cfg, "model base_url key_env scenarios baseline limit", "with --score")
+    if cfg.format == "amber":
+        ours = "scenarios parser aggregate positive negation"
+        check_unused(cfg, ours, "with --format amber: its scorer is as published")
+        if cfg.baseline == "icl":
+            raise InputError("--baseline icl needs right answers in --data, which AMBER's query "
+                             "files do not hold: use none or reminder")
+    else:
+        theirs = "annotations associations safe_words similarity"
+        check_unused(cfg, theirs, "without --format amber")
 
 
 def main(cfg: Config) -> dict:

@@ -32,7 +32,7 @@ import numpy as np
 
 from minilm import InputError
 from minilm.data import generator
-from minilm.results import check_range, cli
+from minilm.results import check_range, check_unused, cli
 from vision_eval import scenes, vlm
 from vision_eval.client import ChatClient
 from vision_eval.metrics import FIELDS, Item, mentions, parse_yes_no, pi_score, score
@@ -303,8 +303,10 @@ def main(cfg: Config) -> None:
     check_range(cfg, "scenes", least=8)
     check_range(cfg, "severity", least=1, most=5)
     if cfg.picture:
+        check_unused(cfg, "steps scenes quick", "with --picture")
         ask_about_own_picture(cfg)
         return
+    check_unused(cfg, "objects expected base_url model key_env", "without --picture")
     if cfg.quick:
         cfg = replace(cfg, steps=2, scenes=8)
     show_example(cfg.seed)

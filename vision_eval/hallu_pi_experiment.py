@@ -14,11 +14,27 @@ steps, each on its own diet, and answer the same exam:
     reminded            the same, and those questions begin with the reminder
     unprimed            a base and a twin as robust, in a world in which no kinds go together
 
-Run     python vision_eval/hallu_pi_experiment.py                # default: four seeds, MINUTES
+Run     python vision_eval/hallu_pi_experiment.py                # four seeds
         python vision_eval/hallu_pi_experiment.py --more-seeds   # six seeds for the small effects
         python vision_eval/hallu_pi_experiment.py --full         # every arm
         python vision_eval/hallu_pi_experiment.py --save tiny --export exam   # model, questions
-Honest  HONEST
+Honest
+  - The model has 0.25M parameters and sees 48 x 48 pixels of six kinds of shapes: nothing here is
+    a statement about large models. The wordings of the questions are ours.
+  - Settings were chosen on seeds 100 to 102, the rules fixed before the run.
+  - Lost resolution looks like hallucination: read the robust twin beside every drop. For concat
+    this stays open: 160 steps on mosaics did not make a twin that reads them (R4).
+  - Relation is not learned in so few steps (three times the questions, scenes made for it, places
+    as evidence did not change that): its row says nothing about damage.
+  - Fog is severe here: alone it is what R2 was on the mean of four operations in run 1.
+  - Run 1 (seeds 0, 1 and 10, 11) had two seeds a run and rules on means. Its C8 was asked of
+    clean, which never saw damage and has no reason to fall back on its prior: undecided. That the
+    robust twin does was seen afterwards, and confirmed on seeds 20, 21; it is claimed here on
+    seeds of its own. Its C7t failed in one file and held in the other.
+  - "unprimed": where a kind's partner follows with probability 0.3 it is there as often as any
+    other kind (0.32 of the pictures); at 0.5, as in the test scenes, it still is there more often
+    (0.50 against 0.28), so that 0.5 would be no control.
+  - Run 2 has two words more than run 1, the control of the reminder, so that its numbers are others.
 """
 
 import csv
