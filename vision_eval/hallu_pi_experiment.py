@@ -34,7 +34,7 @@ Honest
   - "unprimed": where a kind's partner follows with probability 0.3 it is there as often as any
     other kind (0.32 of the pictures); at 0.5, as in the test scenes, it still is there more often
     (0.50 against 0.28), so that 0.5 would be no control.
-  - Run 2 has two words more than run 1, the control of the reminder, so that its numbers are others.
+  - Run 2 has two words more than run 1, the reminder's control, so that its numbers are others.
 """
 
 import csv
