@@ -298,6 +298,23 @@ def exam_row(model, test, pictures, scenario: str, cfg: Config) -> dict[str, flo
     return metrics
 
 
+def show_crops(model, cfg: Config) -> None:
+    """Pages of nine shapes, cut: is what is left counted, or is it what a page usually has?"""
+    rng = random.Random(f"{cfg.seed}/crops")
+    boards = [scenes.draw_scene(rng, 0.5, "board") for _ in range(cfg.scenes // 2)]
+    shown, left = [], []
+    for board, picture in zip(boards, scenes.render(boards)):
+        part, shapes = scenes.crop_board(board, picture, *rng.choice(scenes.CROPS), rng)
+        shown.append(part)
+        left.append(scenes.number(len(shapes)))
+    prompt = scenes.how_many(boards[0].shapes).text
+    said = vlm.answer(model, scenes.to_uint8(np.stack(shown)), [[prompt]] * len(shown))
+    right = np.mean([row[0] == number for row, number in zip(said, left)])
+    nine = np.mean([row[0] == "nine" for row in said])
+    print(f"crop: of {len(boards)} pages of nine shapes, cut to 3, 4 or 6, it counts {right:.0%} "
+          f"rightly and says \"nine\" of {nine:.0%}.")
+
+
 def main(cfg: Config) -> None:
     check_range(cfg, "steps", least=1)
     check_range(cfg, "scenes", least=8)
@@ -333,6 +350,7 @@ def main(cfg: Config) -> None:
         numbers = [row[metric] for metric in ("PI", "ACC+", "Hal", "CHAIR", "Cover")]
         print(f"{name:10}" + "".join(f"{x:7.1f}" for x in numbers))
     print("blank: no picture at all; who describes nothing has Hal 0, and PI above 50.")
+    show_crops(model, cfg)
 
 
 if __name__ == "__main__":
