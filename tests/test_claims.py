@@ -263,7 +263,6 @@ WITHOUT_A_TABLE = (
     "question_alignment",
     "spontaneous_multilingual",
     "transllm",
-    "hallu_pi_experiment",
 )
 
 
