@@ -37,7 +37,9 @@ import regex
 import torch
 from torch import nn
 
-from methods.experiments.prealign import PAPER, align, code_switch, make_table, pretrain, retrieval
+from methods.experiments.prealign import PAPER
+from methods.prealign import align, code_switch, cut_words, make_table, pretrain, retrieval
+from methods.worlds.prealign import Document
 from minilm import InputError
 from minilm.data import IGNORE, generator, pack, read_text
 from minilm.evaluate import perplexity
@@ -200,11 +202,6 @@ def deal(cfg: Config, corpora: dict[str, tuple[list[str], float]]) -> dict[str, 
     return dealt
 
 
-def cut_words(ids: Sequence[int], starts: Callable[[int], bool]) -> Iterator[tuple[int, ...]]:
-    cuts = [i for i, token in enumerate(ids) if i == 0 or starts(token)]
-    return (tuple(ids[a:b]) for a, b in zip(cuts, [*cuts[1:], len(ids)]))
-
-
 def encode_entries(entries: Sequence[list[str]], encode: Callable[[str], list[int]]) -> list[Entry]:
     """Words as they look inside running text (after a space); an entry whose sides are the same tokens teaches nothing and is dropped."""
     spelled = [tuple(dict.fromkeys(tuple(encode(word)) for word in words)) for words in entries]
@@ -258,7 +255,7 @@ def make_corpus(cfg: Config, data: Data, seed: int, steps: int) -> list[list]:
     """`steps` batches of (block, is it in the source language?), languages drawn by weight."""
     rng = random.Random(f"{seed}/order")
     names = rng.choices(data.names, data.weights, k=steps * cfg.batch)
-    blocks = [(rng.choice(data.read[name]), name == data.names[0]) for name in names]
+    blocks = [Document(rng.choice(data.read[name]), name == data.names[0]) for name in names]
     return [blocks[i : i + cfg.batch] for i in range(0, len(blocks), cfg.batch)]
 
 
@@ -297,10 +294,11 @@ def run(cfg: Config, seed: int) -> Outcome:
         points = {name: [] for name in data.names}
         with autocast(device, cfg.dtype):
             if aligned:
-                align(cfg, model, data.seen, text, generator(seed, "pairs"))
+                align(model, data.seen, text, generator(seed, "pairs"), steps=cfg.align_steps, pairs=cfg.pairs, tau=cfg.tau,
+                      alpha=cfg.alpha, lr=cfg.align_lr, layers=cfg.align_layers, lm=cfg.align_lm)
             before = {name: retrieval(model, seen, [e[1] for e in seen]) for name, (seen, _) in data.exam.items()}
-            for step in pretrain(cfg, model, corpus[: cfg.steps + extra], make_table(data.seen), switch, random.Random(f"{seed}/switching"),
-                                 data.starts):
+            for step in pretrain(model, corpus[: cfg.steps + extra], make_table(data.seen), random.Random(f"{seed}/switching"),
+                                 mode=switch, rho=cfg.rho, lr=cfg.lr, starts=data.starts):
                 if step % cfg.eval_every == 0 or step == cfg.steps + extra:
                     for name in data.names:
                         points[name].append((step, perplexity(model, data.held[name][:40])))
