@@ -13,7 +13,8 @@ from torch import nn
 from methods.real import skip_layer_cd
 from methods.real.skip_layer_cd import (WORDS, Config, Item, Loaded, Restricted, answer, choices, claims, exemplars, is_right, last_number,
                                         make_decoder, read_task, score)
-from methods.skip_layer_cd_decoders import DoLa, SkipLayers
+from methods.skip_layer_cd import SkipLayers
+from methods.skip_layer_cd_baselines import DoLa
 from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator

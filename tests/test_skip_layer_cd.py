@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from methods.experiments import skip_layer_cd
-from methods.experiments.skip_layer_cd import (ARMS, LANGUAGES, OTHERS, PAIRS, TEXT, WORLD, Config, Models, answer, claims, difference, exercise,
-                                   lm_loss, look, views)
-from methods.skip_layer_cd_decoders import (ContrastModels, DoLa, RepetitionPenalty, SkipLayers, blocks_per_token, contrast, divergence,
-                                            entropy_curve, entropy_span, heuristic_span, span_sizes)
+from methods.experiments.skip_layer_cd import ARMS, PAIRS, Config, answer, claims, difference, look
+from methods.skip_layer_cd import (EVENT, LANGUAGES, OTHERS, TEXT, WORLD, Models, SkipLayers, blocks_per_token, contrast, entropy_curve,
+                                   entropy_span, exercise, heuristic_span, lm_loss, span_sizes, views)
+from methods.skip_layer_cd_baselines import ContrastModels, DoLa, RepetitionPenalty, divergence
 from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator, pad
@@ -111,7 +111,7 @@ def test_the_shared_prefix_equals_two_separate_forwards_at_every_step_batched_an
     with torch.no_grad():
         expected = contrast(model(full, attention_mask=seen).logits, short(full, attention_mask=seen).logits, 0.3, 0.7)
         for share in (True, False):
-            decoder = SkipLayers(model, span, 0.3, 0.7, share_prefix=share)
+            decoder = SkipLayers(model, span, 0.3, 0.7, share=share)
             torch.testing.assert_close(decoder(full, attention_mask=seen).logits[seen], expected[seen], atol=1e-5, rtol=1e-5)
             cache, T = decoder.new_cache(3), ids.shape[1]
             parts = [decoder(ids, cache=cache, attention_mask=mask).logits]
@@ -155,7 +155,7 @@ def test_a_token_costs_2L_minus_n_block_evaluations_when_the_prefix_is_shared():
     model, ids = tiny(L), torch.tensor([[1, 2, 3]])
     for m, n in SPANS:
         for share, blocks in ((True, 2 * L - n), (False, 2 * L - (n - m))):
-            decoder = SkipLayers(model, (m, n), share_prefix=share)
+            decoder = SkipLayers(model, (m, n), share=share)
             cache = decoder.new_cache(1)
             decoder(ids, cache=cache)
             decoder(ids[:, :1], cache=cache)
@@ -322,7 +322,7 @@ def test_an_exercise_is_told_in_one_language_and_its_answer_has_nine_tokens_per_
     p = world.sample(random.Random(0), "test")
     prompt, solution = exercise(world, p, "c")
     assert {world.language_of[i] for i in prompt + solution} == {None, "c"}
-    assert prompt[-1] == ANSWER and solution[-1] == EOS and len(solution) == 3 * skip_layer_cd.EVENT + 3
+    assert prompt[-1] == ANSWER and solution[-1] == EOS and len(solution) == 3 * EVENT + 3
     assert world.final_number(solution) == p.final
     words = world.gloss(solution)
     for at, e in zip(range(0, 27, 9), p.events):  # what `look` counts as function words and as reasoning stands at fixed places

@@ -5,7 +5,7 @@ Idea    Contrastive decoding prefers what an expert likes more than an amateur d
         of DoLa is an early exit of the same model. But a model that learned English first thinks in English half-way: in other languages
         its early exits speak the wrong language, and the contrast removes the wrong thing. So keep the last blocks, which put thoughts
         into words, and skip a few blocks before them: this amateur speaks the right language and reasons a little worse. The method, all
-        decoders side by side, has its own file, methods/skip_layer_cd_decoders.py.
+        decoders side by side, has its own file, methods/skip_layer_cd_baselines.py.
 Claims  C1 early exits speak English; C2 the skipping amateur speaks the right language; C3 DoLa harms, other languages more than English;
         C4 SL-H and SL-D (a random span, one found by entropy) beat DoLa; C5 they beat greedy; C6 the amateur is fluent but reasons worse;
         C7 a token costs (2L - n)/L of greedy's blocks; R1 beta 0 is greedy. With --full: every span, other beta, alpha, forms of DoLa.
@@ -28,10 +28,10 @@ Try     with --seeds 100 (other languages: greedy .76, SL-H .72, DoLa norm .49; 
         --alpha 1e-9: SL-H .72 as before, but DoLa norm .12: the mask is what keeps a bare log-ratio in bounds.
 """
 
-import copy
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from statistics import median
@@ -39,20 +39,46 @@ from typing import NamedTuple
 
 import torch
 
-from methods.skip_layer_cd_decoders import (ContrastModels, DoLa, RepetitionPenalty, SkipLayers, blocks_per_token, check_contrast,
-                                            entropy_curve, entropy_span, heuristic_span)
+from methods.skip_layer_cd import (
+    ANSWER_LENGTH,
+    BASE,
+    EVENT,
+    LANGUAGES,
+    OTHERS,
+    TEXT,
+    WORLD,
+    Models,
+    SkipLayers,
+    blocks_per_token,
+    check_contrast,
+    entropy_curve,
+    entropy_span,
+    exercise,
+    heuristic_span,
+    pretrain,
+    solved,
+    views,
+)
+from methods.skip_layer_cd_baselines import ContrastModels, DoLa, RepetitionPenalty
+from methods.worlds.clones import EOS, CloneWorld, Problem, document
 from minilm import InputError
-from minilm.data import IGNORE, generator, pad
-from minilm.generate import generate
-from minilm.ops import linear_cross_entropy
 from minilm.claims import NOT_TESTED, check, claim, paired_bootstrap, print_claims
-from minilm.results import COLORS, Outcome, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
-from minilm.training import make_optimizers, schedule, set_lr, take_step
+from minilm.data import pad
+from minilm.generate import generate
+from minilm.results import (
+    COLORS,
+    Outcome,
+    cli,
+    new_figure,
+    plot_seeds,
+    print_metrics,
+    progress,
+    run_seeds,
+    save_results,
+)
 from minilm.transformer import Transformer
-from methods.worlds.clones import ANSWER, BOS, EOS, Mix, Problem, CloneWorld, document, new_model
 
 PAPER = "SkipLayerCD, Findings of EMNLP 2024, arXiv 2407.10795"
-BASE, *OTHERS = LANGUAGES = ("en", "a", "c", "e")  # the clones keep the word order of en
 
 
 @dataclass(frozen=True)
@@ -62,7 +88,7 @@ class Config:
     steps: int = 900  # pretraining: optimizer steps
     batch: int = 32  # pretraining: documents per step
     lr: float = 3e-3  # pretraining: learning rate
-    drop: float = 0.15  # pretraining: chance of each block but the first and the last to be left out of a step
+    drop: float = 0.15  # pretraining: chance of each block but the ends to be left out of a step
     layers: int = 8  # blocks
     width: int = 64  # model width
     early: float = 0.6  # the amateur of `cd` is the model after this share of the steps
@@ -78,70 +104,173 @@ class Config:
     out: str | None = None  # folder for results in place of results/ or runs/
 
 
-# --- data
-
-WORLD = CloneWorld(languages=LANGUAGES, verb_final=(), verbs=12, events=(3,))
-TEXT = Mix(clones=(0.12, 0.09, 0.06), drills=0.1, retellings=0.15, to_english=True, exercises=0.5, clone_exercises=0.5, explained=0.5,
-           switched=0.0, gain=0.7, zipf=1.0)  # skewed: rare verbs, 70% gains. Test problems are not: habits are worth discounting there
-EVENT = 9  # tokens of an answer per event
+# --- arms: ways to decode with one and the same model
 
 
-def exercise(world: CloneWorld, p: Problem, language: str) -> tuple[list[int], list[int]]:
-    """Prompt and answer, for example (in language a)
-
-    <s> Eve has_a 7 coins_a . finds_a 4 . ... howmany_a coins_a ? <a>      finds_a 4 so_a 7 + 4 = 11 . ... answer_a 9 </s>
-    """
-    return [BOS, *world.question(p, language), ANSWER], [*world.solution(p, language), EOS]
-
-
-# --- loss and training
-
-def lm_loss(model: Transformer, ids: torch.Tensor, real: torch.Tensor, kept: Sequence[int]) -> torch.Tensor:
-    """Next-token loss in nats of a pass through the blocks `kept` only."""
-    h = model.embed(ids[:, :-1])
-    rotary, mask = model.prepare(h)
-    for i in kept:
-        h, _ = model.layers[i](h, rotary, mask)
-    return linear_cross_entropy(model.norm(h), model.lm_head.weight, ids[:, 1:].masked_fill(~real[:, 1:], IGNORE))
+class Arm(NamedTuple):
+    decoder: str  # model: greedy decoding; early: contrast with the early checkpoint; dola; skip
+    span: str | tuple[int, int] = ""  # skip: "sl-h", "sl-d", or the blocks themselves
+    alpha: float | None = None  # None: the run's
+    beta: float | None = None
+    norm: bool = False  # dola: final norm before the head (the normed lens)
+    mild: bool = False  # dola: contrast in SL's form, with beta, in place of the bare log-ratio
+    jsd: str = "standard"  # dola: divergence that chooses the exit
+    exits: tuple[int, ...] | None = None  # dola: exits to choose from (None: the lower half)
+    penalty: bool = False  # dola: its authors' repetition penalty on top
 
 
-class Models(NamedTuple):
-    base: Transformer
-    early: Transformer
+ARMS = {
+    "greedy": Arm("model"),
+    "beta 0": Arm("skip", "sl-d", beta=0.0),  # must be greedy decoding
+    "cd": Arm("early"),
+    "dola": Arm("dola"),
+    "dola norm": Arm("dola", norm=True),
+    "dola penalty": Arm("dola", penalty=True),
+    "mild exit": Arm("dola", norm=True, mild=True),
+    "sl-h": Arm("skip", "sl-h"),
+    "sl-d": Arm("skip", "sl-d"),
+    # with --full: other forms of DoLa, ...
+    "dola official": Arm("dola", jsd="official"),
+    "dola norm official": Arm("dola", norm=True, jsd="official"),
+    "dola static": Arm("dola", norm=True, exits=(2,)),
+    # ... one block skipped, at every place, and several, ...
+    **{f"skip {m}": Arm("skip", (m, m + 1)) for m in range(8)},
+    "skip 1-2": Arm("skip", (1, 3)),
+    "skip 3-4": Arm("skip", (3, 5)),
+    "skip 2-5": Arm("skip", (2, 6)),
+    # ... and other strengths
+    "beta 0.25": Arm("skip", "sl-d", beta=0.25),
+    "beta 1.0": Arm("skip", "sl-d", beta=1.0),
+    "beta 2.0": Arm("skip", "sl-d", beta=2.0),
+    "alpha 0.01": Arm("skip", "sl-d", alpha=0.01),
+    "alpha 0.5": Arm("skip", "sl-d", alpha=0.5),
+}
+PAIRS = [(a, b) for a in ("sl-h", "sl-d") for b in ("greedy", "dola", "dola norm", "mild exit")] + [
+    (a, "greedy") for a in ("dola", "dola norm", "dola penalty", "mild exit")]  # whose difference is judged problem by problem
 
 
-def pretrain(cfg: Config, world: CloneWorld, seed: int) -> Models:
-    """English alone first, then all languages, mostly English -> the model, and as it was after cfg.early of the steps."""
-    model = new_model(world, cfg.width, cfg.layers, generator(seed, "init"))
-    optimizers, text, depth = make_optimizers(model, "adamw", cfg.lr, 0.01), random.Random(f"{seed}/text"), random.Random(f"{seed}/depth")
-    early = copy.deepcopy(model)
-    for step in progress(range(cfg.steps), "pretrain"):
-        set_lr(optimizers, schedule(step, cfg.steps, "cosine", warmup=30, final=0.05))
-        rows = [document(world, TEXT, text, step / cfg.steps) for _ in range(cfg.batch)]
-        kept = [i for i in range(cfg.layers) if i in (0, cfg.layers - 1) or depth.random() >= cfg.drop]
-        take_step(lm_loss(model, *pad(rows), kept), model, optimizers)
-        if step + 1 == round(cfg.early * cfg.steps):
-            early = copy.deepcopy(model)
-    return Models(model.eval(), early.eval())
+def make_decoder(cfg: Config, arm: Arm, models: Models, span):
+    alpha = cfg.alpha if arm.alpha is None else arm.alpha
+    beta = cfg.beta if arm.beta is None else arm.beta
+    if arm.decoder == "model":
+        return models.base
+    if arm.decoder == "early":
+        return ContrastModels(models.base, models.early, alpha, beta)
+    if arm.decoder == "skip":
+        return SkipLayers(models.base, span, alpha, beta)
+    ratio = beta if arm.mild else None
+    decoder = DoLa(models.base, arm.exits, alpha, ratio, norm=arm.norm, jsd=arm.jsd)
+    return RepetitionPenalty(decoder, cfg.penalty) if arm.penalty else decoder
 
 
-# --- evaluate: what every layer says
-
-@torch.no_grad()
-def views(model: Transformer, ids: torch.Tensor, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields (name, logits [B, T, V]) of the early exits h0 ... (with the final norm), the expert, and the amateur of every span."""
-    states = model(ids, output_hidden_states=True).hidden_states
-    rotary, mask = model.prepare(states[0])
-    for i, h in enumerate(states):
-        yield f"h{i}" if i < len(model.layers) else "expert", model.lm_head(model.norm(h))
-    for m, n in spans:
-        h = states[m]
-        for layer in model.layers[n:]:
-            h, _ = layer(h, rotary, mask)
-        yield f"[{m},{n})", model.lm_head(model.norm(h))
+# --- one seed
 
 
-def look(world: CloneWorld, model: Transformer, problems: Sequence[Problem], language: str, spans) -> dict[str, dict[str, float]]:
+def run(cfg: Config, seed: int) -> Outcome:
+    """One model. In every language, every decoder answers the same problems."""
+    world = replace(WORLD, seed=seed)
+    models = pretrain(
+        world, seed, cfg.steps, cfg.batch, cfg.lr, cfg.drop, cfg.layers, cfg.width, cfg.early
+    )
+    rng = random.Random(f"{seed}/problems")
+    shown = [world.sample(rng, "train", TEXT.gain, TEXT.zipf) for _ in range(cfg.exemplars)]
+    test = [world.sample(rng, "test") for _ in range(cfg.problems)]
+
+    metrics = defaultdict(dict)  # metrics[arm]["acc", "a"]: what an arm scores in language a
+    metrics["verb-blind"] = {"acc": world.verb_blind_accuracy(test), "problems": cfg.problems}
+    for language in LANGUAGES:
+        spans = choose_spans(cfg, world, models.base, shown, seed, language)
+        answers = decode_all(cfg, world, models, test, spans, language)
+        found = look(world, models.base, test, language, spans_to_look_at(cfg.layers))
+        for arm, values in (found | score(world, test, answers, language) | compare(world, test, answers)).items():
+            for name, value in values.items():
+                metrics[arm][name, language] = float(value)
+        if "sl-d" in answers:
+            metrics["sl-d"]["m", language] = spans["sl-d"][0][0]
+    average_other_languages(metrics)
+    if "sl-d" in cfg.methods:  # in the last language, as good as any
+        prompts = [exercise(world, p, language)[0] for p in test]
+        metrics["sl-d"] |= cost(cfg, models.base, spans["sl-d"][0], prompts)
+    return Outcome(dict(metrics), {})
+
+
+def choose_spans(cfg, world, model, shown, seed, language) -> dict[str, list[tuple[int, int]]]:
+    """Which blocks each test problem skips. SL-D: one span for a language, found in the entropies of
+    training problems; SL-H: a draw for every problem."""
+    rows = [prompt + solution for prompt, solution in (exercise(world, p, language) for p in shown)]
+    one_for_all = entropy_span(entropy_curve(model, *pad(rows)), cfg.threshold)
+    rng = random.Random(f"{seed}/{language}/spans")
+    draws = [heuristic_span(cfg.layers, rng) for _ in range(cfg.problems)]
+    return {"sl-d": [one_for_all] * cfg.problems, "sl-h": draws}
+
+
+def decode_all(cfg, world, models, test, spans, language) -> dict[str, list[list[int]]]:
+    """Every decoder's answers to the same questions, as token ids."""
+    prompts = [exercise(world, p, language)[0] for p in test]
+    answers = {}
+    for name in progress(cfg.methods, f"decode {language}"):
+        arm = ARMS[name]
+        chosen = spans[arm.span] if arm.span in spans else [arm.span] * len(test)
+        answers[name] = answer(cfg, arm, models, prompts, chosen)
+    return answers
+
+
+def answer(cfg: Config, arm: Arm, models: Models, prompts: list[list[int]], spans: Sequence) -> list:
+    """Every prompt's answer; rows that skip the same span are one batch."""
+    answers = [[]] * len(prompts)
+    for span in dict.fromkeys(spans):
+        rows = [i for i, own in enumerate(spans) if own == span]
+        decoder = make_decoder(cfg, arm, models, span)
+        texts = generate(decoder, [prompts[i] for i in rows], ANSWER_LENGTH, eos_id=EOS)
+        for i, ids in zip(rows, texts):
+            answers[i] = ids[len(prompts[i]) :]
+    return answers
+
+
+def score(world, test, answers, language) -> dict[str, dict[str, float]]:
+    """acc: share of right final numbers; spoken: of the words that belong to a language, the share
+    in this one."""
+    scores = {}
+    for name, said in answers.items():
+        words = [world.language_of[i] for ids in said for i in ids if world.language_of[i]]
+        scores[name] = {
+            "acc": sum(solved(world, test, said)) / len(test),
+            "spoken": words.count(language) / max(1, len(words)),
+        }
+    if "beta 0" in answers and "greedy" in answers:
+        pairs = zip(answers["beta 0"], answers["greedy"])
+        scores["beta 0"]["same"] = sum(a == b for a, b in pairs) / len(test)
+    return scores
+
+
+def compare(world, test, answers) -> dict[str, dict[str, float]]:
+    """Problem by problem: what share only the first decoder solves (gained), or only the second."""
+    pairs = {}
+    for a, b in PAIRS:
+        if a in answers and b in answers:
+            both = list(zip(solved(world, test, answers[a]), solved(world, test, answers[b])))
+            pairs[f"{a} - {b}"] = {
+                "gained": sum(first and not second for first, second in both) / len(test),
+                "lost": sum(second and not first for first, second in both) / len(test),
+            }
+    return pairs
+
+
+def average_other_languages(metrics) -> None:
+    for values in metrics.values():
+        for name in [parts[0] for parts in values if parts[1:] == (BASE,)]:
+            values[name, "others"] = sum(values[name, language] for language in OTHERS) / len(OTHERS)
+
+
+# --- what every layer says, what a token costs
+
+
+def spans_to_look_at(L: int) -> list[tuple[int, int]]:
+    """Every single block, four in the middle, and all but the first and the last."""
+    return [*((m, m + 1) for m in range(L)), (2, 6), (1, L - 1)]
+
+
+def look(world: CloneWorld, model: Transformer, problems: Sequence[Problem], language: str, spans):
     """Teacher-forced over the answers: view -> own, base: where a word of this language is due, how often the view's first choice is a
     word of this language, of English; entropy in nats; function, reasoning: accuracy on so and answer, on verbs, signs and results."""
     pairs, seen = [exercise(world, p, language) for p in problems], {}
@@ -160,49 +289,6 @@ def look(world: CloneWorld, model: Transformer, problems: Sequence[Problem], lan
     return seen
 
 
-# --- evaluate: answers
-
-class Arm(NamedTuple):
-    make: Callable  # (cfg, models, span) -> decoder
-    span: str | tuple[int, int] | None = None  # of skipped blocks: "sl-h", "sl-d", or a fixed one
-    changes: dict = {}  # other Config values
-
-
-def dola(layers=None, penalty=False, **settings) -> Arm:
-    def make(c, models, span):
-        decoder = DoLa(models.base, layers, c.alpha, **settings)
-        return RepetitionPenalty(decoder, c.penalty) if penalty else decoder
-    return Arm(make)
-
-
-def skip(span, **changes) -> Arm:
-    return Arm(lambda c, models, span: SkipLayers(models.base, span, c.alpha, c.beta), span, changes)
-
-
-ARMS = {
-    "greedy": Arm(lambda c, models, span: models.base), "beta 0": skip("sl-d", beta=0.0),
-    "cd": Arm(lambda c, models, span: ContrastModels(models.base, models.early, c.alpha, c.beta)),
-    "dola": dola(), "dola norm": dola(norm=True), "dola penalty": dola(penalty=True), "mild exit": dola(norm=True, beta=0.5),
-    "sl-h": skip("sl-h"), "sl-d": skip("sl-d"),
-    "dola official": dola(jsd="official"), "dola norm official": dola(norm=True, jsd="official"), "dola static": dola([2], norm=True),
-    **{f"skip {m}": skip((m, m + 1)) for m in range(8)}, "skip 1-2": skip((1, 3)), "skip 3-4": skip((3, 5)), "skip 2-5": skip((2, 6)),
-    **{f"beta {b}": skip("sl-d", beta=b) for b in (0.25, 1.0, 2.0)}, **{f"alpha {a}": skip("sl-d", alpha=a) for a in (0.01, 0.5)},
-}
-PAIRS = [(a, b) for a in ("sl-h", "sl-d") for b in ("greedy", "dola", "dola norm", "mild exit")] + [
-    (a, "greedy") for a in ("dola", "dola norm", "dola penalty", "mild exit")]  # whose difference is judged problem by problem
-
-
-def answer(cfg: Config, arm: Arm, models: Models, prompts: list[list[int]], spans: Sequence) -> list[list[int]]:
-    """Every prompt's answer; rows that skip the same span are one batch."""
-    answers = [[]] * len(prompts)
-    for span in dict.fromkeys(spans):
-        rows = [i for i, own in enumerate(spans) if own == span]
-        decoder = arm.make(replace(cfg, **arm.changes), models, span)
-        for i, ids in zip(rows, generate(decoder, [prompts[i] for i in rows], 3 * EVENT + 3, eos_id=EOS)):
-            answers[i] = ids[len(prompts[i]) :]
-    return answers
-
-
 def cost(cfg: Config, model: Transformer, span: tuple[int, int], prompts: list[list[int]]) -> dict[str, float]:
     """Block evaluations per token, counted in the caches, and the time of a token, over greedy decoding's (A B A B, medians)."""
     decoder, L, times = SkipLayers(model, span, cfg.alpha, cfg.beta), len(model.layers), {"greedy": [], "skip": []}
@@ -216,44 +302,6 @@ def cost(cfg: Config, model: Transformer, span: tuple[int, int], prompts: list[l
             times[name].append(time.perf_counter() - started)
     ratio = median(b / a for a, b in zip(*times.values()))
     return {"blocks": blocks_per_token(cache) / L, "formula": (2 * L - span[1]) / L, "time": ratio}
-
-
-# --- one seed
-
-def run(cfg: Config, seed: int) -> Outcome:
-    """One model; every decoding of it answers the same problems."""
-    world, n = replace(WORLD, seed=seed), cfg.problems
-    models = pretrain(cfg, world, seed)
-    rng = random.Random(f"{seed}/problems")
-    shown = [world.sample(rng, "train", TEXT.gain, TEXT.zipf) for _ in range(cfg.exemplars)]
-    test = [world.sample(rng, "test") for _ in range(n)]
-    spans = [(m, m + 1) for m in range(cfg.layers)] + [(2, 6), (1, cfg.layers - 1)]
-    metrics = {"verb-blind": {"acc": world.verb_blind_accuracy(test), "problems": n}}  # for who reads the numbers and no verb
-    metrics |= {arm: {} for arm in cfg.methods} | {f"{a} - {b}": {} for a, b in PAIRS if {a, b} <= set(cfg.methods)}
-    for language in LANGUAGES:
-        for view, values in look(world, models.base, test, language, spans).items():
-            metrics.setdefault(view, {}).update({f"{name} {language}": float(value) for name, value in values.items()})
-        rows = [prompt + solution for prompt, solution in (exercise(world, p, language) for p in shown)]
-        dynamic, rng = entropy_span(entropy_curve(models.base, *pad(rows)), cfg.threshold), random.Random(f"{seed}/{language}/spans")
-        chosen = {"sl-d": [dynamic] * n, "sl-h": [heuristic_span(cfg.layers, rng) for _ in test]}
-        prompts, right, said = [exercise(world, p, language)[0] for p in test], {}, {}
-        for name in progress(cfg.methods, f"decode {language}"):
-            said[name] = answer(cfg, ARMS[name], models, prompts, chosen.get(ARMS[name].span, [ARMS[name].span] * n))
-            right[name] = [world.final_number(ids) == p.final for ids, p in zip(said[name], test)]
-            words = [world.language_of[i] for ids in said[name] for i in ids if world.language_of[i]]
-            metrics[name] |= {f"acc {language}": sum(right[name]) / n, f"spoken {language}": words.count(language) / max(1, len(words))}
-        for pair in [pair for pair in PAIRS if set(pair) <= set(right)]:
-            d = [x - y for x, y in zip(*(right[name] for name in pair))]  # problem by problem: 1 only the first solves it, -1 the second
-            metrics[" - ".join(pair)] |= {f"gained {language}": d.count(1) / n, f"lost {language}": d.count(-1) / n}
-        metrics.get("sl-d", {})[f"m {language}"] = dynamic[0]
-        if {"beta 0", "greedy"} <= set(said):
-            metrics["beta 0"][f"same {language}"] = sum(a == b for a, b in zip(said["beta 0"], said["greedy"])) / n
-    for values in metrics.values():
-        for name in [key.removesuffix(f" {BASE}") for key in values if key.endswith(f" {BASE}")]:
-            values[f"{name} others"] = sum(values[f"{name} {language}"] for language in OTHERS) / len(OTHERS)
-    if "sl-d" in cfg.methods:
-        metrics["sl-d"] |= cost(cfg, models.base, dynamic, prompts)
-    return Outcome(metrics, {})
 
 
 # --- claims
