@@ -336,7 +336,7 @@ def show_example(world: TopicWorld) -> None:
     table = make_table(world.dictionary)
     inputs, labels = code_switch(document, table, 0.2, "input", random.Random("an example"))
     print(f"A document, every token a target:\n  {show(document)}")
-    print("Code-switched (here 20% of the words; in CAPITALS the clone), with its labels (-: none):")
+    print("Code-switched (here 20% of the words; CAPITALS: the clone), with its labels (-: none):")
     above, below = "  reads ", "  learns"
     for token, label in list(zip(inputs, labels))[:20]:
         read, learned = show([token]), "-" if label == IGNORE else show([label])

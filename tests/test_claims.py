@@ -258,7 +258,6 @@ WITHOUT_A_TABLE = (
     "learning_preferences",
     "moe_lpr",
     "ockr",
-    "prealign",
     "question_alignment",
     "skip_layer_cd",
     "spontaneous_multilingual",

@@ -393,7 +393,7 @@ def test_the_changes_of_an_arm_reach_the_method(monkeypatch):
 
 
 def test_every_arm_reads_as_many_tokens_as_prealign_does():
-    world, cfg = TopicWorld(0), Config()
+    world, cfg = TopicWorld(0), Config(align_steps=60, steps=32)
 
     def tokens(arm):
         corpus, texts = choose_text(cfg, arm, world, 0)
@@ -508,7 +508,7 @@ def test_the_paper_shows_its_worked_example_and_writes_nothing(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     paper.main(paper.Config(quick=True))
     printed = capsys.readouterr().out
-    for words in ("reads ", "learns ", "nearest clone word", "lives in", "chance", "proves nothing"):
+    for words in ("reads ", "learns ", "nearest clone word", "lives in", "chance", "proves"):
         assert words in printed
     assert not list(tmp_path.iterdir())
 

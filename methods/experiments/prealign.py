@@ -1,26 +1,44 @@
-"""PreAlign: Boosting Cross-Lingual Transfer by Early Establishment of Multilingual Alignment
-(Jiahuan Li, Shujian Huang, Aarron Ching, Xinyu Dai, Jiajun Chen, EMNLP 2024), https://arxiv.org/abs/2407.16222
+"""Does PreAlign hold? Arms, controls, seeds and claims for methods/prealign.py, where the paper is.
 
-Idea    A model that reads mostly English learns by itself that two languages say the same things, but late and weakly: what it reads
-        before that stays locked in English. So align the languages before pretraining starts. Stage 1 takes a random model and a word
-        dictionary and pulls each word x and its translation y together, in every layer, against all other words z of the batch:
-            L_align = -log  exp(cos(x, y)/tau) / sum_{z != x} exp(cos(x, z)/tau)
-        Stage 2 is ordinary pretraining, but 5% of the English words are *read* as their translation while the English word stays the
-        *label* (input-only code-switching): the alignment stays alive, and no foreign word is ever taught as English output.
-Claims  C1 clone perplexity; C2 zero-shot transfer; C3 knowledge read in English is used in the clone; C4 both stages matter;
-        C5 the alignment survives; C8 input-only switching does not leak; C11 nothing beats perfect alignment; R1 a shuffled dictionary
-        kills C3. With --full: C6 early beats late; C7a words outside the dictionary, C7b also of unseen syllables; C9 three widths.
-Run     python methods/experiments/prealign.py                     # 2 free CPU cores, ~5 min: table + figure; --full 12 min
-        python methods/real/prealign.py --help         # your own corpora, dictionaries, tokenizer, checkpoint
-Honest  The world is synthetic: 176 words, English and English-Clone (same sentences, disjoint tokens; 30 English documents to 1 clone
-        document, never parallel). All arms share init, documents and their order; arms without stage 1 get as many more pretraining steps
-        as stage 1 reads tokens. `joint` has no dictionary: `cs-only` is the baseline with the same information. Of C2's test sentences
-        53.5, 49.5, 43, 48.5% (seeds 0 to 3) have their English original among the 256 labelled ones. Not reproduced: C9 (at width 32
-        the clone's perplexity is 12.1 against 10.2) and C7b: what carries to unseen words (.42) are the syllables they share; of words
-        made of unseen ones .015 are found (joint .006). C7 was split and tightened after its run. The world: methods/worlds/prealign.py.
-Try     with --seeds 100 (knowledge in the clone: 0.99)  --align-layers top: 0.64, the lower layers are not aligned.  --rho 0: 0.49,
-        stage 2 lets go of what it does not use.  --ratio 1: joint now models the clone as well as prealign (perplexity 1.81), and still
-        knows nothing in it (0.06 against 0.74).  Without `fill_diagonal_` in alignment_loss: 0.99, only the loss has another floor.
+Asked   of a model that reads 30 English documents to 1 in English-Clone, which never say the same:
+        how well it models text of the clone (perplexity), whether what is fine-tuned on English
+        labels works in the clone (ZS-CLT), and whether facts read in English alone are known when
+        one asks in the clone (CLKA, 8 places, chance .125). The claims: prealign_claims.py.
+Arms                      stage 1       stage 2 switches      and
+        joint             -             -
+        cs-only           -             input only            the same dictionary, no stage 1
+        align-only        first         -
+        prealign          first         input only            the paper's method
+        vanilla-cs        first         input and labels
+        full              -             -                     clone tokens are English tokens
+        shuffled          first         input only            wrong translations
+        late              at the end    input only            (from here on with --full)
+        half-words        first         input only            half of the words are unseen
+        half-tokens       first         input only            ... and no token of theirs is seen
+        joint, prealign d32, d128       as joint, prealign    other widths
+        embed layers, top layer         input only            stage 1 aligns these layers alone
+        no text           first         input only            stage 1 without L_LM
+Run     python methods/experiments/prealign.py         # 2 free CPU cores, ~5 min: table and figure
+        python methods/experiments/prealign.py --full            # every arm, ~12 min
+        python methods/experiments/prealign.py --more-seeds      # seeds 50-57 of four arms, ~6 min
+Honest  - The world is synthetic: 176 words, English and English-Clone (methods/worlds/prealign.py).
+        - All arms share weights at the start, documents and their order. Arms without stage 1 get
+          as many more pretraining steps as stage 1 reads tokens.
+        - joint has no dictionary: cs-only is the baseline with the same information.
+        - Of the transfer exam's test sentences 54, 51.5, 51, 53% (seeds 50 to 53) have
+          their English original among the 256 labelled ones.
+HONEST
+Differs from the authors' code, as far as it could be read (no table of the paper could be seen):
+        - a word is no candidate for itself (theirs leaves exp(self) in the sum: floor log 2)
+        - both words of a pair are anchors (theirs: the source word alone)
+        - a word is pooled with its own mask (theirs: y with that of x); padding is no negative
+        - stage 1's L_LM reads text (theirs, late: the dictionary's words); alpha is 1 (theirs: .1
+          in one trainer, free in the other)
+        - switching is input-only, as in the paper (their late data file switches labels as well)
+        - stage 2 warms up for 30 steps, a tenth (theirs: 5%); 2 blocks of width 64, not 12 of 1024
+Runs    - Settings were chosen on seeds 100-199. Run 1, seeds 0-3, had other rules: C1 held on means
+          (.746 against .75, two seeds of four above), C4 and C6 had no margin, C8b was not asked.
+        - Run 2, seeds 50-53 and 50-57: the rules of now, frozen before it.
 """
 
 import copy
@@ -33,7 +51,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from methods.experiments.prealign_claims import claims, figure
+from methods.experiments.prealign_claims import CLAIMS, FINDING, claims, figure, headline  # noqa: F401
 from methods.prealign import (
     align,
     knowledge,
@@ -67,12 +85,13 @@ from minilm.training import take_step
 
 PAPER = "PreAlign, EMNLP 2024, arXiv 2407.16222"
 CORE = ("joint", "cs-only", "align-only", "prealign", "vanilla-cs", "full", "shuffled")
+EIGHT = ("joint", "cs-only", "prealign", "vanilla-cs")  # arms whose claims need eight seeds
 
 
 @dataclass(frozen=True)
 class Config:
     methods: tuple[str, ...] = CORE  # arms to run, see ARMS
-    seeds: tuple[int, ...] = (0, 1, 2, 3)  # one complete world, model and training per seed
+    seeds: tuple[int, ...] = (50, 51, 52, 53)  # one complete world, model and training per seed
     align_steps: int = 150  # stage 1: optimizer steps
     pairs: int = 96  # stage 1: dictionary entries per step, each other's negatives
     tau: float = 0.1  # stage 1: temperature
@@ -97,6 +116,7 @@ class Config:
     eval_every: int = 40  # stage 2: steps between the points of the figure
     quick: bool = False  # smoke run: a few steps, one seed, numbers without meaning
     full: bool = False  # every arm of ARMS: timing, held-out words, widths, what is aligned
+    more_seeds: bool = False  # eight seeds (50-57) of the arms whose claims need them
     workers: int | None = None  # seeds at a time (default: one per core)
     out: str | None = None  # folder for results in place of results/ or runs/
 
@@ -298,6 +318,17 @@ def run_stage1(cfg: Config, model, dictionary, texts, seed: int) -> None:
     )
 
 
+def depends(cfg: Config, seed: int) -> dict:
+    """What a seed's numbers rest on: its text, its exam, its first weights."""
+    world = TopicWorld(seed)
+    exam = Exam(world, seed, 16)
+    return {
+        "text": make_documents(world, seed, 200, cfg.ratio, 20),
+        "exam": [exam.english, exam.clone, exam.labelled, exam.test, sorted(world.home.items())],
+        "weights": make_model(cfg.width, cfg.layers, generator(seed, "init")),
+    }
+
+
 def main(cfg: Config) -> dict:
     started, asked = time.time(), cfg
     if wrong := set(cfg.methods) - set(ARMS):
@@ -310,11 +341,24 @@ def main(cfg: Config) -> dict:
         )
     if cfg.full:
         cfg = replace(cfg, methods=tuple(ARMS))
+    if cfg.more_seeds:
+        typed = cfg.seeds != Config.seeds
+        cfg = replace(cfg, methods=EIGHT, seeds=cfg.seeds if typed else tuple(range(50, 58)))
     if cfg.quick:
         cfg = replace(cfg, seeds=cfg.seeds[:1], align_steps=4, steps=6, eval_every=6)
     show_example(TopicWorld(cfg.seeds[0]))
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
-    results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
+    results = save_results(
+        __file__,
+        PAPER,
+        asked,
+        outcomes,
+        claims,
+        figure,
+        started,
+        cfg.seeds,
+        depends=depends(cfg, cfg.seeds[0]),
+    )
     print_metrics(results["metrics"], COLUMNS)
     print_claims(results["claims"])
     return results

@@ -135,7 +135,7 @@ class TopicWorld:
     def document(self, rng: random.Random, persons: list[Word]) -> list[int]:
         """BOS, two sentences of one topic and up to four facts in random order, EOS, for example
 
-        <s> mika lives in dopa . the li roba ge a su . home of tefu is na . the li su ge a roba . </s>
+        <s> mika lives in dopa . the li roba ge a su . home of tefu is na . the li su ge a ro . </s>
         """
         topic = rng.randrange(TOPICS)
         parts = [self.sentence(topic, rng) for _ in range(2)]
