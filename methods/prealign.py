@@ -45,7 +45,7 @@ from methods.worlds.prealign import (
 from minilm.data import IGNORE, batches, collate, generator, pad
 from minilm.evaluate import continuation_logprobs, perplexity
 from minilm.ops import linear_cross_entropy
-from minilm.results import cli, progress
+from minilm.results import check_range, cli, progress
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
@@ -400,6 +400,9 @@ def steps_of_stage1(align_steps: int, documents: int, pairs: int, batch: int) ->
 
 
 def main(cfg: Config) -> None:
+    check_range(cfg, "align_steps", least=0)
+    check_range(cfg, "steps", least=1)
+    check_range(cfg, "rho", least=0, below=1)
     if cfg.quick:
         cfg = replace(cfg, align_steps=4, steps=6)
     batch, text_batch, pairs = 32, 8, 96

@@ -80,7 +80,7 @@ from minilm import InputError
 from minilm.claims import print_claims
 from minilm.data import batches, generator, pad
 from minilm.evaluate import masked_mean, perplexity
-from minilm.results import Outcome, cli, print_metrics, run_seeds, save_results
+from minilm.results import Outcome, check_range, cli, print_metrics, run_seeds, save_results
 from minilm.training import take_step
 
 PAPER = "PreAlign, EMNLP 2024, arXiv 2407.16222"
@@ -334,11 +334,17 @@ def main(cfg: Config) -> dict:
     if wrong := set(cfg.methods) - set(ARMS):
         given, known = " ".join(sorted(wrong)), ", ".join(ARMS)
         raise InputError(f"--methods {given} is not known; give some of {known}")
-    if not 0 <= cfg.rho < 1 or not 0 < cfg.dict_frac <= 1:
-        raise InputError(
-            f"--rho {cfg.rho} must be at least 0 and below 1, "
-            f"--dict-frac {cfg.dict_frac} above 0 and at most 1"
-        )
+    if not cfg.methods:
+        raise InputError(f"--methods: give at least one of {', '.join(ARMS)}")
+    check_range(cfg, "seeds", least=0)
+    check_range(cfg, "rho", least=0, below=1)
+    check_range(cfg, "dict_frac", above=0, most=1)
+    check_range(cfg, "ratio tau align_lr lr", above=0)
+    check_range(cfg, "alpha", least=0)
+    check_range(cfg, "align_steps align_documents steps batch layers eval_every", least=1)
+    check_range(cfg, "pairs", least=2)
+    if cfg.width < 16 or cfg.width % 8:
+        raise InputError(f"--width {cfg.width}: give a multiple of 8, at least 16: 4 even heads")
     if cfg.full:
         cfg = replace(cfg, methods=tuple(ARMS))
     if cfg.more_seeds:
