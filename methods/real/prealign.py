@@ -168,6 +168,8 @@ def read_corpora(cfg: Config) -> dict[str, Corpus]:
         if regex.search(r":\d+(\.\d+)?$", given):
             path, _, number = given.rpartition(":")
             weight = float(number)
+            if weight == 0:
+                raise InputError(f"--corpus {given}: give a weight above 0, or leave the file out")
         file = Path(path)
         # parallel corpora are called train.en, train.de
         name = file.suffix.lstrip(".") if file.stem == "train" else file.stem
@@ -731,7 +733,8 @@ def main(cfg: Config) -> dict:
     check_range(cfg, "dict_frac", above=0, most=1)
     check_range(cfg, "ratio tau align_lr lr", above=0)
     check_range(cfg, "alpha", least=0)
-    check_range(cfg, "align_steps align_documents steps batch layers eval_every eval_blocks", least=1)
+    check_range(cfg, "align_steps align_documents steps batch layers", least=1)
+    check_range(cfg, "eval_every eval_blocks", least=1)
     check_range(cfg, "pairs block", least=2)
     if cfg.checkpoint:
         check_unused(cfg, "width layers vocab_size", "with --checkpoint")
@@ -739,6 +742,8 @@ def main(cfg: Config) -> dict:
         raise InputError(f"--width {cfg.width}: give a multiple of 8, at least 16: 4 even heads")
     if not cfg.methods:
         raise InputError(f"--methods: give at least one of {', '.join(ARMS)}")
+    if not cfg.corpus:
+        raise InputError("--corpus: give at least one file, the source language first")
     if cfg.quick:
         cfg = replace(cfg, seeds=cfg.seeds[:1], align_steps=2, steps=3, eval_every=3)
         cfg = replace(cfg, pairs=16, layers=2, width=32)
