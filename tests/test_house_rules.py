@@ -138,6 +138,10 @@ def test_no_path_edits_no_bare_except_no_star_import(file):
         assert not (isinstance(node, ast.ImportFrom) and node.names[0].name == "*"), f"{where} imports *"
 
 
+def test_a_file_is_named_for_what_it_does():
+    assert not [name(file) for file in PRODUCT if file.stem.startswith("util")]
+
+
 # --- documented commands
 
 def commands(text: str) -> list[str]:

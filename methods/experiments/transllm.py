@@ -132,11 +132,14 @@ def parse_chain(ids: Sequence[int], tags: Tags) -> Chain:
     return Chain(*(segments.get(tag) for tag in tags), at[0] == 0 and [ids[a] for a in at[:-1]] == list(tags))
 
 
-def respond(model, prompts: Sequence[list[int]], eos: int, needed: Sequence[int] = (), limit: int = 40) -> tuple[list[list[int]], float]:
-    """Greedy answers without EOS. Where a tag of `needed` is missing, it is appended and decoding goes on from there, once per tag.
-    -> answers, share of them that were helped in this way."""
+def respond(model, prompts: Sequence[list[int]], eos: int | list[int], needed: Sequence[int] = (),
+            limit: int = 40) -> tuple[list[list[int]], float]:
+    """Greedy answers without EOS (an id, or several). Where a tag of `needed` is missing, it is appended and decoding goes on from
+    there, once per tag. -> answers, share of them that were helped in this way."""
+    ends = {eos} if isinstance(eos, int) else set(eos)
+
     def go_on(rows):
-        return [[i for i in longer[len(row) :] if i != eos] for row, longer in zip(rows, generate(model, rows, limit, eos_id=eos))]
+        return [[i for i in longer[len(row) :] if i not in ends] for row, longer in zip(rows, generate(model, rows, limit, eos_id=eos))]
 
     answers, helped = go_on(prompts), set()
     for tag in needed:
@@ -147,11 +150,12 @@ def respond(model, prompts: Sequence[list[int]], eos: int, needed: Sequence[int]
     return answers, len(helped) / len(answers)
 
 
-def make_rkd(model, prompts: Sequence[Sequence[int]], eos: int, limit: int = 40) -> dict[int, list[int]]:
+def make_rkd(model, prompts: Sequence[Sequence[int]], eos: int | list[int], limit: int = 40) -> dict[int, list[int]]:
     """Recovery KD: {number of the prompt: answer yhat ~ p(. | x_en; theta0) of the untouched chat model}. An answer that is empty or cut
     off (no EOS within `limit`) is dropped; a refusal is an answer like any other."""
     rows = [row[len(p) :] for row, p in zip(generate(model, prompts, limit, eos_id=eos), prompts)]
-    return {i: row[:-1] for i, row in enumerate(rows) if len(row) > 1 and row[-1] == eos}
+    ends = {eos} if isinstance(eos, int) else set(eos)
+    return {i: row[:-1] for i, row in enumerate(rows) if len(row) > 1 and row[-1] in ends}
 
 
 def extend(cfg: Config, base: Transformer, seed: int) -> Transformer:

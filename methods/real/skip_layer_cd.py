@@ -40,8 +40,9 @@ from methods.skip_layer_cd import SkipLayers, blocks_per_token, entropy_curve, e
 from methods.skip_layer_cd_baselines import ContrastModels, DoLa, RepetitionPenalty, last_scores
 from minilm import InputError
 from minilm.data import read_text, write_atomically
-from minilm.generate import stream
 from minilm.claims import check, claim, print_claims
+from minilm.evaluate import last_number
+from minilm.generate import stop_ids, stream
 from minilm.results import COLORS, ROOT, Outcome, cli, new_figure, print_metrics, progress, save_results
 from minilm.tokenizer import Tokenizer
 from minilm.training import pick_device
@@ -180,12 +181,6 @@ def exemplars(cfg: Config, lang: str) -> str:
     return "".join(text + "\n\n" for text in texts)
 
 
-def last_number(text: str) -> str | None:
-    """The paper's reading of an answer: commas between two digits go, then the last digits with an optional .digits. Signs are lost."""
-    found = re.findall(r"\d+(?:\.\d+)?", re.sub(r"(\d),(\d)", r"\1\2", text))
-    return found[-1] if found else None
-
-
 def is_right(task: str, answered: str | None, gold: str) -> bool:
     if task == "mgsm":
         return answered is not None and abs(float(answered) - float(gold)) < 1e-3
@@ -251,12 +246,12 @@ class Restricted(nn.Module):
 def complete(decoder, loaded: Loaded, prompt: str, longest: int, stop: str | None = None) -> str:
     """The continuation up to and with `stop` (or to EOS, or the end of the context). Prompt and output are decoded together, and the
     prompt's length cut off: some tokenizers would drop a space otherwise."""
-    rows, text = loaded.ids(prompt)[0].tolist(), ""
+    rows, text, stops = loaded.ids(prompt)[0].tolist(), "", stop_ids(loaded.model, loaded.tokenizer)
     start = len(loaded.tokenizer.decode(rows, skip_special=True))
     for tokens in stream(decoder, [rows], longest):
         rows.append(int(tokens[0]))
         text = loaded.tokenizer.decode(rows, skip_special=True)[start:]
-        if rows[-1] == loaded.tokenizer.eos_id or stop and stop in text:
+        if rows[-1] in stops or stop and stop in text:
             break
     return text
 
