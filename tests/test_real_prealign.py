@@ -13,6 +13,7 @@ from methods.prealign import cut_words, lm_loss
 from methods.real import prealign
 from methods.real.prealign import (
     Config,
+    Words,
     choose_words,
     deal,
     derive_dictionary,
@@ -197,13 +198,12 @@ def test_the_files_are_read_once_for_the_example_and_all_seeds_of_a_process(monk
 
 
 def test_arms_without_stage_1_read_as_many_tokens_more_as_it_reads():
-    cfg = replace(CLONE, align_steps=50, pairs=4)
-    words = choose_words(cfg, read_data(cfg), 100)
-    per_entry = sum(len(a) + len(b) for a, b in words.seen) / len(words.seen)
-    tokens = 50 * (2 * 24 + 4 * per_entry)  # blocks of text, words
-    assert steps_of_stage1(cfg, words) * 4 * 24 == pytest.approx(tokens, rel=0.05)
-    without = steps_of_stage1(replace(cfg, align_lm="none"), words)
-    assert without * 4 * 24 == pytest.approx(50 * 4 * per_entry, abs=48)
+    # entries of 5 and of 3 tokens: a pair has 4 on average
+    words = Words([((1, 2, 3), (4, 5)), ((6,), (7, 8))] * 8, {}, 1.0)
+    cfg = replace(CLONE, align_steps=30, pairs=12)  # stage 2 reads 4 x 24 tokens a step
+    assert steps_of_stage1(cfg, words) == 30 * (12 * 4 + 2 * 24) / (4 * 24)
+    assert steps_of_stage1(replace(cfg, align_lm="none"), words) == 30 * 12 * 4 / (4 * 24)
+    assert steps_of_stage1(replace(cfg, pairs=100), words) == 30 * (16 * 4 + 2 * 24) / (4 * 24)
 
 
 # --- a checkpoint
