@@ -370,9 +370,10 @@ def main(cfg: Config) -> None:
     model = pretrain(world, cfg.seed, cfg.steps, drop=cfg.drop).base
     L = len(model.layers)
     span = heuristic_span(L, random.Random(f"{cfg.seed}/span"))
-    print(f"\nA right answer in language {OTHERS[1]}; at every place, what each view says first [if")
+    language = OTHERS[1]
+    print(f"\nA right answer in language {language}; at every place, what each view says first [if")
     print(f"it is not what is due]. h: early exits. The amateur skips block {span[0]}.")
-    said = walk_through(model, world, problems[0], OTHERS[1], span, cfg.alpha, cfg.beta)
+    said = walk_through(model, world, problems[0], language, span, cfg.alpha, cfg.beta)
     shown = ("due", f"h{L // 4}", f"h{L // 2}", "expert", "amateur", "SL")
     show(world, {name: said[name] for name in shown})
 

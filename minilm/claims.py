@@ -136,7 +136,9 @@ class PerSeed:
     def high(self) -> float:
         return self.mean + half_width(mean_sd(self.values)[1], len(self.values))
 
-    def __sub__(self, other: "PerSeed") -> "PerSeed":
+    def __sub__(self, other: "PerSeed | float") -> "PerSeed":
+        if not isinstance(other, PerSeed):
+            other = PerSeed((other,) * len(self.values), f"{other:g}")
         pairs = zip(self.values, other.values, strict=True)
         return PerSeed(tuple(a - b for a, b in pairs), f"{self.name} - {other.name}", signed=True)
 
@@ -448,10 +450,12 @@ def false_tables(claim: Claim, table: Table) -> dict[str, Table]:
                 for cell, values in equal_low.items()
             }
     elif claim.kind == "level":
+        past = {}
         for cell in method:
             distance = max(abs(x - claim.bound) for x in table[cell])
-            past = claim.bound - sign * max(distance, 0.05 * (abs(claim.bound) or 1))
-            moved[f"{cell.arm} {cell.metric} past its bound"] = {cell: [past] * len(table[cell])}
+            other_side = claim.bound - sign * max(distance, 0.05 * (abs(claim.bound) or 1))
+            past[cell] = [other_side] * len(table[cell])
+        moved["past the bound"] = past
     for arm in dict.fromkeys(cell.arm for cell in claim.controls):
         own = [cell for cell in claim.controls if cell.arm == arm]
         as_good = {cell: table[partner(cell, own, method)] for cell in own}

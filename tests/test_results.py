@@ -15,8 +15,22 @@ import torch
 from minilm import InputError, results
 from minilm.data import generator
 from minilm.claims import claim
-from minilm.results import (Outcome, bar_seeds, check_range, check_unused, cli, collect, destination, fingerprints, new_figure,
-                            plot_seeds, print_metrics, run_seeds, same_fingerprints, save_results)
+from minilm.results import (
+    Outcome,
+    bar_seeds,
+    check_range,
+    check_unused,
+    cli,
+    collect,
+    destination,
+    fingerprints,
+    new_figure,
+    plot_seeds,
+    print_metrics,
+    run_seeds,
+    same_fingerprints,
+    save_results,
+)
 
 
 @dataclass(frozen=True)
