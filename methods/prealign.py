@@ -12,7 +12,8 @@ x towards its translation y, in every layer, and away from all other words z of 
 
 Stage 2 is ordinary pretraining, but 5% of the English words are *read* as their translation while
 the English word stays the *label* (input-only code-switching). So the alignment stays in use, and
-no foreign word is taught as English output.
+no foreign word is taught as English output. The second language here is English-Clone: the same
+sentences in tokens of its own, printed in CAPITALS.
 
 Found   FOUND
 Run     python methods/prealign.py                  # 2 CPU cores, ~1 min: look inside both models

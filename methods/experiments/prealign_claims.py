@@ -458,7 +458,7 @@ def claims(metrics: dict) -> list[dict]:
 
 FINDING = (
     "Align two languages by a dictionary before pretraining, and what is read in one can be used "
-    "in the other; but 5% of plain switched text, foreign labels and all, serves the second "
+    "in the other; but 5% of plain switched text, foreign labels and all, models the second "
     "language better than the paper's input-only switching."
 )
 
