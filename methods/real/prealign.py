@@ -364,7 +364,7 @@ def read_data(cfg: Config) -> Text:
         blocks[part] = {}
         for name, lines in dealt.items():
             say = clone if corpora[name].is_clone else unfolded
-            documents = [say(encode(line)) for line in lines if line.strip()]
+            documents = (say(encode(line)) for line in lines if line.strip())
             packed = pack(documents, cfg.block, tokenizer.eos_id or 0)
             blocks[part][name] = packed.to(torch.int32)
 
