@@ -22,9 +22,9 @@ SHOWN = ("QAM16", "GFSK", "AM-SSB")  # classes in the figure
 
 FINDING = (
     "A few learned radio signals per class train a classifier better than chosen ones. Matching "
-    "the spectrum as well as time adds a few points where the network keeps the place of a feature "
-    "(the paper's kind) and plain matching spoils the spectrum; where it averages over time neither "
-    "happens."
+    "the spectrum as well as time adds a few points where the network keeps the place of a "
+    "feature (the paper's kind) and plain matching spoils the spectrum; where it averages over "
+    "time neither happens."
 )
 
 
