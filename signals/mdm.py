@@ -19,6 +19,10 @@ Found   Five learned signals per class beat five random ones by 10 points. What 
 Run     python signals/mdm.py                # 2 CPU cores, ~1 min: one class's spectrum, DM and MDM
         python signals/mdm_experiment.py     # seeds, controls, refutations, claims, figure
         python signals/mdm_experiment.py --data rml2016a --path RML2016.10a_dict.pkl    # your files
+Try     (AlexNet, seed 0, where random is .377, DM .410, MDM .438, its spectral error .027)
+        the same psi at every step, "encoder 0": DM .395, MDM .400
+        the spectra of the wrong classes, `moved: int = 1`: .151, spectral error .197
+        --alpha 128, as the paper's DFT without a factor at alpha 1: .382, spectral error .013
 """
 
 from collections.abc import Callable, Iterable, Sequence
