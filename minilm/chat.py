@@ -14,10 +14,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minilm import InputError
 from minilm.data import read_json, read_text, reading
+from minilm.weights import find_checkpoint
 
 
 def load_chat_template(folder: str | Path) -> str | None:
     """The template of chat_template.jinja or tokenizer_config.json ("default", if there are several); None if the folder has none."""
+    folder = find_checkpoint(folder)
+    if folder.suffix == ".gguf":
+        from minilm.gguf import open_gguf  # needs the extra `gguf`
+
+        return open_gguf(folder)[1].get("tokenizer.chat_template")
     file, config = Path(folder) / "chat_template.jinja", Path(folder) / "tokenizer_config.json"
     if file.exists():
         return read_text(file)

@@ -150,13 +150,38 @@ def _stored(name: str, where) -> tuple[str, tuple[int, str] | None]:
 
 # --- loading
 
+def find_checkpoint(name: str | Path) -> Path:
+    """A folder, a FILE.gguf, or a name such as Qwen/Qwen3-0.6B -> what is on this disk: the path as it
+    is, or that model's folder in Hugging Face's cache (its one .gguf file, if it holds no folder of
+    weights). Nothing is downloaded; FileNotFoundError names the command that does."""
+    path = Path(name)
+    if path.is_dir() or path.suffix == ".gguf":
+        return path
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        raise FileNotFoundError(
+            f"{name}: no such folder; --checkpoint takes a Hugging Face folder (config.json, "
+            "model.safetensors), a .gguf file, or the name of a model in Hugging Face's cache")
+    model = cache / ("models--" + str(name).replace("/", "--"))
+    current = model / "refs" / "main"
+    snapshot = model / "snapshots" / (current.read_text().strip() if current.is_file() else "")
+    if not current.is_file() or not snapshot.is_dir():
+        raise FileNotFoundError(f"{name}: no such folder, and not in Hugging Face's cache ({cache}): "
+                                f"fetch it with: hf download {name}")
+    files = list(snapshot.glob("*.gguf"))
+    return files[0] if len(files) == 1 and not (snapshot / "config.json").exists() else snapshot
+
+
 def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
     """-> (model in eval mode, tokenizer or None if the folder has none). The model keeps the folder's generation_config as a dictionary.
     Tensors are memory-mapped and converted one by one: the peak stays near the weights in the target dtype. Everything in the file is
     used or refused: InputError names the first missing, unexpected, misshapen or non-finite tensors, and a file that is cut short."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; --checkpoint takes a Hugging Face folder (config.json, model.safetensors)")
+    folder = find_checkpoint(folder)
+    if folder.suffix == ".gguf":
+        from minilm.gguf import load_gguf  # needs the extra `gguf`
+
+        return load_gguf(folder, dtype, device)
     config = read_config(folder)
     with torch.device("meta"):
         model = Transformer(config)
