@@ -23,6 +23,7 @@ import torch
 
 from minilm import InputError
 from minilm.data import reading
+from minilm.quantize import Linear4, fits
 from minilm.rotary import inverse_frequencies
 from minilm.tokenizer import ByteLevelBPE, SentencePieceBPE, Tokenizer
 from minilm.transformer import Config, Transformer
@@ -275,8 +276,9 @@ def stored_rows(name: str, tensors: dict, config: Config) -> np.ndarray:
 # --- loading
 
 
-def load_gguf(file: str | Path, dtype: torch.dtype = torch.float32, device="cpu"):
-    """-> model in eval mode with plain weights of this type, tokenizer or None.
+def load_gguf(file, dtype: torch.dtype = torch.float32, device="cpu", keep_four_bits: bool = False):
+    """-> model in eval mode with plain weights of this type, tokenizer or None. `keep_four_bits`:
+    linear layers whose blocks are Q4_0 or Q4_1 keep them, as Linear4.
 
     Matrices are unpacked a few megabytes at a time: the peak stays near the model's size. Every
     tensor of the file is used or refused; all damage is an InputError that names the file."""
@@ -298,10 +300,17 @@ def load_gguf(file: str | Path, dtype: torch.dtype = torch.float32, device="cpu"
             _check_shape(name, tuple(p.shape), tensors, config)
             rows = stored_rows(name, tensors, config)
             tensor = tensors[gguf_name(name)[0]]
-            state[name] = _unpack(rows, tensor, p.shape, dtype, device)
+            path = name.rpartition(".")[0]
+            layer = model.get_submodule(path)
+            four_bits = tensor.tensor_type in (Q4_0, Q4_1) and fits(*p.shape)
+            if keep_four_bits and four_bits and isinstance(layer, torch.nn.Linear):
+                numbers = (part.to(device) for part in read_blocks(rows, tensor.tensor_type))
+                model.set_submodule(path, Linear4(*numbers, layer.bias))
+            else:
+                state[name] = _unpack(rows, tensor, p.shape, dtype, device)
         if config.tie_word_embeddings:
             state["lm_head.weight"] = state["embed.weight"]
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(state, assign=True, strict=False)  # a Linear4 has its numbers already
         if config.tie_word_embeddings:
             model.lm_head.weight = model.embed.weight
         tokenizer = read_tokenizer(meta)
@@ -364,6 +373,23 @@ def _chunks(rows: np.ndarray, limit: int = 2**21) -> Iterator[np.ndarray]:
     count = max(1, limit * len(rows) // rows.nbytes)
     for at in range(0, len(rows), count):
         yield rows[at : at + count]
+
+
+# --- blocks of 4 bits
+
+Q4_0, Q4_1 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q4_1
+
+
+def read_blocks(rows: np.ndarray, kind) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Packed rows -> q uint8 in 0..15 [out, in], scale and zero [out, in / 32], so that a weight is
+    scale (q - 8) + zero. A block of 32 weights: d and, in Q4_1, m in float16; 16 bytes whose low
+    halves are the first 16 weights, the high halves the others. w = d (q - 8), or w = d q + m."""
+    head = 2 if kind == Q4_0 else 4
+    blocks = torch.from_numpy(np.array(rows)).view(len(rows), -1, head + 16)  # (out, in / 32, bytes)
+    d, *m = blocks[..., :head].contiguous().view(torch.float16).float().unbind(-1)
+    q = blocks[..., head:]
+    q = torch.cat((q & 15, q >> 4), -1).flatten(1)
+    return q, d, m[0] + 8 * d if m else torch.zeros_like(d)
 
 
 # --- the tokenizer

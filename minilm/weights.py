@@ -295,6 +295,8 @@ def save_pretrained(model: Transformer, folder: str | Path, tokenizer=None, max_
     folder = Path(folder)
     if any(".lora_" in name for name in model.state_dict()):
         raise InputError("the model has LoRA layers: save_adapter(model, folder), or merge_lora(model, keep=False) and then save it")
+    if any(name.endswith(".q") for name in model.state_dict()):  # a Linear4 or Linear8 of minilm.quantize
+        raise InputError("the model is quantised for inference and cannot be saved: save it before quantize")
     state = {to_hf(n, model.config.model_type): t.detach() for n, t in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
