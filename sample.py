@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
-from minilm.generate import check_sampling, stream
+from minilm.generate import check_sampling, stop_ids, stream
 from minilm.results import cli
 from minilm.training import pick_device
 from minilm.weights import DTYPES, load_pretrained
@@ -47,8 +47,7 @@ def check(cfg: Config) -> None:
 
 def print_stream(cfg: Config, model, tokenizer, prompt: list[int], seed: int) -> tuple[list[int], float]:
     """Prints the continuation as it comes; returns its ids (EOS left out) and the seconds it took."""
-    eos = model.generation_config.get("eos_token_id", tokenizer.eos_id)
-    stops = set(eos) if isinstance(eos, list) else {eos, tokenizer.eos_id}
+    stops = stop_ids(model, tokenizer)
     ids, shown, started = [], len(tokenizer.decode(prompt)), time.time()
     for token in stream(model, [prompt], cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, seed):
         if int(token) in stops:

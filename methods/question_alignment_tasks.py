@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from minilm.world import ANSWER, BOS, CODE, EOS, SOLVE, TRANSLATE, World
+from methods.worlds.clones import ANSWER, BOS, CODE, EOS, SOLVE, TRANSLATE, World
 
 Example = tuple[list[int], list[int]]  # prompt, response
 

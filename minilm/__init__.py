@@ -1,6 +1,6 @@
 """minilm: a small transformer and Mixture-of-Experts in plain PyTorch. The core knows nothing of any paper."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 class InputError(ValueError):

@@ -4,6 +4,7 @@
 of different lengths). A decoding method is an nn.Module with these two, twenty lines in its script, and generates through this file."""
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import torch
 
@@ -11,12 +12,38 @@ from minilm import InputError
 from minilm.data import pad
 
 
+def token_ids(values: dict, key: str) -> list[int]:
+    """`eos_token_id` and its kin as a list: files give a number, a list of numbers, or null."""
+    value = values.get(key)
+    if value is None:
+        return []
+    ids = value if isinstance(value, list) else [value]
+    if any(type(i) is not int for i in ids):
+        raise InputError(f"{key} {value!r} must be a whole number, a list of them, or null")
+    return ids
+
+
+def stop_ids(model, tokenizer=None) -> list[int]:
+    """The ids after which an answer ends, as the model's folder says: those of its
+    generation_config.json (alone, if there is one: transformers' rule), else of its config.json;
+    and the tokenizer's EOS, which transformers would not add."""
+    said = getattr(model, "generation_config", None) or getattr(model, "other_fields", {})
+    ids = token_ids(said, "eos_token_id")
+    end = None if tokenizer is None else tokenizer.eos_id
+    return [*ids] if end is None or end in ids else [*ids, end]
+
+
 def choose(logits: torch.Tensor, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
            gen: torch.Generator | None = None) -> torch.Tensor:
     """Next tokens [B] from logits [B, V]: the largest at temperature 0 (ties: the lowest id), else a draw from
-    softmax(logits / temperature), cut to the `top_k` most probable and to the smallest set that reaches `top_p` (Holtzman et al. 2020)."""
+    softmax(logits / temperature), cut to the `top_k` most probable and to the smallest set that reaches `top_p` (Holtzman et al. 2020).
+    InputError where the largest logit is NaN or infinite."""
+    best = logits.argmax(-1, keepdim=True)  # [B, 1]; a NaN counts as the largest
+    if not logits.gather(-1, best).isfinite().all():
+        raise InputError(f"the model's logits hold NaN or infinity in {logits.dtype}: its numbers "
+                         "are too large for this type; use --dtype bfloat16 or float32")
     if temperature == 0:
-        return logits.argmax(-1)
+        return best[:, 0]
     logits = logits.float() / temperature
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
@@ -39,9 +66,21 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
         raise InputError(f"top_p {top_p}: give a probability above 0 and up to 1")
 
 
+def context_length(model) -> int | None:
+    """How many tokens the model reads, None if it does not tell: max_position_embeddings, or what
+    its rope scaling stretches the original context to (files write either, or both)."""
+    config = getattr(model, "config", None)
+    context = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_scaling", None)
+    if context is None or not rope:
+        return context
+    original = rope.get("original_max_position_embeddings", context)
+    return max(context, int(rope.get("factor", 1) * original))
+
+
 def check_context(model, longest: int, room: int = 1) -> int | None:
     """The model's context length (None if it tells none). Raises InputError when a text leaves no `room` in it for new tokens."""
-    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    context = context_length(model)
     if context is not None and longest + room > context:
         raise InputError(f"the prompt has {longest} tokens, the model reads {context}: shorten the prompt to at most {context - room}")
     return context
@@ -55,8 +94,9 @@ def has_hidden(model) -> bool:
 @torch.inference_mode()
 def stream(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_tokens: int = 64, temperature: float = 0.0,
            top_k: int | None = None, top_p: float | None = None, seed: int = 0) -> Iterator[torch.Tensor]:
-    """Yields the next token of every prompt, int64 [B] on the CPU, until `max_new_tokens` or the end of the context. Prompts of different
-    lengths are padded on the left: every row then ends where the next token goes."""
+    """Yields the next token of every prompt, int64 [B] on the CPU, until `max_new_tokens` or until every row is as long as the context;
+    what a row yields beyond it is to be dropped. Prompts of different lengths are padded on the left: every row then ends where the next
+    token goes."""
     check_sampling(temperature, top_k, top_p)
     rows = [list(map(int, p)) for p in prompts]
     if not rows or not all(rows):
@@ -65,7 +105,7 @@ def stream(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_token
     device = next(model.parameters()).device
     ids, mask = (x.to(device) for x in pad(rows, left=True))
     if context is not None:
-        max_new_tokens = min(max_new_tokens, context - ids.shape[1])
+        max_new_tokens = min(max_new_tokens, context - min(map(len, rows)))
     cache, gen, padded = model.new_cache(len(rows)), torch.Generator().manual_seed(seed), not bool(mask.all())
     for _ in range(max_new_tokens):
         arguments = {"cache": cache, "attention_mask": mask} if padded else {"cache": cache}
@@ -82,16 +122,18 @@ def stream(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_token
 def generate(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_tokens: int = 64, temperature: float = 0.0,
              top_k: int | None = None, top_p: float | None = None, eos_id: int | Sequence[int] | None = None,
              seed: int = 0) -> list[list[int]]:
-    """Continues every prompt (lists of ids, or int64 [B, T]) -> lists of ids, prompt included, cut after the first EOS.
-    Greedy at temperature 0. The same seed gives the same samples. Stops early when every row has ended."""
+    """Continues every prompt (lists of ids, or int64 [B, T]) -> lists of ids, prompt included, cut after the first EOS
+    (`eos_id`: an id or several, see `stop_ids`) and at the end of the context. Greedy at temperature 0. The same seed gives the same
+    samples. Stops early when every row has ended."""
     rows = [list(map(int, p)) for p in prompts]
-    stops = set() if eos_id is None else {eos_id} if isinstance(eos_id, int) else set(eos_id)
+    stops = {int(eos_id)} if isinstance(eos_id, Integral) else set(map(int, () if eos_id is None else eos_id))
+    context = context_length(model)
     done = [False] * len(rows)
     for tokens in stream(model, rows, max_new_tokens, temperature, top_k, top_p, seed):
         for i, token in enumerate(tokens.tolist()):
             if not done[i]:
                 rows[i].append(token)
-                done[i] = token in stops
+                done[i] = token in stops or len(rows[i]) == context
         if all(done):
             break
     return rows

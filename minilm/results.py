@@ -189,8 +189,8 @@ def print_metrics(metrics: dict, columns: Sequence[str], digits: int = 2) -> Non
 
 def destination(script: str, cfg) -> Path:
     """Where a run's files go, without their endings: `results/NAME` for the default Config, `results/NAME_full` for `--full` alone, else
-    `runs/NAME/NAME`; NAME is the script's (in methods/real/: NAME_real). `workers` and `device` change no number and do not count."""
-    name = Path(script).stem + ("_real" if Path(script).parent.name == "real" else "")
+    `runs/NAME/NAME`; NAME is the script's, less _experiment (in methods/real/: NAME_real). `workers` and `device` change no number and do not count."""
+    name = Path(script).stem.removesuffix("_experiment") + ("_real" if Path(script).parent.name == "real" else "")
     if getattr(cfg, "out", None):
         return Path(cfg.out) / name
     neutral = {k: v for k, v in dataclasses.asdict(type(cfg)()).items() if k in ("workers", "device", "out")}

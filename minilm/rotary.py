@@ -18,7 +18,8 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: dict | None) -> tu
 
     `scaling` is the checkpoint's `rope_scaling` dictionary, with Hugging Face's keys. Raises InputError for a type that is not read."""
     w = 1.0 / theta ** (torch.arange(0, head_dim, 2, device="cpu").float() / head_dim)
-    kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
+    scaling = scaling or {"rope_type": "default"}
+    kind = scaling.get("rope_type") or scaling.get("type")
     if kind not in ROPE_TYPES:
         raise InputError(f"rope type {kind!r} is not read; minilm reads {', '.join(ROPE_TYPES)}")
     if kind == "default":

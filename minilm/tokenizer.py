@@ -1,16 +1,18 @@
-"""Text <-> token ids: our own byte-level BPE, and exact readers of the tokenizer.json files that real checkpoints carry.
+"""Text <-> token ids: our own byte-level BPE, and exact readers of real checkpoints' tokenizers.
 
-    tok = train_bpe(texts, vocab_size=4096, special=("<|endoftext|>",), eos="<|endoftext|>");  tok.save("out")
-    tok = load_tokenizer("path/to/folder");  tok.encode("hello"), tok.decode(ids), tok.vocab_size, tok.bos_id, tok.eos_id, tok.special
-    tok, pieces = extend_tokenizer(tok, german_texts, 2000)     # for another language; see lora.extend_vocabulary for the model's side
+    tok = train_bpe(texts, vocab_size=4096, special=("<|end|>",), eos="<|end|>");  tok.save("out")
+    tok = load_tokenizer("path/to/folder")
+    tok.encode("hello"), tok.decode(ids), tok.vocab_size, tok.bos_id, tok.eos_id, tok.special
+    tok, pieces = extend_tokenizer(tok, german_texts, 2000)  # see lora.extend_vocabulary as well
 
-Every tokenizer here IS its tokenizer.json (`spec`) and tokenizer_config.json (`config`): saving writes the two back, and `transformers`
-reads them. Byte-level files run on tiktoken; bpe.merge, the plain loop, serves the rest."""
+Every tokenizer here IS its tokenizer.json (`spec`; tokenizer_json.py says what its parts mean) and
+tokenizer_config.json (`config`): saving writes the two back, and `transformers` reads them.
+Byte-level files run on tiktoken; bpe.merge, the plain loop, serves the rest."""
 
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,164 +22,297 @@ import tiktoken
 from minilm import InputError
 from minilm.bpe import CHAR_TO_BYTE, PATTERN, continue_merges, learn_merges, merge, spell
 from minilm.data import read_json, read_text, reading, write_json
+from minilm.tokenizer_json import (LISTS, NAMES, Added, Settings, byte_level, content, read_added,
+                                   read_model, sentencepiece, starts_with)
 
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Pre-tokenizer "individual digits, then GPT2": a space stays outside the digit after it, so a run of spaces before a digit is one piece.
-DIGITS_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-EMPTY = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None}  # a new tokenizer.json
+SPACE = regex.compile(r"\s")
+# A new tokenizer.json.
+EMPTY = {
+    "version": "1.0",
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": None,
+    "post_processor": None,
+}
 
 
 class Tokenizer:
-    """What all kinds share: added tokens, BOS and EOS, saving. A kind gives `_encode(text, first) -> ids` (does the whole text start here?)
-    and `token_bytes(id) -> bytes`; one with merges also the `_words(text)` inside which it merges, their `_letters`, `_word(word)`."""
+    """What all kinds share: added tokens, BOS and EOS, saving.
+
+    A kind gives `_fold(text)`, its normalizer but for a mark in front (applying it twice changes
+    nothing); `_encode(folded, first) -> ids` (does the whole text start here?); `token_bytes(id)`;
+    one with merges also the `_words` inside which it merges, their `_letters` and `_word(word)`.
+
+    `add_bos`: does the folder want BOS in front of a text? `add_bos_token` of its configuration
+    says it, else its post-processor (transformers 4's rule; 5 reads the post-processor alone)."""
 
     def __init__(self, spec: dict, config: dict | None = None):
         self.spec, self.config = spec, config or {}
-        self.vocab, added = spec["model"]["vocab"], spec.get("added_tokens") or []
-        if odd := [t["content"] for t in added if t.get("single_word")]:
-            raise InputError(f"tokenizer.json: the added token {odd[0]!r} is marked single_word, which is not read")
-        self.added = {t["content"]: t["id"] for t in added}
-        self.special = {t["content"]: t["id"] for t in added if t.get("special")}  # never made from text, unless allow_special is set
-        self._merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in spec["model"].get("merges") or []]
-        normalizer = spec.get("normalizer") or {"normalizers": []}
-        self._normalizers = [n.get("type") for n in normalizer.get("normalizers", [normalizer])]
+        self.vocab, self._merges = read_model(spec)
+        self.settings = self._read_settings(spec)
+        added = read_added(spec, self.config, self.vocab)
+        self.added = {t.content: t.id for t in added}
+        self.special = {t.content: t.id for t in added if t.special}  # never made from text
         self.vocab_size = 1 + max([*self.vocab.values(), *self.added.values()])
-        self.bos_id, self.eos_id = (self.token_id(self.config.get(k)) for k in ("bos_token", "eos_token"))
-        self.add_bos = self.bos_id is not None and bool(self.config.get("add_bos_token", _template_starts_with_special(spec)))
-        self._plain, self._all = (_splitter([t for t in added if keep(t)]) for keep in (lambda t: not t.get("special"), lambda t: True))
-        self._names, self._added_bytes = {i: t for t, i in self.vocab.items()}, {i: t.encode() for t, i in self.added.items()}
+        self.bos_id = self.token_id(self.config.get("bos_token"))
+        self.eos_id = self.token_id(self.config.get("eos_token"))
+        wants_bos = self.config.get("add_bos_token")
+        if wants_bos is None:
+            front = starts_with(spec)
+            wants_bos = front is not None and self.token_id(front) == self.bos_id
+        self.add_bos = self.bos_id is not None and bool(wants_bos)
+        raw = {t.content: t for t in added if not t.normalized}
+        normal = {}
+        self._added_names = {t.id: name for name, t in raw.items()}
+        for t in (t for t in added if t.normalized):
+            name = self._added_names[t.id] = self._normalize(t.content)
+            normal.setdefault(name, t)  # of two with the same form the first is found
+        self._raw, self._normal = Finder(raw), Finder(normal)
+        self._names = {i: name for name, i in self.vocab.items()}
+
+    def _read_settings(self, spec: dict) -> Settings:
+        return Settings()
 
     def token_id(self, token: str | dict | None) -> int | None:
-        """Id of one whole token by its text (tokenizer_config.json may hold {"content": text}); None if there is no such token."""
-        text = token.get("content") if isinstance(token, dict) else token
+        """Id of one whole token by its text (or {"content": text}); None if there is none."""
+        text = content(token)
         return self.added.get(text, self.vocab.get(text))
 
     def encode(self, text: str, bos: bool = False) -> list[int]:
-        """Ids of a text. Special tokens written in it stay text, so a user cannot forge them. Equals transformers'
-        encode(text, add_special_tokens=False, split_special_tokens=True)."""
-        return [*([self.bos_id] if bos and self.bos_id is not None else []), *self._split(text, self._plain)]
+        """Ids of a text. Special tokens written in it stay text, so a user cannot forge them.
+        Equals the tokenizers library's encode(text, add_special_tokens=False) with
+        encode_special_tokens set; half a surrogate pair is read as U+FFFD."""
+        front = [self.bos_id] if bos and self.bos_id is not None else []
+        return front + self._split(_whole(text))
 
     def encode_template(self, text: str, stand_for: dict[int, str]) -> list[int]:
-        """Ids of a text of our own making, special tokens read as such. The characters `stand_for` {code: character} break up those which
-        a user's part of the text holds; they are put back once the real ones are found (see chat.py)."""
-        return self._split(text, self._all, stand_for)
+        """Ids of a text of our own making, special tokens read as such. The characters `stand_for`
+        {code: character} break up those which a user's part of the text holds; they are put back
+        once the real ones are found (see chat.py)."""
+        return self._split(_whole(text), special=True, stand_for=stand_for)
 
-    def _split(self, text: str, added: regex.Pattern | None, stand_for: dict[int, str] | None = None) -> list[int]:
-        encode = lambda part, first: self._encode(part.translate(stand_for) if stand_for else part, first)
-        ids, at = [], 0
-        for found in added.finditer(text) if added else ():
-            ids += [*encode(text[at : found.start()], at == 0), self.added[found[found.lastindex]]]
-            at = found.end()
-        return ids + encode(text[at:], at == 0)
+    def _split(self, text: str, special: bool = False, stand_for: dict | None = None) -> list[int]:
+        """Added tokens are found in the text as it is, then in each normalised rest."""
+        ids = []
+        for at, token, rest in self._raw.cut(text, special):
+            if token is not None:
+                ids.append(token.id)
+                continue
+            for inside, token, piece in self._normal.cut(self._normalize(rest), special):
+                if token is not None:
+                    ids.append(token.id)
+                    continue
+                if stand_for:
+                    piece = self._fold(piece.translate(stand_for))
+                ids += self._encode(piece, first=at == inside == 0)
+        return ids
+
+    def _normalize(self, text: str) -> str:
+        mark = "▁" if text and self.settings.prepend == "always" else ""
+        return mark + self._fold(text)
+
+    def _fold(self, text: str) -> str:
+        return text
+
+    def _spelled(self, name: str) -> bytes:
+        """The bytes that the decoder makes of a token's name."""
+        return name.encode()
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Text of ids; half a character (bytes that are not UTF-8 yet) shows as U+FFFD, an id that is no token as nothing."""
+        """Text of ids; half a character (bytes that are not UTF-8 yet) shows as U+FFFD, an id that
+        is no token as nothing."""
         skip = set(self.special.values()) if skip_special else ()
-        return b"".join(self._added_bytes[i] if i in self._added_bytes else self.token_bytes(i)
-                        for i in map(int, ids) if i not in skip).decode("utf-8", errors="replace")
+        pieces = []
+        for i in map(int, ids):
+            name = self._added_names.get(i, self._names.get(i))
+            if name is not None and i not in skip:
+                pieces.append(self._spelled(name))
+        return b"".join(pieces).decode("utf-8", errors="replace")
 
     def save(self, folder: str | Path) -> None:
-        """tokenizer.json and tokenizer_config.json, each written under a temporary name and renamed."""
+        """tokenizer.json, tokenizer_config.json, written under a temporary name and renamed."""
         write_json(Path(folder) / "tokenizer.json", self.spec)
         write_json(Path(folder) / "tokenizer_config.json", self.config)
 
 
+class Finder:
+    """Finds added tokens in a text: the leftmost, of several there the longest."""
+
+    def __init__(self, tokens: dict[str, Added]):
+        self.tokens = tokens
+        longest_first = sorted(tokens, key=len, reverse=True)
+        self.pattern = regex.compile("|".join(map(regex.escape, longest_first)))
+
+    def cut(self, text: str, special: bool) -> Iterator[tuple[int, Added | None, str]]:
+        """(place, token, its text), or (place, None, text between two); a special token is text
+        unless `special`, and covers what it is found in all the same: so the library does it."""
+        done = 0
+        for match in self.pattern.finditer(text) if self.tokens else ():
+            token = self.tokens[match[0]]
+            if token.special and not special:
+                continue
+            start, stop = match.span()
+            if token.lstrip:
+                while start > done and SPACE.match(text[start - 1]):
+                    start -= 1
+                start = max(start, done)
+            if token.rstrip:
+                while stop < len(text) and SPACE.match(text[stop]):
+                    stop += 1
+            if done < start:
+                yield done, None, text[done:start]
+            yield start, token, match[0]
+            done = stop
+        if done < len(text):
+            yield done, None, text[done:]
+
+
+def _whole(text: str) -> str:
+    """The text with its surrogates (JSON and terminals let half a pair through) put together."""
+    if not text.isascii() and regex.search(r"[\ud800-\udfff]", text):
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 class ByteLevelBPE(Tokenizer):
-    """GPT-2's kind (Llama 3, Qwen, OLMoE, SmolLM2, ours): a regular expression cuts the text into pieces, whose UTF-8 bytes are merged.
+    """GPT-2's kind (Llama 3, Qwen, OLMoE, SmolLM2, ours): a regular expression cuts the text into
+    pieces, whose UTF-8 bytes are merged.
 
-    tiktoken merges whenever the joined bytes are a token, with the id as priority. That is the same as the file's list of pairs if ids
-    grow along the list and every token comes from it: checked here; a file that fails, or lacks some bytes, goes through `merge`."""
-
-    _letters = staticmethod(lambda word: spell(word.encode()))
+    tiktoken merges whenever the joined bytes are a token, with the id as priority. That is the
+    same as the file's list of pairs if ids grow along the list and every token comes from it:
+    checked here; a file that fails, or lacks some bytes, goes through `merge`."""
 
     def __init__(self, spec: dict, config: dict | None = None):
         super().__init__(spec, config)
-        self.pattern, self.prefix_space = _pattern(spec["pre_tokenizer"])
-        if self._normalizers not in ([], ["NFC"]):
-            raise InputError(f"the normalizer {', '.join(self._normalizers)} is not read; minilm reads NFC or none before a byte-level BPE")
-        model, merges = spec["model"], self._merges
-        self._tokens = {i: bytes(CHAR_TO_BYTE[c] for c in t) for t, i in self.vocab.items()
-                        if t not in self.added and all(c in CHAR_TO_BYTE for c in t)}
-        ids, single = [self.vocab.get(a + b, -1) for a, b in merges], {i for i, t in self._tokens.items() if len(t) == 1}
-        ordered = all(x < y for x, y in zip(ids, ids[1:])) and -1 not in ids
-        complete = len(single) == 256 and (model.get("ignore_merges") or set(self._tokens) - single <= set(ids))
+        self.pattern, model = self.settings.pattern, spec["model"]
+        made = [self.vocab[a + b] for a, b in self._merges]  # ids, in the order of the merges
+        products, self._tokens = set(made), {}
+        for name, i in self.vocab.items():
+            own = name not in self.added or i in products or len(name) == 1
+            if own and all(c in CHAR_TO_BYTE for c in name):
+                self._tokens[i] = self._spelled(name)
+        single = {i for i, token in self._tokens.items() if len(token) == 1}
+        ordered = all(x < y for x, y in zip(made, made[1:]))
+        from_list = self._tokens.keys() - single <= products
         self._tiktoken = None
-        if ordered and complete:
-            ranks = {t: i for i, t in self._tokens.items()}
-            self._tiktoken = tiktoken.Encoding("minilm", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={})
+        if ordered and len(single) == 256 and from_list:
+            ranks = {token: i for i, token in self._tokens.items()}
+            self._tiktoken = tiktoken.Encoding(
+                "minilm", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={})
+            self._word = self._tiktoken.encode_ordinary
         else:
-            self._rank, self._unknown = {pair: i for i, pair in enumerate(merges)}, self.vocab.get(model.get("unk_token"))
-        self._word = self._tiktoken.encode_ordinary if self._tiktoken else lru_cache(2**16)(self._merge_word)
+            if model.get("byte_fallback"):
+                raise InputError("byte_fallback is not read in a byte-level BPE that lacks bytes")
+            self._rank = {pair: i for i, pair in enumerate(self._merges)}
+            self._unknown = self.vocab.get(model.get("unk_token"))
+            self._word = lru_cache(2**16)(self._merge_word)
 
-    def _prepare(self, text: str) -> str:
-        text = unicodedata.normalize("NFC", text) if self._normalizers else text
-        return " " + text if self.prefix_space and text and not text.startswith(" ") else text
+    def _read_settings(self, spec):
+        return byte_level(spec)
+
+    def _fold(self, text):
+        return unicodedata.normalize("NFC", text) if self.settings.nfc else text
+
+    def _prefixed(self, text: str) -> str:
+        lacks = self.settings.prefix_space and not text.startswith(" ")
+        return " " + text if lacks and text else text
 
     def _words(self, text, first=True):
-        return regex.findall(self.pattern, self._prepare(text))
+        return regex.findall(self.pattern, self._prefixed(text))
 
     def _encode(self, text, first=True):
         if self._tiktoken:
-            return self._tiktoken.encode_ordinary(self._prepare(text))
+            return self._tiktoken.encode_ordinary(self._prefixed(text))
         return [i for word in self._words(text) for i in self._word(word)]
 
+    @staticmethod
+    def _letters(word: str) -> str:
+        return spell(word.encode())
+
     def _merge_word(self, word: str) -> list[int]:
-        text = self._letters(word)
-        if self.spec["model"].get("ignore_merges") and text in self.vocab:
+        model, text = self.spec["model"], self._letters(word)
+        if model.get("ignore_merges") and text in self.vocab:
             return [self.vocab[text]]
-        known = [c for c in text if c in self.vocab or self._unknown is not None]  # tokenizers drops what it cannot spell
-        return [self.vocab.get(s, self._unknown) for s in merge(known, self._rank)]
+        if self._unknown is None:  # tokenizers drops what it cannot spell
+            text = [c for c in text if c in self.vocab]
+        ids = [self.vocab.get(s, self._unknown) for s in merge(list(text), self._rank)]
+        return _fused(ids, self._unknown) if model.get("fuse_unk") else ids
 
     def token_bytes(self, i):
-        return self._tokens.get(i, b"")
+        return b"" if i in self._added_names else self._tokens.get(i, b"")
+
+    def _spelled(self, name):
+        if all(c in CHAR_TO_BYTE for c in name):
+            return bytes(CHAR_TO_BYTE[c] for c in name)
+        return name.encode()
+
+
+def _fused(ids: list[int], unknown: int | None) -> list[int]:
+    """Neighbouring unknown tokens become one."""
+    return [i for i, before in zip(ids, [None, *ids]) if not i == before == unknown]
 
 
 class SentencePieceBPE(Tokenizer):
-    """Llama 2's kind: characters are merged, "▁" stands for a space, a character without a token becomes its UTF-8 bytes <0xNN>."""
-
-    _letters = staticmethod(str)
+    """Llama 2's kind: characters are merged, "▁" stands for a space, a character without a token
+    becomes its UTF-8 bytes <0xNN>."""
 
     def __init__(self, spec: dict, config: dict | None = None):
         super().__init__(spec, config)
         model, merges = spec["model"], self._merges
-        if odd := [a + b for a, b in merges if a + b not in self.vocab]:
-            raise InputError(f"the merges make {odd[0]!r}, which the vocabulary lacks: the file is damaged")
-        self._rank, self._prepend = {pair: i for i, pair in enumerate(merges)}, _prepends(self._normalizers, spec.get("pre_tokenizer"))
-        crossing = any("▁" in (a + b).lstrip("▁") for a, b in merges)  # else no merge ever joins a word to the space after it
+        self._rank = {pair: i for i, pair in enumerate(merges)}
+        # does a merge ever join a word to the space after it? Else words are merged one by one
+        crossing = any("▁" in (a + b).lstrip("▁") for a, b in merges)
         self._cut = regex.compile(r"(?s).+" if crossing else r"▁+[^▁]*|[^▁]+")
-        self._unknown, self._fuse = self.vocab.get(model.get("unk_token")), model.get("fuse_unk")
+        self._unknown = self.vocab.get(model.get("unk_token"))
+        if model.get("unk_token") is not None and self._unknown is None:
+            raise InputError(f"unk_token {model['unk_token']!r} is not in the vocabulary")
         self._word = lru_cache(2**16)(self._merge_word)
 
+    def _read_settings(self, spec):
+        return sentencepiece(spec)
+
+    def _fold(self, text):
+        by_normalizer = self.settings.prepend in (None, "always")
+        return text.replace(" ", "▁") if by_normalizer else text
+
     def _words(self, text, first=True):
-        marked = text.replace(" ", "▁")
-        missing = not marked.startswith("▁")
-        if text and (self._prepend == "always" or missing and (self._prepend == "missing" or self._prepend == "first" and first)):
-            marked = "▁" + marked
+        marked, prepend = text.replace(" ", "▁"), self.settings.prepend
+        if marked and not marked.startswith("▁"):
+            if prepend == "missing" or (prepend == "first" and first):
+                marked = "▁" + marked
         return self._cut.findall(marked)
 
     def _encode(self, text, first=True):
         ids = [i for word in self._words(text, first) for i in self._word(word)]
-        return [i for i, before in zip(ids, [None, *ids]) if not (self._fuse and i == before == self._unknown)]
+        return _fused(ids, self._unknown) if self.spec["model"].get("fuse_unk") else ids
+
+    @staticmethod
+    def _letters(word: str) -> str:
+        return word
 
     def _merge_word(self, word: str) -> list[int]:
-        symbols = []
+        model, symbols = self.spec["model"], []
         for c in word:
-            spelled = [f"<0x{b:02X}>" for b in c.encode("utf-8", errors="replace")]
+            spelled = [f"<0x{b:02X}>" for b in c.encode()]
             if c in self.vocab:
                 symbols.append(c)
-            elif self.spec["model"].get("byte_fallback") and all(s in self.vocab for s in spelled):
+            elif model.get("byte_fallback") and all(s in self.vocab for s in spelled):
                 symbols += spelled
             elif self._unknown is not None:
-                symbols.append(self.spec["model"]["unk_token"])
+                symbols.append(model["unk_token"])
         return [self.vocab[s] for s in merge(symbols, self._rank)]
 
     def token_bytes(self, i):
-        name = self._names.get(i, "")
-        return bytes.fromhex(name[3:5]) if regex.fullmatch(r"<0x[0-9A-F]{2}>", name) else name.replace("▁", " ").encode()
+        return self._spelled(self._names.get(i, ""))
+
+    def _spelled(self, name):
+        if self.settings.byte_tokens and regex.fullmatch(r"<0x[0-9A-Fa-f]{2}>", name):
+            return bytes.fromhex(name[3:5])
+        return name.replace("▁", " ").encode()
 
     def decode(self, ids, skip_special=False):
         text = super().decode(ids, skip_special)
-        return text[1:] if self._prepend and text.startswith(" ") else text  # the space that encode put in front
+        return text.removeprefix(" ") if self.settings.strip else text
 
 
 class CharLevel(Tokenizer):
@@ -185,16 +320,25 @@ class CharLevel(Tokenizer):
 
     @classmethod
     def train(cls, text: str) -> "CharLevel":
-        model = {"type": "BPE", "vocab": {c: i for i, c in enumerate(sorted(set(text)))}, "merges": []}
-        return cls(EMPTY | {"decoder": {"type": "Fuse"}, "model": model}, {"tokenizer_class": "PreTrainedTokenizerFast"})
+        vocab = {c: i for i, c in enumerate(sorted(set(text)))}
+        model = {"type": "BPE", "vocab": vocab, "merges": []}
+        spec = EMPTY | {"decoder": {"type": "Fuse"}, "model": model}
+        return cls(spec, {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+    def _read_settings(self, spec):
+        if spec.get("decoder") != {"type": "Fuse"}:
+            raise InputError(f"the decoder {spec.get('decoder')} is not read; minilm reads Fuse "
+                             "behind characters")
+        return Settings()
 
     def _encode(self, text, first=True):
-        """Raises InputError, naming the first character that the alphabet lacks, and its place."""
+        """InputError, naming the first character that the alphabet lacks, and its place."""
         ids = [self.vocab.get(c) for c in text]
         if None in ids:
             at = ids.index(None)
-            raise InputError(f"character {text[at]!r} at position {at} is not among the {len(self.vocab)} characters that this "
-                             "character-level tokenizer knows: remove it, or train with --level bpe")
+            raise InputError(f"character {text[at]!r} at position {at} is not among the "
+                             f"{len(self.vocab)} characters that this character-level tokenizer "
+                             "knows: remove it, or train with --level bpe")
         return ids
 
     def token_bytes(self, i):
@@ -203,124 +347,171 @@ class CharLevel(Tokenizer):
 
 # --- training
 
-def train_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str] = (), eos: str | None = None, bos: str | None = None,
-              pattern: str = PATTERN) -> ByteLevelBPE:
-    """A byte-level BPE of our own: ids 0-255 are the bytes, then one per merge (fewer if no pair occurs twice), the special tokens last."""
+def train_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    special: Sequence[str] = (),
+    eos: str | None = None,
+    bos: str | None = None,
+    pattern: str = PATTERN,
+) -> ByteLevelBPE:
+    """A byte-level BPE of our own: ids 0-255 are the bytes, then one per merge (fewer if no pair
+    occurs twice), the special tokens last."""
     count = vocab_size - 256 - len(special)
     if missing := {bos, eos} - {None, *special}:
-        raise InputError(f"bos or eos {missing.pop()!r} must be among the special tokens {list(special)}")
+        raise InputError(f"bos or eos {missing.pop()!r} must be among the special tokens "
+                         f"{list(special)}")
     if count < 0:
-        raise InputError(f"vocab_size {vocab_size} is too small: 256 bytes and {len(special)} special tokens need {256 + len(special)}")
+        raise InputError(f"vocab_size {vocab_size} is too small: 256 bytes and {len(special)} "
+                         f"special tokens need {256 + len(special)}")
     merges = learn_merges(texts, count, pattern)
     tokens = [*(bytes([b]) for b in range(256)), *(a + b for a, b in merges)]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    model = {"type": "BPE", "vocab": {spell(t): i for i, t in enumerate(tokens)}, "merges": [[spell(a), spell(b)] for a, b in merges]}
-    spec = EMPTY | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}, "model": model,
-                    "decoder": byte_level | {"use_regex": True}}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos, "add_bos_token": False}
-    return _longer(ByteLevelBPE(spec, {k: v for k, v in config.items() if v is not None}), special=special)
+    model = {
+        "type": "BPE",
+        "vocab": {spell(token): i for i, token in enumerate(tokens)},
+        "merges": [[spell(a), spell(b)] for a, b in merges],
+    }
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    bytes_ = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    spec = EMPTY | {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, bytes_]},
+        "model": model,
+        "decoder": bytes_ | {"use_regex": True},
+    }
+    spec["added_tokens"] = _added_entries(special, len(tokens))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if bos is not None:
+        config["bos_token"] = bos
+    if eos is not None:
+        config["eos_token"] = eos
+    return ByteLevelBPE(spec, config | {"add_bos_token": False})
 
 
-def extend_tokenizer(tok: Tokenizer, texts: Sequence[str], tokens: int, special: Sequence[str] = (),
-                     protect: Iterable[str] = ()) -> tuple[Tokenizer, list[list[int]]]:
-    """-> a tokenizer with up to `tokens` more tokens, learned from `texts` in a new language, and the `special` ones behind them; and for
-    each new token the old ids that it stands for ([] for a special one): lora.extend_vocabulary makes its rows from them.
+def extend_tokenizer(
+    tok: Tokenizer,
+    texts: Sequence[str],
+    tokens: int,
+    special: Sequence[str] = (),
+    protect: Iterable[str] = (),
+) -> tuple[Tokenizer, list[list[int]]]:
+    """-> a tokenizer with up to `tokens` more tokens, learned from `texts` in a new language, and
+    the `special` ones behind them; and for each new token the old ids that it stands for ([] for a
+    special one): lora.extend_vocabulary makes its rows from them.
 
-    Training goes on where the old merges ended: every new pair comes after all old ones and no old id changes (appended merges of another
-    tokenizer would change old texts). And no pair is joined that would change a text of `protect`, the old language's."""
+    Training goes on where the old merges ended: every new pair comes after all old ones and no old
+    id changes (appended merges of another tokenizer would change old texts). And no pair is joined
+    that would change a text of `protect`, the old language's."""
     if not hasattr(tok, "_word"):
-        raise InputError("a character-level tokenizer has no merges to go on from: extend one that was trained with --level bpe")
+        raise InputError("a character-level tokenizer has no merges to go on from: "
+                         "extend one that was trained with --level bpe")
     if twice := [s for s in special if tok.token_id(s) is not None]:
-        raise InputError(f"the tokenizer has a token {twice[0]!r} already: it was extended before, or choose another name")
-    count = lambda texts: Counter(word for text in texts for word in tok._words(text))
-    words, kept, first = count(texts), count(protect), tok.vocab_size
-    seen = Counter(c for word, times in words.items() for c in tok._letters(word) * times)
+        raise InputError(f"the tokenizer has a token {twice[0]!r} already: it was extended before, "
+                         "or choose another name")
+    words, kept, first = _count_words(tok, texts), _count_words(tok, protect), tok.vocab_size
+    seen = Counter()
+    for word, times in words.items():
+        for letter in tok._letters(word):
+            seen[letter] += times
     taken = set(tok.vocab).union(*map(tok._letters, kept))
-    letters = [c for c, times in seen.most_common() if times > 1 and c not in taken][:tokens]  # SentencePiece: so far bytes only
-    pieces, tok = [tok._word(c) for c in letters], _longer(tok, letters)
-    split = lambda word: [tok._names[i] for i in tok._word(word)]
-    for parts in map(split, kept):
+    # SentencePiece: letters that so far were bytes only
+    letters = [c for c, times in seen.most_common() if times > 1 and c not in taken][:tokens]
+    pieces = [tok._word(c) for c in letters]
+    tok = _longer(tok, letters)
+    for word in kept:
+        parts = _parts(tok, word)
         taken |= {"".join(parts), *map("".join, zip(parts, parts[1:]))}
     known = [word for word in words if tok.vocab.keys() >= set(tok._letters(word))]
-    merges = continue_merges([split(word) for word in known], [words[word] for word in known], tokens - len(letters), taken)
+    parts = [_parts(tok, word) for word in known]
+    times = [words[word] for word in known]
+    merges = continue_merges(parts, times, tokens - len(letters), taken)
     tok = _longer(tok, [a + b for a, b in merges], merges, special)
-    old = lambda name: [i] if (i := tok.vocab[name]) < first else pieces[i - first]
-    for a, b in merges:
-        pieces.append(old(a) + old(b))
+    for pair in merges:
+        ids = [tok.vocab[name] for name in pair]
+        pieces.append([old for i in ids for old in ([i] if i < first else pieces[i - first])])
     return tok, pieces + [[] for _ in special]
 
 
-def _longer(tok: Tokenizer, names: Sequence[str] = (), merges: Sequence[tuple] = (), special: Sequence[str] = ()) -> Tokenizer:
-    """The tokenizer with these tokens, the merges that make them, and special tokens behind them."""
-    spec, ids = tok.spec | {"model": dict(tok.spec["model"])}, range(tok.vocab_size, tok.vocab_size + len(names) + len(special))
-    spec["model"] |= {"vocab": tok.vocab | tok.added | dict(zip(names, ids)), "merges": [list(pair) for pair in (*tok._merges, *merges)]}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    spec["added_tokens"] = (spec.get("added_tokens") or []) + [{"id": i, "content": s} | flags for i, s in zip(ids[len(names) :], special)]
-    return type(tok)(spec, tok.config)
+def _count_words(tok: Tokenizer, texts: Iterable[str]) -> Counter:
+    return Counter(word for text in texts for word in tok._words(tok._normalize(text)))
 
 
-# --- reading tokenizer.json
+def _parts(tok: Tokenizer, word: str) -> list[str]:
+    """A word as the names of its tokens."""
+    return [tok._names[i] for i in tok._word(word)]
+
+
+def _longer(
+    tok: Tokenizer,
+    names: Sequence[str] = (),
+    merges: Sequence[tuple] = (),
+    special: Sequence[str] = (),
+) -> Tokenizer:
+    """The tokenizer with these tokens, the merges that make them, special tokens behind them."""
+    spec, model = dict(tok.spec), dict(tok.spec["model"])
+    behind = tok.vocab_size + len(names)
+    # (the library gives an added token that is not in the vocabulary the id behind its last)
+    model["vocab"] = tok.vocab | tok.added | dict(zip(names, range(tok.vocab_size, behind)))
+    model["merges"] = [list(pair) for pair in (*tok._merges, *merges)]
+    entries = list(spec.get("added_tokens") or []) + _added_entries(special, behind)
+    return type(tok)(spec | {"model": model, "added_tokens": entries}, tok.config)
+
+
+def _added_entries(special: Sequence[str], first: int) -> list[dict]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return [{"id": i, "content": text, **flags, "special": True}
+            for i, text in enumerate(special, first)]
+
+
+# --- reading a folder
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Reads a folder's tokenizer.json, tokenizer_config.json and chat_template.jinja. InputError for a kind that is not read exactly."""
+    """A folder's tokenizer.json, with what tokenizer_config.json, special_tokens_map.json (which
+    wins), the ids of config.json and chat_template.jinja say beside it. InputError for a kind or a
+    setting that is not read exactly, and for a token that the files disagree about."""
     file = Path(folder) / "tokenizer.json"
-    read = lambda name: read_json(file.with_name(name)) if file.with_name(name).exists() else {}
-    spec, config = read_json(file), read("tokenizer_config.json")
+    spec, config = read_json(file), _optional(file, "tokenizer_config.json")
     with reading(file):
-        names = {t["id"]: t["content"] for t in spec.get("added_tokens") or []}
-        for other in (read("generation_config.json"), read("config.json")):  # some folders name BOS and EOS by id only
+        for key, value in _optional(file, "special_tokens_map.json").items():
+            if key in (*NAMES, *LISTS) and value is not None:
+                config[key] = value
+        vocab, _ = read_model(spec)
+        ids = vocab | {t["content"]: t["id"] for t in spec.get("added_tokens") or []}
+        for text, i in _optional(file, "added_tokens.json").items():
+            if ids.get(text) != i:
+                raise InputError(f"added_tokens.json gives {text!r} the id {i}, tokenizer.json "
+                                 f"{ids.get(text)}: save the tokenizer again")
+        names = {i: text for text, i in ids.items()}
+        for other in ("generation_config.json", "config.json"):  # some name BOS and EOS by id only
+            values = _optional(file, other)
             for key in ("bos_token", "eos_token"):
-                if key not in config and isinstance(other.get(key + "_id"), int):
-                    config[key] = names.get(other[key + "_id"])
+                i = values.get(key + "_id")
+                i = i[0] if isinstance(i, list) and i else i
+                if key not in config and type(i) is int and i in names:
+                    config[key] = names[i]
         if file.with_name("chat_template.jinja").exists():
             config["chat_template"] = read_text(file.with_name("chat_template.jinja"))
-        model = spec["model"] if isinstance(spec.get("model"), dict) else {}
-        if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
-            raise InputError(f"tokenizer model {model.get('type')!r} is not read; minilm reads BPE (byte-level, or SentencePiece-type)")
-        if odd := [k for k in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(k)]:
-            raise InputError(f"a BPE with {odd[0]} {model[odd[0]]!r} is not read")
-        plain = not (model.get("merges") or spec.get("pre_tokenizer") or spec.get("normalizer"))
-        kind = ByteLevelBPE if "ByteLevel" in json.dumps(spec.get("pre_tokenizer")) else CharLevel if plain else SentencePieceBPE
-        return kind(spec, config)
+        return _kind(spec)(spec, config)
 
 
-def _splitter(added: list[dict]) -> regex.Pattern | None:
-    """Finds added tokens in a text, the longest first; lstrip and rstrip swallow the white space beside a token."""
-    parts = [(r"\s*" if t.get("lstrip") else "") + f"({regex.escape(t['content'])})" + (r"\s*" if t.get("rstrip") else "")
-             for t in sorted(added, key=lambda t: -len(t["content"]))]
-    return regex.compile("|".join(parts)) if parts else None
+def _optional(file: Path, name: str) -> dict:
+    return read_json(file.with_name(name)) if file.with_name(name).exists() else {}
 
 
-def _template_starts_with_special(spec: dict) -> bool:
-    """Does the file's own post-processor put a special token in front of every text?"""
-    processor = spec.get("post_processor") or {}
-    return any(part.get("type") == "TemplateProcessing" and part.get("single") and "SpecialToken" in part["single"][0]
-               for part in (processor, *(processor.get("processors") or [])))
-
-
-def _pattern(pre: dict) -> tuple[str, bool]:
-    """The regular expression that cuts the text, and whether a space is put in front of the text."""
-    parts = pre.get("pretokenizers", [pre])
-    kinds, first, last = [p["type"] for p in parts], parts[0], parts[-1]
-    gpt2, prefix = last.get("use_regex", True), bool(last.get("add_prefix_space", True))
-    if kinds == ["ByteLevel"] and gpt2:
-        return GPT2, prefix
-    if kinds == ["Digits", "ByteLevel"] and first.get("individual_digits") and gpt2 and not prefix:
-        return DIGITS_GPT2, False
-    plain = not (gpt2 or prefix or first.get("invert")) and first.get("behavior") == "Isolated"
-    if kinds == ["Split", "ByteLevel"] and plain and "Regex" in first["pattern"]:
-        return first["pattern"]["Regex"], False
-    raise InputError(f"the pre-tokenizer {' + '.join(kinds)} with these settings is not read; minilm reads ByteLevel, "
-                     "Split(Regex) + ByteLevel and Digits + ByteLevel")
-
-
-def _prepends(kinds: list[str], pre: dict | None) -> str | None:
-    """When a "▁" is put in front: "always"; where it is "missing"; the same, but only "first" in a text with added tokens; never (None)."""
-    if kinds in (["Prepend", "Replace"], ["Replace"]) and pre is None:
-        return "always" if kinds[0] == "Prepend" else None
-    if not kinds and pre and pre.get("type") == "Metaspace" and not pre.get("split", True) and pre.get("replacement") == "▁":
-        return {"always": "missing", "first": "first", "never": None}[pre.get("prepend_scheme", "always")]
-    found = ", ".join(filter(None, [*kinds, (pre or {}).get("type")])) or "none"
-    raise InputError(f"normalizer and pre-tokenizer ({found}) are not read; minilm reads byte-level BPE, and SentencePiece-type BPE with "
-                     "Prepend + Replace or Metaspace")
+def _kind(spec: dict) -> type[Tokenizer]:
+    pre, model = spec.get("pre_tokenizer"), spec["model"]
+    if '"ByteLevel"' in json.dumps(pre):
+        return ByteLevelBPE
+    characters = not (model.get("merges") or model.get("unk_token") or model.get("byte_fallback"))
+    if characters and not pre and not spec.get("normalizer"):
+        return CharLevel
+    return SentencePieceBPE

@@ -1,4 +1,4 @@
-"""Eleven modulations, pulse shaping, an analogue message and a radio channel: the labelled signals that signals/mdm.py distills.
+"""Eleven modulations, pulse shaping, an analogue message and a radio channel: the labelled signals that signals/mdm_experiment.py distills.
 
 Letters: n signals, K symbols, L samples before the channel, N = 128 samples after it. The sampling rate is 1, so frequencies are in cycles
 per sample. A signal is complex, z = I + jQ (in-phase and quadrature), and becomes float32 [2, N] for the networks. The classes and their

@@ -1,5 +1,6 @@
 """Generation: the cache, padding and the laws of sampling, each against a slower or plainer way to the same tokens."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -185,3 +186,50 @@ def test_a_subclass_with_a_forward_of_its_own_generates_and_is_scored_by_it():
     assert generate(model, [[1, 2]], 1)[0][-1] == int(tiny()(torch.tensor([[1, 2]])).logits[0, -1].argmin())
     ids = torch.tensor([[1, 2, 3]])
     torch.testing.assert_close(token_logprobs(model, ids)[0, 0], (-tiny()(ids).logits[0, 0]).log_softmax(-1)[2])
+
+
+# --- overflow, stopping, the context
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_overflow_are_an_error_that_names_the_flag_and_not_token_0(bad, temperature):
+    model = tiny()
+    model.lm_head.weight.data[7] = bad
+    with pytest.raises(InputError, match="logits hold NaN or infinity in torch.float32: .* use --dtype bfloat16"):
+        generate(model, [[1, 2]], 3, temperature=temperature)
+    assert choose(torch.tensor([[0.0, -torch.inf]])).tolist() == [0]  # a token that is ruled out is no overflow
+
+
+def test_every_id_of_a_list_ends_a_row_and_an_id_may_be_of_any_kind_of_whole_number():
+    model = tiny()
+    full = generate(model, [[1, 2, 3]], max_new_tokens=20)[0]
+    eos = full[5]
+    cut = full[: full.index(eos, 3) + 1]
+    for ids in (eos, [eos], [49, eos], [eos, 49], np.int64(eos), {eos}, torch.tensor([49, eos])):
+        assert generate(model, [[1, 2, 3]], max_new_tokens=20, eos_id=ids) == [cut]
+    assert generate(model, [[1, 2, 3]], max_new_tokens=20, eos_id=[]) == [full]
+
+
+def test_the_nucleus_is_cut_after_the_temperature():
+    logits = torch.tensor([2.0, 1.0, 0.0])  # p 0.67, 0.24, 0.09; at temperature 4: 0.42, 0.33, 0.26, so 0.7 needs two and 0.8 three
+    allowed = lambda p: set(choose(logits.expand(2000, 3), 4.0, top_p=p, gen=generator(0, "draws")).tolist())
+    assert (allowed(0.4), allowed(0.7), allowed(0.8)) == ({0}, {0, 1}, {0, 1, 2})
+
+
+def test_how_long_a_row_grows_does_not_depend_on_its_neighbours():
+    model, short, long = tiny(context=16), [1, 2], list(range(14))
+    alone = [generate(model, [prompt], 10)[0] for prompt in (short, long)]
+    assert [len(row) for row in alone] == [12, 16]
+    assert generate(model, [short, long], 10) == alone
+
+
+@pytest.mark.parametrize("scaling, context", [
+    (None, 32), ({"rope_type": "linear", "factor": 4.0}, 128),
+    ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+    ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}, 32),
+    ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 2}, 32)])
+def test_the_context_is_what_config_and_rope_scaling_allow_together(scaling, context):
+    model = Transformer(Config(50, 16, 24, 1, 2, max_position_embeddings=32, rope_scaling=scaling), generator(0, "init"))
+    assert len(generate(model, [[1] * (context - 2)], 10)[0]) == context
+    with pytest.raises(InputError, match=f"has {context} tokens, the model reads {context}: shorten"):
+        generate(model, [[1] * context])

@@ -9,8 +9,8 @@ from itertools import chain
 import pytest
 import torch
 
-from methods import learning_preferences as lp
-from methods.learning_preferences import (ARMS, ID, RATIOS, SOURCE, WORDS, Arm, Config, at, believed, biography, choices,
+from methods.experiments import learning_preferences as lp
+from methods.experiments.learning_preferences import (ARMS, ID, RATIOS, SOURCE, WORDS, Arm, Config, at, believed, biography, choices,
                                           claims, make_people, make_texts, perplexities, preference, prefers, speed, stage1)
 from minilm import InputError
 from minilm.data import generator

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import peft
 import pytest
@@ -11,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from minilm import InputError
 from minilm.data import generator
-from minilm.lora import LoRALinear, add_lora, extend_vocabulary, load_adapter, lora_layers, merge_lora, save_adapter, unmerge_lora
+from minilm.lora import (READ, SILENT, LoRALinear, add_lora, extend_vocabulary, load_adapter, lora_layers, merge_lora, save_adapter,
+                         unmerge_lora)
 from minilm.transformer import Config, Transformer
 from minilm.weights import load_pretrained, save_pretrained
 
@@ -289,9 +291,17 @@ UP = "base_model.model.model.layers.1.mlp.up_proj.lora_{}.weight"
     (lambda t, c: c.update(modules_to_save=["score"]), "'score'"),
     (lambda t, c: c.update(target_modules=["c_attn"]), "names no linear layer"),
     (lambda t, c: c.update(r=0), "adapter_config.json: LoRA rank 0: give 1 or more"),
-    *[(lambda t, c, key=key, bad=bad: c.update({key: bad}), "adapter_config.json holds a value of a kind")
-      for key, bad in (("r", None), ("r", "8"), ("lora_alpha", "x"), ("rank_pattern", 5), ("modules_to_save", True),
-                       ("target_modules", 1))],
+    *[(lambda t, c, key=key, bad=bad: c.update({key: bad}), f"adapter_config.json: .*{words}")
+      for key, bad, words in (
+          ("r", None, "rank None"), ("r", "8", "rank '8'"), ("r", True, "rank True"), ("lora_alpha", "x", "alpha 'x'"),
+          ("lora_alpha", float("nan"), "alpha nan"), ("rank_pattern", 5, "rank_pattern 5"),
+          ("alpha_pattern", {"q_proj": "1"}, "alpha '1'"), ("modules_to_save", True, "modules_to_save True"),
+          ("target_modules", 1, "target_modules 1"), ("target_modules", None, "target_modules None"),
+          ("use_rslora", "false", "use_rslora 'false' must be true or false"),
+          *(("lora_dropout", x, "lora_dropout") for x in ("x", 3, -1, None)),
+          ("future_formula", {"gamma": 2}, "future_formula {'gamma': 2} is not read"), ("megatron_config", {"a": 1}, "megatron_config"),
+          ("peft_type", None, "peft_type None"), ("layers_to_transform", [0], "layers_to_transform"),
+          ("exclude_modules", ["up_proj"], "exclude_modules"), ("kasa_config", {"a": 1}, "kasa_config"))],
 ])
 def test_a_file_that_does_not_fit_is_refused_and_leaves_the_model_as_it_was(tmp_path, damage, words):
     save_adapter(adapted(), tmp_path)
@@ -313,3 +323,99 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path):
     save_adapter(model, tmp_path)
     with pytest.raises(InputError, match=r"embed_tokens.weight has shape \[64, 32\], \[80, 32\] is needed"):
         load_adapter(tiny(vocab_size=80), tmp_path)
+
+
+# --- the whole range of files, against PEFT
+
+MIXTURES = {"mixtral": {}, "qwen3_moe": {"moe_intermediate_size": 24}, "olmoe": {}, "qwen2_moe": {
+    "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}}
+EXPERTS = ("gate_proj", "up_proj", "down_proj")
+CHOICES = [("q_proj", "v_proj"), EXPERTS, ("down_proj",), (*EXPERTS, "o_proj"), ("gate_proj", "up_proj"), ("gate_proj",), ("up_proj",),
+           ("gate_proj", "down_proj"), ("up_proj", "down_proj", "q_proj")]
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("targets", CHOICES, ids="+".join)
+def test_an_adapter_of_a_mixture_means_the_same_to_peft_or_is_not_written(family, targets, tmp_path):
+    model = tiny(model_type=family, num_experts=3, norm_topk_prob=True, **MIXTURES[family]).eval()
+    save_pretrained(model, tmp_path / "base")
+    experts = set(targets) & set(EXPERTS)
+    if experts and (family == "qwen2_moe" or experts not in ({"down_proj"}, set(EXPERTS))):
+        with pytest.warns(UserWarning, match="PEFT cannot read an adapter of the experts' .*: save_adapter will refuse it"):
+            adapted(model, targets=targets)
+        with pytest.raises(InputError, match="PEFT would read an adapter of the experts' .* otherwise: merge_lora"):
+            save_adapter(model, tmp_path / "adapter")
+        assert not (tmp_path / "adapter").exists()
+        return
+    adapted(model, targets=targets)
+    save_adapter(model, tmp_path / "adapter")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(theirs(IDS).logits, model(IDS).logits, atol=1e-5, rtol=1e-4)
+
+
+def random_adapter(rng):
+    """Settings of a LoraConfig; about half of them are plain LoRA."""
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    settings = {"r": rng.choice([1, 3]), "lora_alpha": rng.choice([1, 5, 16]), "lora_dropout": rng.choice([0.0, 0.1]),
+                "use_rslora": rng.random() < 0.3, "target_modules": rng.sample(layers, rng.randrange(1, 4))}
+    if rng.random() < 0.5:
+        settings["rank_pattern"] = {rng.choice([rf"layers.{rng.randrange(2)}.self_attn.q_proj", "up_proj", r".*\.1\..*down_proj"]): 2}
+    if rng.random() < 0.5:
+        settings["alpha_pattern"] = {rng.choice(["v_proj", r"layers\.0\..*", "(q|k)_proj"]): 9}
+    if rng.random() < 0.2:
+        settings["modules_to_save"] = rng.choice([["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]])
+    if rng.random() < 0.4:
+        settings |= rng.choice([{"use_dora": True}, {"bias": "all"}, {"layers_to_transform": [1]}, {"exclude_modules": ["q_proj"]},
+                                {"lora_bias": True}, {"layer_replication": [[0, 2], [1, 2]]}, {"trainable_token_indices": [1, 5]}])
+    return settings
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapter_of_any_fields_gives_pefts_logits_or_is_refused(tied, tmp_path):
+    save_pretrained(tiny(tie_word_embeddings=tied), tmp_path / "base")
+    read = 0
+    for seed in range(30):
+        settings = random_adapter(random.Random(seed))
+        base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        try:
+            theirs = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)).eval()
+        except ValueError:  # (settings that PEFT itself does not take together)
+            continue
+        for p in theirs.parameters():
+            if p.requires_grad:
+                p.data += 0.05 * torch.randn(p.shape, generator=generator(seed, "trained"))
+        theirs.save_pretrained(tmp_path / "adapter")
+        ours, _ = load_pretrained(tmp_path / "base")
+        plain = not set(settings) & {"use_dora", "bias", "layers_to_transform", "exclude_modules", "lora_bias", "layer_replication",
+                                     "trainable_token_indices"}
+        if not plain:
+            with pytest.raises(InputError, match="is not read"):
+                load_adapter(ours, tmp_path / "adapter")
+            continue
+        load_adapter(ours, tmp_path / "adapter")
+        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=1e-4)
+        if "modules_to_save" not in settings:
+            save_adapter(ours, tmp_path / "again")  # with its own ranks per layer it can be read again
+            again, _ = load_pretrained(tmp_path / "base")
+            load_adapter(again, tmp_path / "again")
+            assert torch.equal(again(IDS).logits, ours(IDS).logits)
+        read += 1
+    assert read > 12
+
+
+def test_every_field_of_pefts_configuration_is_known_or_refused(tmp_path):
+    """A field that this release of PEFT does not have, switched on, may be a new formula."""
+    save_adapter(adapted(), tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    for field in (*vars(peft.LoraConfig()), "future_formula"):
+        if field in READ | SILENT:
+            continue
+        for off in (None, False, [], {}):
+            file.write_text(json.dumps(config | {field: off}))
+            load_adapter(tiny(), tmp_path)
+        for on in (True, {"a": 1}, [1], 3, "x"):
+            file.write_text(json.dumps(config | {field: on}))
+            with pytest.raises(InputError, match=field):
+                load_adapter(tiny(), tmp_path)

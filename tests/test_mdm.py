@@ -11,10 +11,11 @@ import torch
 
 from minilm import InputError
 from minilm.data import generator
-from signals import mdm, radio, radioml
+from signals import mdm_experiment as mdm
+from signals import radio, radioml
 from signals.augment import Twist, augment, draw_twist
 from signals.baselines import gradient_distance, herding, kcenter, most_forgotten, select
-from signals.mdm import ARMS, Arm, Config, Task, claims, distances, distill, figure, make_set, matching_loss, run, spectrum, start
+from signals.mdm_experiment import ARMS, Arm, Config, Task, claims, distances, distill, figure, make_set, matching_loss, run, spectrum, start
 from signals.networks import correct, make_network, train_network
 
 TINY = Config(train_per_class=20, test_per_class=4, batch=8, spc=2, steps=3, eval_nets=1, eval_steps=2, full_steps=2, encoder="conv2k3/8",

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from methods import moe_lpr
-from methods.moe_lpr import (ARMS, END, EXPERTS, GROUPS, LETTERS, SIZES, Arm, Config, Language, Texts, changed_tensors, claims, evaluate,
+from methods.experiments import moe_lpr
+from methods.experiments.moe_lpr import (ARMS, END, EXPERTS, GROUPS, LETTERS, SIZES, Arm, Config, Language, Texts, changed_tensors, claims, evaluate,
                              lpr_loss, next_token_loss, objective, pack, review, set_trainable, stage_1)
 from minilm import InputError
 from minilm.data import generator

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from methods import ockr
-from methods.ockr import (FULL, GATE, LEVELS, Config, Words, by_length, candidate_accuracy, chance, claims, everything, in_context, parse,
+from methods.experiments import ockr
+from methods.experiments.ockr import (FULL, GATE, LEVELS, Config, Words, by_length, candidate_accuracy, chance, claims, everything, in_context, parse,
                           retrieved)
 from methods.ockr_tasks import FIRST, MINI, SECOND, SETTINGS, YEARS, Fact, World, build, clone, label, make_task
 from minilm import InputError

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from methods import prealign
-from methods.prealign import ARMS, Arm, Config, Exam, alignment_loss, claims, code_switch, make_table, retrieval, word_vectors
-from methods.prealign_world import BOS, EOS, HALF, SHARED, World, clone, is_start, make_documents, show, split_dictionary
+from methods.experiments import prealign
+from methods.experiments.prealign import ARMS, Arm, Config, Exam, alignment_loss, claims, code_switch, make_table, retrieval, word_vectors
+from methods.worlds.prealign import BOS, EOS, HALF, SHARED, World, clone, is_start, make_documents, show, split_dictionary
 from minilm import InputError
 from minilm.data import IGNORE, generator, pad
 from minilm.transformer import Config as ModelConfig

@@ -9,8 +9,8 @@ from itertools import islice
 import pytest
 import torch
 
-from methods import question_alignment as qa
-from methods.question_alignment import (ARMS, QALIGN, RALIGN, Arm, Config, ProxyTuned, alignment_score, claims, evaluate, response_loss,
+from methods.experiments import question_alignment as qa
+from methods.experiments.question_alignment import (ARMS, QALIGN, RALIGN, Arm, Config, ProxyTuned, alignment_score, claims, evaluate, response_loss,
                                         stage_1_rows, stage_2_rows, step_accuracy, train, tune)
 from methods.question_alignment_tasks import parse, problems, prompt, response, response_language, run_program, translation
 from minilm import InputError
@@ -18,7 +18,7 @@ from minilm.data import generator
 from minilm.generate import generate
 from minilm.transformer import Output
 from minilm.weights import save_pretrained
-from minilm.world import ANSWER, BOS, EOS, SOLVE, TRANSLATE, Choice, Event, Problem, World, new_model
+from methods.worlds.clones import ANSWER, BOS, EOS, SOLVE, TRANSLATE, Choice, Event, Problem, World, new_model
 
 WORLD = World()
 EVE = Problem("Eve", "coins", 7, (Event(1, "finds", 4, 7, 11), Event(-1, "sells", 2, 11, 9)))

@@ -14,7 +14,7 @@ def fill(text: str, folder: Path = ROOT / "results") -> str:
     """A README with the last two cells of every table row that links a script, [...](methods/NAME.py), filled from the results committed
     for it (minutes, and which claims hold), and the table of speed between its marks from bench.json."""
     text = re.sub(r"(<!-- bench -->\n).*?(<!-- /bench -->)", lambda marks: marks[1] + speed(folder) + marks[2], text, flags=re.DOTALL)
-    return re.sub(r"^(\|.*\]\((?:methods|signals|vision_eval)/(\w+)\.py\).*?\|)[^|]*\|[^|]*\|$",
+    return re.sub(r"^(\|.*\]\((?:methods/experiments|methods|signals|vision_eval)/(\w+?)(?:_experiment)?\.py\).*?\|)[^|]*\|[^|]*\|$",
                   lambda row: f"{row[1]} {' | '.join(cells(folder, row[2]))} |", text, flags=re.MULTILINE)
 
 
@@ -46,8 +46,8 @@ def test_the_tables_of_papers_and_of_speed_are_up_to_date():
 
 
 def test_every_script_with_a_committed_run_has_a_row():
-    for script in (*ROOT.glob("methods/*.py"), *ROOT.glob("signals/*.py"), *ROOT.glob("vision_eval/*.py")):
-        if (ROOT / "results" / f"{script.stem}.json").exists():
+    for script in (*ROOT.glob("methods/experiments/*.py"), *ROOT.glob("*/*_experiment.py")):
+        if (ROOT / "results" / f"{script.stem.removesuffix('_experiment')}.json").exists():
             assert f"/{script.stem}.py)" in README.read_text(encoding="utf-8")
 
 

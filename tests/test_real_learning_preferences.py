@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from methods.learning_preferences import perplexities
+from methods.experiments.learning_preferences import perplexities
 from methods.real import learning_preferences as real
 from methods.real.learning_preferences import (HERE, ITEMS, MARK, NAMES, PROMPTS, Config, claims, costs, fill, key, measure, read_corpus,
                                                read_items, read_templates, read_values, typos, write_texts)

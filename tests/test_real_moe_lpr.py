@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from methods.moe_lpr import changed_tensors
+from methods.experiments.moe_lpr import changed_tensors
 from methods.real import moe_lpr
 from methods.real.moe_lpr import Config, Texts, multiple_choice, read_documents
 from minilm import InputError

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from methods.real import skip_layer_cd
-from methods.real.skip_layer_cd import (WORDS, Config, Item, Loaded, Restricted, answer, choices, claims, exemplars, is_right, last_number,
+from methods.real.skip_layer_cd import (WORDS, Config, Item, Loaded, Restricted, answer, choices, claims, exemplars, is_right,
                                         make_decoder, read_task, score)
 from methods.skip_layer_cd_decoders import DoLa, SkipLayers
 from minilm import InputError
 from minilm.data import generator
+from minilm.evaluate import last_number
 from minilm.generate import generate
 from minilm.tokenizer import train_bpe
 from minilm.transformer import Config as ModelConfig

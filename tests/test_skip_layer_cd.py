@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from methods import skip_layer_cd
-from methods.skip_layer_cd import (ARMS, LANGUAGES, OTHERS, PAIRS, TEXT, WORLD, Config, Models, answer, claims, difference, exercise,
+from methods.experiments import skip_layer_cd
+from methods.experiments.skip_layer_cd import (ARMS, LANGUAGES, OTHERS, PAIRS, TEXT, WORLD, Config, Models, answer, claims, difference, exercise,
                                    lm_loss, look, views)
 from methods.skip_layer_cd_decoders import (ContrastModels, DoLa, RepetitionPenalty, SkipLayers, blocks_per_token, contrast, divergence,
                                             entropy_curve, entropy_span, heuristic_span, span_sizes)
@@ -18,7 +18,7 @@ from minilm.data import generator, pad
 from minilm.generate import generate
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Output, Transformer
-from minilm.world import ANSWER, EOS, document, new_model
+from methods.worlds.clones import ANSWER, EOS, document, new_model
 
 V = 40
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 9]]  # of different lengths: every decoder is tested with padding on the left

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from methods import spontaneous_multilingual as method
-from methods.spontaneous_multilingual import (ARMS, DEV, LANGUAGES, QT, SEEN, TEST, Arm, Config, Exam, auc, claims, correlations, examine,
+from methods.experiments import spontaneous_multilingual as method
+from methods.experiments.spontaneous_multilingual import (ARMS, DEV, LANGUAGES, QT, SEEN, TEST, Arm, Config, Exam, auc, claims, correlations, examine,
                                               label_masses, pretraining_mix, read_states, translation_loss, translation_rows, tune)
 from minilm import InputError
 from minilm.data import generator
-from minilm.world import ANSWER, BOS, TRANSLATE, World, document, new_model
+from methods.worlds.clones import ANSWER, BOS, TRANSLATE, World, document, new_model
 
 QUICK = Config(quick=True, seeds=(100,), steps=2, tune_steps=4, items=20, rows=12, workers=1)
 

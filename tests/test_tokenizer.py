@@ -282,10 +282,11 @@ def test_a_character_tokenizer_round_trips_through_its_file_and_names_what_it_do
     ({"normalizer": {"type": "Lowercase"}}, "normalizer Lowercase is not read"),
     ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Punctuation"}, GPT2_PRE]}}, "Punctuation . ByteLevel"),
     ({"added_tokens": [{"id": 300, "content": "<x>", "single_word": True, "special": False}]}, "<x>.*single_word"),
+    ({"added_tokens": [{"id": "x", "content": "<x>"}]}, "added token '<x>' with the id 'x' is of a kind that is not read"),
+    ({"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}}, "token 'a' has the id 'x': a whole number"),
+    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}}, r"the merge \['a'\] must join two tokens"),
     *[(change, "tokenizer.json holds a value of a kind that is not read") for change in (
-        {"added_tokens": 5}, {"added_tokens": [{}]}, {"added_tokens": [{"id": "x", "content": "<x>"}]}, {"normalizer": "NFC"},
-        {"pre_tokenizer": "ByteLevel"}, {"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}},
-        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}})],
+        {"added_tokens": 5}, {"added_tokens": [{}]}, {"normalizer": "NFC"}, {"pre_tokenizer": "ByteLevel"})],
 ])
 def test_kinds_that_are_not_read_exactly_are_refused_by_name(tmp_path, change, words):
     folder = byte_level_file(tmp_path, **{"pre_tokenizer": GPT2_PRE} | change)
@@ -305,3 +306,224 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 def test_the_printable_alphabet_is_a_bijection_on_the_256_bytes():
     assert len(set(BYTE_TO_CHAR.values())) == 256
     assert spell(" é".encode()) == "ĠÃ©"
+
+
+# --- files of every setting, against the library
+
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+PATTERNS = (LLAMA3, r"\d+", r"[a-z]+|\s+", r"\p{L}+", r" ?\w+", r"x(?!b)|\d{1,2}", r"[a-c[x-z]]+|[^a-c[x-z]]+", r"\h+",
+            r"[a-z&&[^b]]+", r"\d*", "(?=b)", "^a")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+CONTENTS = ("<X>", "<X>y", "ab", "  ", "caf\u00e9", "cafe\u0301", "the", "\u00e9", " x", "\n", " ▁", "b<", "<0x41>", "")
+BITS = (*CONTENTS[:6], " ", "x", "\n", "y", " ▁", "b<", "\u0301", "12", "123 it's", "qz", "漢", "🙂", "\t", "A",
+        "\u00a0", "the cat", "<|end|>", "<s>")
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+BACK = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+
+
+def sequence(field, *parts):
+    return {"type": "Sequence", field: [*parts]}
+
+
+def byte_level_spec(rng):
+    spec = json.loads(json.dumps(train_bpe(["the cats and caf\u00e9 123 it's ab qz xy\n" * 9], 300).spec))
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": rng.random() < 0.1, "trim_offsets": True, "use_regex": rng.random() < 0.1}
+    split = {"type": "Split", "pattern": {"Regex": rng.choice(PATTERNS)}, "behavior": rng.choice(["Isolated"] * 4 + ["Removed"]),
+             "invert": rng.random() < 0.05}
+    spec["pre_tokenizer"] = rng.choice([GPT2_PRE, GPT2_PRE | {"add_prefix_space": True}, DIGITS_PRE,
+                                        *[sequence("pretokenizers", split, bytes_)] * 5])
+    nfc = {"type": "NFC"}
+    spec["normalizer"] = rng.choice([None, None, nfc, nfc, sequence("normalizers", nfc), {"type": "NFKC"}])
+    spec["decoder"] = rng.choice([bytes_] * 5 + [None, {"type": "Fuse"}])
+    model = spec["model"]
+    model["ignore_merges"] = rng.random() < 0.3
+    damage = rng.random()
+    if damage < 0.3:  # without these bytes: our own loop
+        for c in "qz\u00c3":
+            del model["vocab"][c]
+        model["merges"] = [m for m in model["merges"] if not set("qz\u00c3") & set("".join(m))]
+        model["vocab"] = {t: i for i, t in enumerate(t for t in model["vocab"] if not set("qz\u00c3") & set(t))}
+        if rng.random() < 0.5:
+            model["vocab"]["<unk>"] = len(model["vocab"])
+            model["unk_token"], model["fuse_unk"] = "<unk>", rng.random() < 0.5
+    elif damage < 0.4:
+        model["merges"] = rng.choice([model["merges"][5:], model["merges"][::-1]])
+    elif damage < 0.5:
+        del model["vocab"]["".join(model["merges"][3])]  # the file is damaged
+    return spec
+
+
+def sentencepiece_spec(rng, original):
+    spec = json.loads(json.dumps(original))
+    if rng.random() < 0.6:
+        spec["normalizer"] = rng.choice([spec["normalizer"], spec["normalizer"], REPLACE, sequence("normalizers", REPLACE), sequence(
+            "normalizers", {"type": "Prepend", "prepend": rng.choice("▁_")}, REPLACE | {"pattern": rng.choice([
+                {"String": " "}, {"Regex": " +"}, {"String": "\t"}])})])
+    else:
+        meta = {"type": "Metaspace", "replacement": rng.choice("▁▁▁_"), "split": rng.random() < 0.1,
+                "prepend_scheme": rng.choice(["always", "first", "never"])}
+        spec |= {"normalizer": None, "pre_tokenizer": meta | rng.choice([{}, {}, {"add_prefix_space": True}])}
+    spec["decoder"] = rng.choice([*[spec["decoder"]] * 3, sequence("decoders", *BACK[:3]), sequence("decoders", BACK[0], *BACK[2:]),
+                                  sequence("decoders", *BACK[:2]), BACK[2], None])
+    spec["model"] |= {"unk_token": rng.choice(["<unk>", "<unk>", None]), "byte_fallback": rng.random() < 0.7,
+                      "fuse_unk": rng.random() < 0.7, "ignore_merges": rng.random() < 0.05}
+    return spec
+
+
+def with_added_tokens(rng, spec):
+    i = 1 + max([*spec["model"]["vocab"].values(), *(t["id"] for t in spec["added_tokens"])])
+    for content in rng.sample(CONTENTS, rng.randrange(6)):
+        if content not in spec["model"]["vocab"]:
+            flags = {flag: rng.random() < (0.02 if flag == "single_word" else 0.4) for flag in FLAGS}
+            spec["added_tokens"].append({"id": i, "content": content} | flags)
+            i += content != ""
+    return spec
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "SentencePiece"])
+def test_a_file_of_any_settings_gives_the_ids_and_texts_of_the_library_or_is_refused(kind, shared, tmp_path):
+    original = json.loads((shared / "checkpoints/stories260K/tokenizer.json").read_text(encoding="utf-8"))
+    read = 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        spec = with_added_tokens(rng, byte_level_spec(rng) if kind == "byte-level" else sentencepiece_spec(rng, original))
+        (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+        try:
+            tok = load_tokenizer(tmp_path)
+        except InputError:
+            continue
+        theirs, read = oracle(tmp_path), read + 1  # what the library refuses, we refuse
+        for _ in range(10):
+            text = "".join(rng.choice(BITS) for _ in range(rng.randrange(8)))
+            agree(tok, theirs, text)
+            theirs.encode_special_tokens = False
+            assert tok.encode_template(text, {}) == theirs.encode(text, add_special_tokens=False).ids, text
+            theirs.encode_special_tokens = True
+    assert read > 40
+
+
+def changed(folder, shared, name, **changes):
+    spec = json.loads((shared / name / "tokenizer.json").read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(spec.get(key), dict) and "type" not in value:
+            spec[key] |= value
+        else:
+            spec[key] = spec[key] + value if key == "added_tokens" else value
+    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    return folder
+
+
+def extra(i, content, **flags):
+    return {"id": i, "content": content} | dict.fromkeys(FLAGS, False) | flags
+
+
+MM, SP = "tokenizers/minimind", "checkpoints/stories260K"
+
+
+def test_no_character_between_two_matches_of_a_split_is_lost(shared, tmp_path):
+    split = {"type": "Split", "pattern": {"Regex": r"\d+"}, "behavior": "Isolated", "invert": False}
+    pre = sequence("pretokenizers", split, GPT2_PRE | {"use_regex": False})
+    tok = load_tokenizer(changed(tmp_path, shared, MM, pre_tokenizer=pre))
+    assert tok.encode("plain words only") == [992, 740, 3354, 2706]
+    assert tok.encode("hello world 123 it's") == [6170, 1707, 256, 6318, 563, 628]
+
+
+def test_added_tokens_are_looked_for_in_the_normalised_text_if_they_say_so(shared, tmp_path):
+    tok = load_tokenizer(changed(tmp_path, shared, SP, added_tokens=[extra(512, "<X>", normalized=True)]))
+    assert tok.encode("a <X> b") == [261, 512, 268]  # "▁<X>" is what is found
+    assert tok.encode("a<X>b") == [261, 504, 478, 505, 430]
+    cafe = extra(6400, "caf\u00e9", normalized=True)
+    tok = load_tokenizer(changed(tmp_path, shared, MM, normalizer={"type": "NFC"}, added_tokens=[cafe]))
+    assert tok.encode("cafe\u0301 x") == [6400, 1390]
+
+
+def test_the_longest_of_several_added_tokens_is_found_and_an_empty_one_never(shared, tmp_path):
+    tok = load_tokenizer(changed(tmp_path, shared, MM, added_tokens=[extra(6400, "<X"), extra(6401, "<X>y"), extra(6402, "")]))
+    assert tok.encode("<X>y<X>") == [6401, 6400, 65]
+    assert tok.encode("ab") == [572]
+
+
+def test_a_mark_is_put_before_the_first_piece_of_a_text_only(shared, tmp_path):
+    pre = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    folder = changed(tmp_path, shared, SP, normalizer=None, pre_tokenizer=pre, added_tokens=[extra(512, "<X>")])
+    tok, theirs = load_tokenizer(folder), oracle(folder)
+    ids = tok.encode("once<X>once")
+    assert ids == theirs.encode("once<X>once", add_special_tokens=False).ids
+    at = ids.index(512)
+    assert ids[:at] != ids[at + 1 :] and ids[:at] == tok.encode("once")
+
+
+def test_whole_words_are_looked_up_first_where_merges_are_ignored(tmp_path):
+    # "abc" is a token that the merges (a b) alone never make
+    spec = json.loads(json.dumps(train_bpe(["ab ab"], 257, pattern=r"[a-z]+").spec))
+    spec["model"]["vocab"]["abc"] = 257
+    for ignore, ids in ((True, [257]), (False, [256, 99])):
+        spec["model"]["ignore_merges"] = ignore
+        (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+        assert load_tokenizer(tmp_path).encode("abc") == ids == oracle(tmp_path).encode("abc").ids
+
+
+def test_bos_is_put_in_front_if_the_post_processor_does_so(shared, tmp_path):
+    single = [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    front = {"type": "TemplateProcessing", "single": single, "pair": [],
+             "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}}
+    for processor, bos, said, add in ((front, "<|im_start|>", {}, True), (sequence("processors", front), "<|im_start|>", {}, True),
+                                      (front, "<|im_end|>", {}, False), (None, "<|im_start|>", {}, False),
+                                      (front, "<|im_start|>", {"add_bos_token": False}, False),
+                                      (front, "<|im_start|>", {"add_bos_token": None}, True)):
+        changed(tmp_path, shared, MM, post_processor=processor)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": bos} | said))
+        assert load_tokenizer(tmp_path).add_bos == add
+
+
+@pytest.mark.parametrize("config, others, words", [
+    ({"eos_token": "<E>"}, {}, "names the token '<E>', which tokenizer.json lacks"),
+    ({"pad_token": {"content": "<pad>"}}, {}, "names the token '<pad>', which"),
+    ({}, {"added_tokens.json": {"<N>": 6400}}, "added_tokens.json gives '<N>' the id 6400, tokenizer.json None"),
+    ({"added_tokens_decoder": {"6400": {"content": "<N>"}}}, {}, "has an added token '<N>', tokenizer.json has not"),
+    ({"added_tokens_decoder": {"25": {"content": "<think>", "lstrip": True}}}, {}, "differ in the added token '<think>' .id 25."),
+    ({"eos_token": 5}, {}, "eos_token 5 must be a text")])
+def test_files_that_disagree_about_a_token_are_refused(config, others, words, shared, tmp_path):
+    changed(tmp_path, shared, MM)
+    for name, value in (others | {"tokenizer_config.json": config}).items():
+        (tmp_path / name).write_text(json.dumps(value))
+    with pytest.raises(InputError, match=words):
+        load_tokenizer(tmp_path)
+
+
+def test_a_token_that_a_configuration_names_is_special_wherever_it_is_named(shared, tmp_path):
+    changed(tmp_path, shared, MM, added_tokens=[extra(6400, "<E>")])
+    assert load_tokenizer(tmp_path).encode("a <E>")[-1] == 6400
+    for name, value in (("tokenizer_config.json", {"eos_token": "<E>"}), ("special_tokens_map.json", {"eos_token": {"content": "<E>"}}),
+                        ("config.json", {"eos_token_id": [6400, 2]}), ("generation_config.json", {"eos_token_id": 6400})):
+        (tmp_path / name).write_text(json.dumps(value))
+        tok = load_tokenizer(tmp_path)
+        assert tok.eos_id == 6400 not in tok.encode("a <E>") and tok.special["<E>"] == 6400
+        (tmp_path / name).unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<|endoftext|>"}')
+    assert load_tokenizer(tmp_path).eos_id == 0 == transformers.AutoTokenizer.from_pretrained(tmp_path).eos_token_id  # the map wins
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda m: m["vocab"].pop("Ġthe"), "needs the token 'Ġthe', which the vocabulary lacks"),
+    (lambda m: m["vocab"].update({"he": 270.5}), "the token 'he' has the id 270.5"),
+    (lambda m: m["vocab"].update({"he": -3}), "the token 'he' has the id -3"),
+    (lambda m: m["vocab"].update({"he": m["vocab"]["Ġdog"]}), "have the same id"),
+    (lambda m: m["merges"].append("t h e"), "the merge 't h e' must join two tokens"),
+    (lambda m: m.update(fuse_unk="false"), "fuse_unk 'false' must be true or false"),
+    (lambda m: m.update(new_field=1), "a BPE with the field 'new_field' is not read")])
+def test_a_model_that_the_library_would_refuse_is_refused(change, words, tmp_path):
+    spec = json.loads(json.dumps(train_bpe(["the dog he the dog he the dog"] * 5, 280).spec))
+    assert "Ġthe" in spec["model"]["vocab"] and "Ġdog" in spec["model"]["vocab"]
+    change(spec["model"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=words):
+        load_tokenizer(tmp_path)
+
+
+def test_half_a_surrogate_pair_is_read_the_same_way_by_every_kind(shared, trained):
+    for tok in (load_tokenizer(trained), load_tokenizer(shared / SP), load_tokenizer(shared / MM)):
+        assert tok.encode("a\ud800b") == tok.encode("a\ufffdb")
+        assert tok.encode("\ud83d\ude42") == tok.encode("🙂")

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods import transllm
-from methods.transllm import (ARMS, TAGS, Arm, Config, claims, exam, extend, make_rkd, parse_chain, pretrain, respond, response_loss, tcot,
+from methods.experiments import transllm
+from methods.experiments.transllm import (ARMS, TAGS, Arm, Config, claims, exam, extend, make_rkd, parse_chain, pretrain, respond, response_loss, tcot,
                               train, transfer)
-from methods.transllm_world import (ASSISTANT, BENIGN, BOS, CANNOT, EOS, HARMFUL, ID, LEXICON, REFUSAL, TAUGHT, TEXT, USER, VALUES, WORDS,
+from methods.worlds.transllm import (ASSISTANT, BENIGN, BOS, CANNOT, EOS, HARMFUL, ID, LEXICON, REFUSAL, TAUGHT, TEXT, USER, VALUES, WORDS,
                                     V, World, encode, is_target, prompt, show, translate)
 from minilm import InputError
 from minilm.data import generator

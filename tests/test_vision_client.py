@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from minilm import InputError
-from vision_eval import benchmark, hallu_pi
+from vision_eval import benchmark
+from vision_eval import hallu_pi_experiment as hallu_pi
 from vision_eval.client import ChatClient, NoAnswer, ask_all, encode_png, plain, retry_after, to_messages
 
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from minilm import InputError
 from minilm.data import generator
-from vision_eval import benchmark, hallu_pi, scenes, vlm
-from vision_eval.hallu_pi import BLOCKS, HINTS, OPS, SCENARIOS, Config, Exam, ask, claims, controls, evaluate, figure
+from vision_eval import benchmark, scenes, vlm
+from vision_eval import hallu_pi_experiment as hallu_pi
+from vision_eval.hallu_pi_experiment import BLOCKS, HINTS, OPS, SCENARIOS, Config, Exam, ask, claims, controls, evaluate, figure
 from vision_eval.metrics import FIELDS, score
 from vision_eval.perturb import FAMILIES
 

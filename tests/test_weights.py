@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from minilm import InputError
 from minilm.data import generator
-from minilm.generate import generate
+from minilm.generate import generate, stop_ids
+from minilm.rotary import inverse_frequencies
 from minilm.tokenizer import train_bpe
 from minilm.transformer import Config, Transformer
-from minilm.weights import load_pretrained, read_config, save_pretrained
+from minilm.weights import FIELDS, load_pretrained, read_config, save_pretrained
 
 SHAPE = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -152,7 +154,9 @@ def test_a_field_that_a_config_leaves_out_means_what_its_family_says(family, tmp
     for field in ("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "mlp_bias", "sliding_window",
                   "max_position_embeddings", "num_experts", "num_experts_per_tok", "norm_topk_prob", "moe_intermediate_size",
                   "shared_expert_intermediate_size", "decoder_sparse_step"):
-        assert getattr(ours, field) == (getattr(theirs, field, None) or getattr(ours, field)), field
+        said = getattr(theirs, field, None)
+        if said is not None and (field != "sliding_window" or said):
+            assert getattr(ours, field) == said, field
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
 
 
@@ -241,9 +245,23 @@ BAD_CONFIG |= {f"config.json.* {key} {re.escape(repr(bad))} must be a {kind}": l
                for key, bad, kind in (("rms_norm_eps", "x", "number"), ("rope_theta", [], "number"),
                                       ("decoder_sparse_step", 0, "whole number"), ("hidden_size", 16.0, "whole number"))}
 BAD_CONFIG |= {f"config.json(: | holds).*{words}": lambda f, change=change: change_config(f, **change) for words, change in (
-    ("unhashable type: 'list'", {"model_type": ["qwen3"]}), ("'list' object has no attribute", {"rope_scaling": ["x"]}),
-    ("NoneType", {"rope_scaling": {"rope_type": "linear", "factor": None}}), ("layer_types .* each of the 1 layers", {
-        "layer_types": ["full_attention"] * 2, "use_sliding_window": True}),
+    ("unhashable type: 'list'", {"model_type": ["qwen3"]}), (r"rope_scaling \['x'\] must be a JSON object", {"rope_scaling": ["x"]}),
+    ("rope_scaling of type 'linear' needs the field 'factor'", {"rope_scaling": {"rope_type": "linear", "factor": None}}),
+    ("layer_types .* each of the 1 layers", {"layer_types": ["full_attention"] * 2, "use_sliding_window": True}),
+    *((f"{key} {bad!r} must be", {key: bad}) for key, bad in (
+        ("hidden_size", True), ("norm_topk_prob", "false"), ("tie_word_embeddings", "false"), ("rope_theta", 0),
+        ("rms_norm_eps", float("inf")),
+        ("mlp_only_layers", 3), ("use_sliding_window", 1))),
+    ("num_hidden_layers 1000000000 is too large", {"num_hidden_layers": 10**9}),
+    *((f"factor {bad} .*must be a number above 0", {"rope_scaling": {"type": "linear", "factor": bad}}) for bad in (0, -2, float("inf"))),
+    ("'factor', but no rope_type: say which", {"rope_scaling": {"factor": 8.0}}),
+    ("'factor', but no rope_type: say which", {"rope_scaling": {"type": None, "factor": 8.0}}),
+    ("differs by type of layer .'full_attention'.", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
+    ("has a key 'beta', which is not read", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta": 1.0}}),
+    ("has a key 'factor', which is not read", {"rope_parameters": {"rope_type": "default", "factor": 2.0}}),
+    ("partial_rotary_factor 0.5 is not read", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+    *((f"the weights are quantised .{method}.*give the checkpoint", {"quantization_config": {"quant_method": method, "bits": 4}})
+      for method in ("gptq", "awq", "fp8", "bitsandbytes")),
     ("sliding_window '8' must be a whole number", {"sliding_window": "8", "use_sliding_window": True}))}
 BAD_WEIGHTS = {
     "holds neither model.safetensors nor model.safetensors.index.json": lambda f: (f / "model.safetensors").unlink(),
@@ -269,6 +287,8 @@ BAD_WEIGHTS = {
     "the tokenizer has 258 tokens, the model's vocabulary is 50": lambda f: train_bpe(["abab"], 258, special=("<end>",)).save(f),
     "generation_config.json is not valid JSON": lambda f: (f / "generation_config.json").write_text("{"),
 }
+BAD_WEIGHTS |= {f"generation_config.json: eos_token_id {re.escape(repr(bad))} must be a whole number": lambda f, bad=bad: (
+    f / "generation_config.json").write_text(json.dumps({"eos_token_id": bad})) for bad in ({}, [[1]], "5", True)}
 
 
 @pytest.mark.parametrize("words", [*BAD_CONFIG, *BAD_WEIGHTS])
@@ -421,3 +441,153 @@ def test_a_process_killed_at_any_point_of_saving_leaves_a_complete_checkpoint(tm
     run = subprocess.run([sys.executable, "-c", KILL], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert [int(line.split()[-1]) > 5 for line in run.stdout.splitlines()] == [True] * 4, run.stdout
+
+
+# --- what makers publish: one field of a file changed, and transformers on the same folder
+
+def random_rope(rng):
+    """Rope fields in one of the places where they are published, complete or not, of every type."""
+    kind = rng.choice(["default", "linear", "llama3", "yarn", "yarn"])
+    rope = {"default": {}, "linear": {"factor": 4.0}, "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            "yarn": {"factor": 4.0}}[kind]
+    if kind in ("llama3", "yarn") and rng.random() < 0.6:
+        rope["original_max_position_embeddings"] = rng.choice([16, 32])
+    if kind == "yarn":
+        extra = {"attention_factor": 1.3, "beta_fast": 16, "beta_slow": 2, "mscale": 0.7, "mscale_all_dim": 0.5, "truncate": False}
+        rope |= dict(rng.sample(sorted(extra.items()), rng.randrange(4)))
+    if rng.random() < 0.4:
+        rope["rope_theta"] = 500_000.0
+    if kind != "default" or rng.random() < 0.5:
+        rope |= {rng.choice(["type", "rope_type"]): kind}
+    fields = {rng.choice(["rope_scaling", "rope_parameters"]): rope}
+    if rng.random() < 0.3:
+        fields = {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}} | fields
+    if rng.random() < 0.4:
+        fields["rope_theta"] = 300.0
+    if rng.random() < 0.2:
+        fields["original_max_position_embeddings"] = 24
+    return fields
+
+
+def frequencies(folder):
+    """What transformers turns by: w_i and the factor of cos and sin, for the folder's config.json."""
+    from transformers import AutoConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rotary = LlamaRotaryEmbedding(AutoConfig.from_pretrained(folder))
+    return rotary.inv_freq, rotary.attention_scaling
+
+
+def test_rope_fields_turn_as_in_transformers_wherever_they_are_published(tmp_path):
+    read = 0
+    for seed in range(200):
+        fields, family = random_rope(random.Random(seed)), random.Random(seed).choice(["llama", "mistral", "qwen3", "olmoe"])
+        sizes = {"model_type": family, **SHAPE, "head_dim": 8, "use_sliding_window": False}
+        (tmp_path / "config.json").write_text(json.dumps(sizes | fields))
+        config = read_config(tmp_path)
+        w, factor = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        expected, scaling = frequencies(tmp_path)
+        torch.testing.assert_close(w, expected, rtol=1e-5, atol=0, msg=lambda m, fields=fields: f"{fields}: {m}")
+        assert factor == pytest.approx(scaling), fields
+        save_pretrained(Transformer(config), tmp_path / "ours")  # and what we write turns so again
+        again, scaling = frequencies(tmp_path / "ours")
+        torch.testing.assert_close(again, expected, rtol=1e-5, atol=0)
+        read += config.rope_scaling is not None
+    assert read > 100
+
+
+CHANGED = {bool: lambda x: not x, int: lambda x: x + 1, float: lambda x: 1.7 * x + 0.1, str: lambda x: x + "x",
+           list: lambda x: [*x, 1], dict: lambda x: x | {"1": 1}}
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
+def test_every_field_of_a_config_is_read_or_refused_or_says_nothing(family, tmp_path):
+    """Each field that transformers' class knows is changed in the file: the same logits, or an InputError, as a rule that names it."""
+    import transformers
+
+    sizes = SHAPE | {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+                     "shared_expert_intermediate_size": 8, "head_dim": 8, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1}
+    known = transformers.AutoConfig.for_model(family).to_dict()
+    config = transformers.AutoConfig.for_model(family, **{field: size for field, size in sizes.items() if field in known})
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    theirs.save_pretrained(tmp_path)
+    original = json.loads((tmp_path / "config.json").read_text())
+    read, refused, outsiders = 0, 0, set()
+    for field, value in original.items():
+        changed = CHANGED[type(value)](value) if value is not None else 3
+        (tmp_path / "config.json").write_text(json.dumps(original | {field: changed}))
+        try:
+            ours = load_pretrained(tmp_path)[0]
+        except InputError:
+            refused += 1
+            continue
+        try:
+            expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        except Exception:  # what transformers cannot read, we need not refuse, if it says nothing to us
+            outsiders.add(field)
+            continue
+        assert torch.allclose(logits(ours), logits(expected.float()), atol=1e-4), f"{field} {changed!r}"
+        read += 1
+    assert read > 10 and refused > 5 and not outsiders & FIELDS.keys()
+
+
+# --- where an answer stops
+
+def test_a_saved_folder_says_where_to_stop_to_transformers_as_well(tmp_path):
+    import transformers
+
+    tokenizer = train_bpe(["hello world " * 50], 300, special=("<|end|>",), eos="<|end|>")
+    for family in ("llama", "mistral", "qwen2", "qwen3"):
+        model = Transformer(Config(300, 16, 24, 1, 2, model_type=family)).eval()
+        model.lm_head.weight.data[:], model.norm.weight.data[:] = 0, 0
+        says = torch.zeros(300, 16)
+        says[tokenizer.eos_id] = 1
+        model.lm_head.weight.data, model.embed.weight.data = says, torch.ones(300, 16)
+        model.norm.weight.data[:] = 1
+        save_pretrained(model, tmp_path, tokenizer)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert theirs.config.eos_token_id == theirs.generation_config.eos_token_id == tokenizer.eos_id
+        assert theirs.config.bos_token_id is theirs.config.pad_token_id is None  # no number of a class's own
+        assert theirs.generate(torch.tensor([[1, 2]]), max_new_tokens=5, do_sample=False).shape[1] == 3
+        again, tok = load_pretrained(tmp_path)
+        assert generate(again, [[1, 2]], 5, eos_id=stop_ids(again, tok)) == [[1, 2, tokenizer.eos_id]]
+
+
+@pytest.mark.parametrize("generation", [None, {}, {"eos_token_id": [2, 0], "top_p": 0.9}, {"eos_token_id": 4}])
+@pytest.mark.parametrize("eos", [None, 3, [3, 5]])
+def test_what_a_folder_says_beside_the_weights_survives_loading_and_saving(eos, generation, tmp_path):
+    import transformers
+
+    save_pretrained(Transformer(Config(**PLAIN, model_type="llama")), tmp_path / "a")
+    others = {"eos_token_id": eos, "bos_token_id": 5, "pad_token_id": 3, "made_by": "somebody", "attention_dropout": 0.25}
+    change_config(tmp_path / "a", **others)
+    if generation is not None:
+        (tmp_path / "a/generation_config.json").write_text(json.dumps(generation))
+    save_pretrained(load_pretrained(tmp_path / "a")[0], tmp_path / "b")
+    first, second = (transformers.AutoModelForCausalLM.from_pretrained(tmp_path / folder) for folder in "ab")
+    for field in others:
+        assert getattr(second.config, field) == getattr(first.config, field) == others[field]
+    if generation != {}:  # (an empty file says nothing: transformers stops nowhere, we where config.json says)
+        for field in ("eos_token_id", "bos_token_id", "pad_token_id", "top_p"):
+            assert getattr(second.generation_config, field) == getattr(first.generation_config, field), field
+
+
+@pytest.mark.parametrize("generation, config, stops", [
+    ([2, 0], None, [2, 0]), (0, None, [0, 2]), ([0], 1, [0, 2]), (None, [2, 0], [2, 0]), (None, 0, [0, 2]), (None, None, [2])])
+def test_one_rule_says_where_an_answer_stops(generation, config, stops, tmp_path):
+    # generation_config.json alone, else config.json; a number or a list; and the tokenizer's EOS, which is 2 here
+    tokenizer = train_bpe(["ab"], 258, special=("<a>", "<b>"), eos="<b>")
+    model = Transformer(Config(260, 16, 24, 1, 2))
+    model.generation_config = {} if generation is None else {"eos_token_id": generation}
+    model.other_fields = {"eos_token_id": config}
+    tokenizer.eos_id = 2
+    assert stop_ids(model, tokenizer) == stops
+    save_pretrained(model, tmp_path, tokenizer)  # what is saved says it all
+    assert stop_ids(load_pretrained(tmp_path)[0]) == stops
+
+
+def test_a_token_behind_the_models_last_row_is_passed_over_if_no_text_can_become_it(tmp_path):
+    model = Transformer(Config(257, 16, 24, 1, 2), generator(0, "init"))
+    save_pretrained(model, tmp_path, train_bpe(["ab"], 258, special=("<a>", "[PAD]")))
+    with pytest.warns(UserWarning, match=r"the model has 257 rows, none for \[PAD\]"):
+        assert load_pretrained(tmp_path)[1].vocab_size == 258

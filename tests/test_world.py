@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minilm import InputError
-from minilm.world import (ANSWER, BOS, CODE, EOS, ITEMS, PLACES, SEP, Choice, Event, Mix, Problem, World, document, new_model)
+from methods.worlds.clones import (ANSWER, BOS, CODE, EOS, ITEMS, PLACES, SEP, Choice, Event, Mix, Problem, World, document, new_model)
 
 WORLD = World()
 # Eve has 7 coins, finds 4 (11), sells 2 (9): nine coins, more than before

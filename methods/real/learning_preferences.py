@@ -33,7 +33,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from methods.learning_preferences import PAPER, perplexities, preference, prefers
+from methods.experiments.learning_preferences import PAPER, perplexities, preference, prefers
 from minilm import InputError
 from minilm.data import IGNORE, batches, collate, generator, read_text
 from minilm.evaluate import continuation_logprobs

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from methods.moe_lpr import ARMS, PAPER, Arm, changed_tensors, claims, figure, next_token_loss, objective, pack, set_trainable
+from methods.experiments.moe_lpr import ARMS, PAPER, Arm, changed_tensors, claims, figure, next_token_loss, objective, pack, set_trainable
 from minilm import InputError
 from minilm.data import generator, read_text
 from minilm.evaluate import continuation_logprobs

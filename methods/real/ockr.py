@@ -23,13 +23,13 @@ from pathlib import Path
 
 import torch
 
-from methods.ockr import answer_loss, parse, share
+from methods.experiments.ockr import answer_loss, parse, share
 from methods.ockr_tasks import FIRST, PATTERNS, SECOND, SETTINGS, Row, Style, World, build
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
 from minilm.data import IGNORE, batches, generator, prompt_masked, read_json, write_atomically, write_json
 from minilm.evaluate import continuation_logprobs
-from minilm.generate import generate
+from minilm.generate import generate, stop_ids
 from minilm.lora import add_lora, save_adapter
 from minilm.results import ROOT, cli, commit, hardware, progress, wilson
 from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr, take_step
@@ -200,7 +200,7 @@ class Reader:
     def __init__(self, cfg: Config, tokenizer):
         self.tok, own = tokenizer, load_chat_template(cfg.checkpoint) if cfg.chat_template == "auto" else None
         self.template, self.llama2 = own, cfg.chat_template == "llama2"
-        self.bos = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
+        self.bos = [tokenizer.bos_id] if tokenizer.add_bos else []
 
     def prompt(self, row: Row) -> list[int]:
         text = row.prompt + ("\n" + row.input if row.input else "")
@@ -257,8 +257,9 @@ def examine(cfg: Config, model, reader: Reader, test: list[Row]) -> dict[str, di
             answers, new = [], 160 if cfg.setting == "cot" else 64
             for i in range(0, len(rows), 64):
                 prompts = [reader.prompt(row) for row in rows[i : i + 64]]
-                texts = generate(model, prompts, new, eos_id=reader.tok.eos_id)
-                answers += [parse(reader.tok.decode([t for t in ids[len(p) :] if t != reader.tok.eos_id]), row.label)
+                stops = stop_ids(model, reader.tok)
+                texts = generate(model, prompts, new, eos_id=stops)
+                answers += [parse(reader.tok.decode([t for t in ids[len(p) :] if t not in stops]), row.label)
                             for row, p, ids in zip(rows[i : i + 64], prompts, texts)]
         right = [answer == row.label for answer, row in zip(answers, rows)]
         report[kind] = {"accuracy": share(right), "interval": wilson(sum(right), len(rows)), "n": len(rows),

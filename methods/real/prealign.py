@@ -37,7 +37,7 @@ import regex
 import torch
 from torch import nn
 
-from methods.prealign import PAPER, align, code_switch, make_table, pretrain, retrieval
+from methods.experiments.prealign import PAPER, align, code_switch, make_table, pretrain, retrieval
 from minilm import InputError
 from minilm.data import IGNORE, generator, pack, read_text
 from minilm.evaluate import perplexity

@@ -35,12 +35,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from methods.question_alignment import PAPER, ProxyTuned, alignment_score
+from methods.experiments.question_alignment import PAPER, ProxyTuned, alignment_score
 from methods.question_alignment_tasks import run_program
 from minilm import InputError
 from minilm.data import IGNORE, batches, generator, pad, prompt_masked, read_text
-from minilm.evaluate import masked_mean
-from minilm.generate import generate
+from minilm.evaluate import last_number, masked_mean
+from minilm.generate import generate, stop_ids
 from minilm.lora import add_lora, merge_lora
 from minilm.ops import linear_cross_entropy
 from minilm.results import (COLORS, ROOT, Outcome, bar_seeds, check, cli, new_figure, plot_seeds, print_claims, print_metrics, progress,
@@ -165,6 +165,7 @@ def read_test(cfg: Config, language: str) -> list[tuple[str, float | str]]:
             gold = last_number(field(path, n, row, "response", "answer"))
             if gold is None:
                 raise InputError(f"{path}, row {n}: the answer holds no number")
+            gold = float(gold)
             items.append((field(path, n, row, *(["m_query"] if cfg.task == "msvamp" else ["query", "question"])), gold))
     if not items:
         raise InputError(f"{path} holds no question")
@@ -213,12 +214,6 @@ def train(cfg: Config, model: Transformer, tokenizer, rows: Sequence[tuple[str, 
 
 # --- evaluate
 
-def last_number(text: str) -> float | None:
-    """The paper's scorer: commas between two digits go, then the last digits[.digits] count, without a sign. None: no number."""
-    found = re.findall(r"\d+(?:\.\d+)?", re.sub(r"(?<=\d),(?=\d)", "", text))
-    return float(found[-1]) if found else None
-
-
 def parse(task: str, text: str) -> float | str | None:
     """What a response answers: its last number, the number that its program prints, or its first choice letter."""
     if task == "xcsqa":
@@ -227,7 +222,8 @@ def parse(task: str, text: str) -> float | str | None:
         code = re.search(r"(?s)<llm-code>(.*?)(?:</llm-code>|$)|```(?:python)?\n(.*?)(?:```|$)", text)
         value = run_program((code[1] or code[2] or "").strip() if code else text.strip())
         return None if value is None else abs(value)
-    return last_number(text)
+    found = last_number(text)  # the paper's scorer
+    return None if found is None else float(found)
 
 
 def right(answer: float | str | None, gold: float | str) -> bool:
@@ -264,7 +260,7 @@ def evaluate(cfg: Config, model: nn.Module, tokenizer, tests: dict, answering: b
             for k in progress(range(0, len(order), cfg.eval_batch), f"answers {language}"):
                 chosen = order[k : k + cfg.eval_batch]
                 with autocast(device, cfg.dtype):
-                    outs = generate(model, [prompts[i] for i in chosen], cfg.max_new_tokens, eos_id=tokenizer.eos_id)
+                    outs = generate(model, [prompts[i] for i in chosen], cfg.max_new_tokens, eos_id=stop_ids(model, tokenizer))
                 for i, out in zip(chosen, outs):
                     texts[i] = tokenizer.decode(out[len(prompts[i]) :], skip_special=True)
             answers[language] = [parse(cfg.task, text) for text in texts]

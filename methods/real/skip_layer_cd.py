@@ -35,12 +35,13 @@ import regex
 import torch
 from torch import nn
 
-from methods.skip_layer_cd import PAPER, views
+from methods.experiments.skip_layer_cd import PAPER, views
 from methods.skip_layer_cd_decoders import (ContrastModels, DoLa, RepetitionPenalty, SkipLayers, blocks_per_token, entropy_curve,
                                             entropy_span, heuristic_span, last_scores, span_sizes)
 from minilm import InputError
 from minilm.data import read_text, write_atomically
-from minilm.generate import stream
+from minilm.evaluate import last_number
+from minilm.generate import stop_ids, stream
 from minilm.results import COLORS, ROOT, Outcome, check, claim, cli, new_figure, print_claims, print_metrics, progress, save_results
 from minilm.tokenizer import Tokenizer
 from minilm.training import pick_device
@@ -179,12 +180,6 @@ def exemplars(cfg: Config, lang: str) -> str:
     return "".join(text + "\n\n" for text in texts)
 
 
-def last_number(text: str) -> str | None:
-    """The paper's reading of an answer: commas between two digits go, then the last digits with an optional .digits. Signs are lost."""
-    found = re.findall(r"\d+(?:\.\d+)?", re.sub(r"(\d),(\d)", r"\1\2", text))
-    return found[-1] if found else None
-
-
 def is_right(task: str, answered: str | None, gold: str) -> bool:
     if task == "mgsm":
         return answered is not None and abs(float(answered) - float(gold)) < 1e-3
@@ -250,12 +245,12 @@ class Restricted(nn.Module):
 def complete(decoder, loaded: Loaded, prompt: str, longest: int, stop: str | None = None) -> str:
     """The continuation up to and with `stop` (or to EOS, or the end of the context). Prompt and output are decoded together, and the
     prompt's length cut off: some tokenizers would drop a space otherwise."""
-    rows, text = loaded.ids(prompt)[0].tolist(), ""
+    rows, text, stops = loaded.ids(prompt)[0].tolist(), "", stop_ids(loaded.model, loaded.tokenizer)
     start = len(loaded.tokenizer.decode(rows, skip_special=True))
     for tokens in stream(decoder, [rows], longest):
         rows.append(int(tokens[0]))
         text = loaded.tokenizer.decode(rows, skip_special=True)[start:]
-        if rows[-1] == loaded.tokenizer.eos_id or stop and stop in text:
+        if rows[-1] in stops or stop and stop in text:
             break
     return text
 

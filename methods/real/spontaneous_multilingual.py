@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from methods.spontaneous_multilingual import PAPER, add_adapter, correlations, label_masses, read_states, translation_loss
+from methods.experiments.spontaneous_multilingual import PAPER, add_adapter, correlations, label_masses, read_states, translation_loss
 from minilm import InputError
 from minilm.data import batches, generator, read_text
 from minilm.lora import save_adapter

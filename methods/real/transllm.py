@@ -35,10 +35,11 @@ from typing import Literal
 
 import torch
 
-from methods.transllm import PAPER, Tags, make_rkd, parse_chain, respond, response_loss
+from methods.experiments.transllm import PAPER, Tags, make_rkd, parse_chain, respond, response_loss
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
 from minilm.data import batches, generator, pack, read_json, read_text, write_atomically, write_json
+from minilm.generate import stop_ids
 from minilm.lora import TARGETS, add_lora, extend_vocabulary, load_adapter, lora_layers, merge_lora, save_adapter
 from minilm.results import cli, commit, hardware, progress
 from minilm.tokenizer import extend_tokenizer
@@ -282,7 +283,7 @@ def pretrain(cfg: Config) -> dict:
         lines += [[*tok.encode(target), form.tags.english, *tok.encode(form.space + source)],
                   [*tok.encode(source), form.tags.target, *tok.encode(form.space + target)]]
     random.Random(f"{cfg.seed}/lines").shuffle(lines)
-    blocks = pack([tok.encode("", bos=True) + line for line in lines], cfg.block, form.eos).tolist()
+    blocks = pack([tok.encode("", bos=tok.add_bos) + line for line in lines], cfg.block, form.eos).tolist()
     return fit(cfg, model, {"text": [(block[:1], block[1:]) for block in blocks]}, [1], first)
 
 
@@ -298,7 +299,7 @@ def rkd(cfg: Config) -> dict:
     queries = [(str(row.get("id", i)), row["query"]) for i, row in enumerate(read_queries(cfg), 1)]
 
     def answer(part):
-        found = make_rkd(model, [form.prompt(query) for _, query in part], form.eos, cfg.max_new_tokens)
+        found = make_rkd(model, [form.prompt(query) for _, query in part], stop_ids(model, form.tok), cfg.max_new_tokens)
         return [(*part[i], f"{cfg.response_tag} {form.text(ids)}") for i, ids in found.items() if form.text(ids)]
 
     rows = in_batches(cfg, queries, answer)
@@ -318,8 +319,8 @@ def make_tcot(cfg: Config) -> dict:
         model, form, _ = start(cfg)
 
         def translate(part):
-            prompts = [[*form.tok.encode(text, bos=True), form.tags.target] for _, _, text in part]
-            answers, _ = respond(model, prompts, form.eos, limit=cfg.max_new_tokens)
+            prompts = [[*form.tok.encode(text, bos=form.tok.add_bos), form.tags.target] for _, _, text in part]
+            answers, _ = respond(model, prompts, stop_ids(model, form.tok), limit=cfg.max_new_tokens)
             return [((id, side), form.text(ids)) for (id, side, _), ids in zip(part, answers) if form.text(ids)]
 
         found |= dict(in_batches(cfg, missing, translate))
@@ -394,7 +395,7 @@ def evaluate(cfg: Config) -> dict:
         for turn, key in enumerate(("query", "query2"), 1):
             if not row.get(key):
                 continue
-            (ids,), helped = respond(model, [form.prompt(*history, row[key])], form.eos, needed, cfg.max_new_tokens)
+            (ids,), helped = respond(model, [form.prompt(*history, row[key])], stop_ids(model, form.tok), needed, cfg.max_new_tokens)
             chain = parse_chain(ids, form.tags) if form.tags else None
             parts = [form.text(x) for x in chain[:3]] if chain else [row[key], form.text(ids), form.text(ids)]
             history += parts[:2] if all(parts[:2]) else [row[key], form.text(ids) or "-"]

@@ -10,9 +10,9 @@ Idea    A model that reasons well in English reasons badly in languages it has r
 Claims  C1 aligned languages gain; C2 English stays; C3 better than translated answers; C6 response language; C7 alignment inside; C8 same
         answers as in English; R1-R3 controls. With --full: C4 two sizes; C5 proxy-tuning; C9 number of pairs; C10 programs, multiple
         choice; C11 the order of stages.
-Run     python methods/question_alignment.py                       # 2 CPU cores, 9 min: table + figure; --full 23
+Run     python methods/experiments/question_alignment.py                       # 2 CPU cores, 9 min: table + figure; --full 23
         python methods/real/question_alignment.py --help           # your own checkpoint, pairs and answers; mGSM and others
-Honest  The world is synthetic (minilm/world.py): a clone is English in other words. All arms share base, problems, order and, stage by
+Honest  The world is synthetic (methods/worlds/clones.py): a clone is English in other words. All arms share base, problems, order and, stage by
         stage, the number of steps; `copy` spends stage I on the same clone questions without translating. Test problems differ from
         training problems in numbers and signs. Settings were chosen on seeds 100-104; gains differ much between seeds. English is always
         right, so C8's agreement is C1's accuracy once more. This is run 2 (seeds 10-13): stage II has twice the steps, the small model a
@@ -52,7 +52,7 @@ from minilm.results import (COLORS, Outcome, bar_seeds, check, cli, new_figure, 
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Output, Transformer
 from minilm.weights import load_pretrained, save_pretrained
-from minilm.world import EOS, Mix, World, document, new_model
+from methods.worlds.clones import EOS, Mix, World, document, new_model
 
 PAPER = "QAlign, arXiv 2405.01345; proxy-tuning, COLM 2024, arXiv 2401.08565"
 ALIGNED, UNSEEN = ("a", "b"), ("c", "d")  # clones that stage I translates; clones that it never sees

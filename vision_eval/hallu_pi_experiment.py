@@ -9,8 +9,8 @@ Claims  C1 damage raises hallucination in all six picture scenarios; C2 concaten
         some fields (existence, number, color, relation, hal-object) suffer more; C4 the best on clean pictures is not the best on damaged
         ones; C5 a cropped page still "has" the usual count; C6 a false premise misleads, the more so the more hints were trusted; C7 a
         reminder helps (C7i: demonstrations); C8 what is invented is what one would expect. R1 to R4: it is not just lost information.
-Run     python vision_eval/hallu_pi.py                              # 2 CPU cores, ~6 min: table + figure; --full ~7 min
-        python vision_eval/hallu_pi.py --save tiny --export exam    # keeps the trained model, writes questions and pictures as files
+Run     python vision_eval/hallu_pi_experiment.py                              # 2 CPU cores, ~6 min: table + figure; --full ~7 min
+        python vision_eval/hallu_pi_experiment.py --save tiny --export exam    # keeps the trained model, writes questions and pictures as files
         python vision_eval/benchmark.py --model openai:NAME --base-url http://localhost:8000/v1 --data exam/data.jsonl --images exam
 Honest  The model has 0.25M parameters and sees 48 x 48 pixels of six kinds of shapes; nothing here is a statement about large models. All
         arms of a seed share the world, the base model and the questions, and go on from it on different diets. The wordings are ours.

@@ -9,7 +9,7 @@ Idea    Contrastive decoding prefers what an expert likes more than an amateur d
 Claims  C1 early exits speak English; C2 the skipping amateur speaks the right language; C3 DoLa harms, other languages more than English;
         C4 SL-H and SL-D (a random span, one found by entropy) beat DoLa; C5 they beat greedy; C6 the amateur is fluent but reasons worse;
         C7 a token costs (2L - n)/L of greedy's blocks; R1 beta 0 is greedy. With --full: every span, other beta, alpha, forms of DoLa.
-Run     python methods/skip_layer_cd.py                # 2 free CPU cores, ~5 min: table + figure; --full: every arm, 6 min
+Run     python methods/experiments/skip_layer_cd.py                # 2 free CPU cores, ~5 min: table + figure; --full: every arm, 6 min
         python methods/real/skip_layer_cd.py --help    # mGSM, GSM8K, GSM-Plus, AQuA or a prompt of yours on a real checkpoint
 Honest  One world of 3-step word problems in en and three clones of it, one small model per seed; all decodings share model and problems.
         Features of that world: all languages are pretrained with worked answers; verbs follow Zipf's law and 70% of the events are gains
@@ -49,7 +49,7 @@ from minilm.results import (COLORS, Outcome, check, claim, cli, new_figure, pair
                             print_metrics, progress, run_seeds, save_results)
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Transformer
-from minilm.world import ANSWER, BOS, EOS, Mix, Problem, World, document, new_model
+from methods.worlds.clones import ANSWER, BOS, EOS, Mix, Problem, World, document, new_model
 
 PAPER = "SkipLayerCD, Findings of EMNLP 2024, arXiv 2407.10795"
 BASE, *OTHERS = LANGUAGES = ("en", "a", "c", "e")  # the clones keep the word order of en

@@ -9,8 +9,8 @@ Idea    Replace a large labelled set of radio signals T by a few *learned* ones 
 Claims  C1 learned signals beat chosen ones; C2a, C2b MDM against DM, with a deep and a shallow encoder; C3 they train a related network
         that did not make them; C4 the mechanism: DM leaves the spectrum unmatched, MDM matches it at no cost in time; C5 the spectrum
         alone is not enough, and more signals are better, up to the full set. With --full: C3b unrelated networks; C6 a huge alpha loses.
-Run     python signals/mdm.py                           # 2 CPU cores, ~3 min: table + figure; --full ~12 min
-        python signals/mdm.py --data rml2016a --path RML2016.10a_dict.pkl --methods random dm mdm --spc 10 --encoder alexnet --workers 1 \\
+Run     python signals/mdm_experiment.py                           # 2 CPU cores, ~3 min: table + figure; --full ~12 min
+        python signals/mdm_experiment.py --data rml2016a --path RML2016.10a_dict.pkl --methods random dm mdm --spc 10 --encoder alexnet --workers 1 \\
           --eval-arch alexnet resnet18 vgg16 --eval-steps 1000 --steps 20000 --optimizer sgd --lr 1 --batch 256 --device cuda
         add --methods mdm --save set.npz to keep the learned set, --eval-only set.npz to evaluate it again
 Honest  The signals are synthetic (signals/radio.py): 11 classes, SNR 10 to 18 dB, any carrier phase. All methods share data, initial

@@ -9,7 +9,7 @@ verbs, names, items and language.
     p = world.sample(rng)  # a training problem; or world.sample(rng, "test")
     world.text([*world.question(p, "a"), ANSWER, *world.solution(p, "en")])  # Eve has_a 7 coins_a . finds_a 4 . ... <a> finds 4 so ...
 
-`python -m minilm.world` prints a sample of each kind.
+`python -m methods.worlds.clones` prints a sample of each kind.
 """
 
 import hashlib

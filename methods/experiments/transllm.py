@@ -10,7 +10,7 @@ Idea    A chat model refuses, holds a conversation and knows things for which no
 Claims  C1 the chain beats answering at once; C2 English is forgotten and recovered; C3 own answers recover more than another teacher's;
         C4a refusals, C4b second turns carry over; C5 a frozen base beats full fine-tuning; of the sub-tasks C6a stage 2, C6b stage 3's
         own translations, C7 stage 1 counts (C6b, C7: --full).
-Run     python methods/transllm.py                     # 2 free CPU cores, ~4 min: table + figure; --full: all arms, 5 min
+Run     python methods/experiments/transllm.py                     # 2 free CPU cores, ~4 min: table + figure; --full: all arms, 5 min
         python methods/real/transllm.py --help         # your chat model, texts and translations, stage by stage
 Honest  The world is synthetic: 114 words, a target language that is English in other tokens and reversed order, a perfect translator. True
         facts and recipes are never text of stages 1 and 2. Arms share world, chat model, steps and draws, and differ in one thing, but for
@@ -37,7 +37,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from methods.transllm_world import (BENIGN, BOS, CANNOT, EOS, HARMFUL, ID, NAMES, TAUGHT, TEXT, VALUES, WORDS, Pair, V, World, encode,
+from methods.worlds.transllm import (BENIGN, BOS, CANNOT, EOS, HARMFUL, ID, NAMES, TAUGHT, TEXT, VALUES, WORDS, Pair, V, World, encode,
                                     is_target, prompt, show, translate)
 from minilm import InputError
 from minilm.data import generator, prompt_masked
@@ -94,7 +94,7 @@ ARMS = {"transllm": Arm(), "direct": Arm(chain=False), "gpt4-kd": Arm(teacher="a
 
 # --- data
 
-# transllm_world.py: a World's `pool` is what stage 3 may ask, [(query, another teacher's answer)], `held` and `held_things` what the exam
+# methods/worlds/transllm.py: a World's `pool` is what stage 3 may ask, [(query, another teacher's answer)], `held` and `held_things` what the exam
 # asks. The model reads prompt(query), "<s> [user] what is the pet of mia ? [assistant]", and learns what comes after it.
 
 
@@ -132,11 +132,14 @@ def parse_chain(ids: Sequence[int], tags: Tags) -> Chain:
     return Chain(*(segments.get(tag) for tag in tags), at[0] == 0 and [ids[a] for a in at[:-1]] == list(tags))
 
 
-def respond(model, prompts: Sequence[list[int]], eos: int, needed: Sequence[int] = (), limit: int = 40) -> tuple[list[list[int]], float]:
-    """Greedy answers without EOS. Where a tag of `needed` is missing, it is appended and decoding goes on from there, once per tag.
-    -> answers, share of them that were helped in this way."""
+def respond(model, prompts: Sequence[list[int]], eos: int | list[int], needed: Sequence[int] = (),
+            limit: int = 40) -> tuple[list[list[int]], float]:
+    """Greedy answers without EOS (an id, or several). Where a tag of `needed` is missing, it is appended and decoding goes on from
+    there, once per tag. -> answers, share of them that were helped in this way."""
+    ends = {eos} if isinstance(eos, int) else set(eos)
+
     def go_on(rows):
-        return [[i for i in longer[len(row) :] if i != eos] for row, longer in zip(rows, generate(model, rows, limit, eos_id=eos))]
+        return [[i for i in longer[len(row) :] if i not in ends] for row, longer in zip(rows, generate(model, rows, limit, eos_id=eos))]
 
     answers, helped = go_on(prompts), set()
     for tag in needed:
@@ -147,11 +150,12 @@ def respond(model, prompts: Sequence[list[int]], eos: int, needed: Sequence[int]
     return answers, len(helped) / len(answers)
 
 
-def make_rkd(model, prompts: Sequence[Sequence[int]], eos: int, limit: int = 40) -> dict[int, list[int]]:
+def make_rkd(model, prompts: Sequence[Sequence[int]], eos: int | list[int], limit: int = 40) -> dict[int, list[int]]:
     """Recovery KD: {number of the prompt: answer yhat ~ p(. | x_en; theta0) of the untouched chat model}. An answer that is empty or cut
     off (no EOS within `limit`) is dropped; a refusal is an answer like any other."""
     rows = [row[len(p) :] for row, p in zip(generate(model, prompts, limit, eos_id=eos), prompts)]
-    return {i: row[:-1] for i, row in enumerate(rows) if len(row) > 1 and row[-1] == eos}
+    ends = {eos} if isinstance(eos, int) else set(eos)
+    return {i: row[:-1] for i, row in enumerate(rows) if len(row) > 1 and row[-1] in ends}
 
 
 def extend(cfg: Config, base: Transformer, seed: int) -> Transformer:

@@ -11,7 +11,7 @@ Idea    Two texts contradict each other about the same person. Which one does a 
 Claims  C5 instil: Pr rises with m / (m + n); C6 control: m = n gives 0.5; C7 a second lesson reverses it; C8 the preferred source is
         learned faster; C9 the same with styles in place of source names; F1 three times as many texts of B lower trust; R1 no marks, no
         preference. With --full: C10 three widths. C1 to C4 are about large pretrained models and cannot be tested here.
-Run     python methods/learning_preferences.py                     # 2 CPU cores, ~3 min: table + figure
+Run     python methods/experiments/learning_preferences.py                     # 2 CPU cores, ~3 min: table + figure
         python methods/real/learning_preferences.py --help         # your checkpoint, your styles
 Honest  The model is trained from nothing on 60 + 60 invented persons, so this is the paper's explanation, not its finding about real
         styles. Every arm shares init, persons, values, layouts and order; the arms of C5 differ only in whom the unmarked texts of

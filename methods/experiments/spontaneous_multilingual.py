@@ -10,7 +10,7 @@ Idea    Few texts in other languages are labelled, but a model that reads mostly
 Claims  C1 seen languages gain; C2 unseen languages gain, C2o on words that they share with nobody; C5 middle layers think of the English
         label; C6 states of unseen languages move along with English ones; C7 English is kept; R1 shuffled pairs give nothing. C3 another
         target language than English. G are gates on the base model, without which there is no verdict.
-Run     python methods/spontaneous_multilingual.py             # 2 free CPU cores, ~5 min: table + figure; --full: 5 more arms, 7 min
+Run     python methods/experiments/spontaneous_multilingual.py             # 2 free CPU cores, ~5 min: table + figure; --full: 5 more arms, 7 min
         python methods/real/spontaneous_multilingual.py --help # the published tests and translations, your checkpoint
 Honest  Not reproduced at this scale: six seeds, AUC of unseen languages .776 after tuning, .795 before, .774 to .780 in the controls; seen
         languages do not gain either. The states move towards English in five seeds of six, but further than in the controls in only four
@@ -19,7 +19,7 @@ Honest  Not reproduced at this scale: six seeds, AUC of unseen languages .776 af
         the prompt, rates of 3e-4 to 1e-2 for 100 to 600 steps, adapters on all matrices, full tuning. Where the base was above chance in
         c or d, nothing raised its AUC: gentle tuning learns to translate beside the labels and leaves them alone (as they were to .02
         while the loss fell to .56), stronger tuning harms them, English included.
-        The world is synthetic (minilm/world.py): Eve has 7 coins, finds 4, sells 2 - more or less than before? Six clones of English, three
+        The world is synthetic (methods/worlds/clones.py): Eve has 7 coins, finds 4, sells 2 - more or less than before? Six clones of English, three
         of them verb-final, 4% of the texts each; labels in English only. Half of the content words are cognates, one root for all clones:
         half of the test uses these only and half none, reported apart. Arms share the base, the questions and their order. No end of text
         follows the opened slot, nor does tuning's mark occur in pretraining. c, d served to choose settings; e, f are the test.
@@ -47,7 +47,7 @@ from minilm.results import (COLORS, Outcome, bar_seeds, claim, cli, new_figure, 
                             progress, run_seeds, save_results)
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Transformer
-from minilm.world import ANSWER, BOS, SEP, TRANSLATE, Mix, Problem, World, document, new_model
+from methods.worlds.clones import ANSWER, BOS, SEP, TRANSLATE, Mix, Problem, World, document, new_model
 
 PAPER = "Spontaneous multilingual learners, EMNLP 2024, arXiv 2405.13816"
 

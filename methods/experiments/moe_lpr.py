@@ -10,7 +10,7 @@ Idea    Teach a model new languages without losing the old ones. Copy every MLP 
 Claims  C1 upcycling changes nothing; C2 frozen weights still forget; C3 the review recovers, cheaply; C4 the routing loss helps; C5 what
         it does to the router; C6 less forgetting than full fine-tuning and a fully trained mixture; C7 copied experts matter; C10 new
         languages as good as theirs. With --full: C8 review size; C9 number of experts; C11 old languages that are never reviewed.
-Run     python methods/moe_lpr.py                     # 2 CPU cores, ~5 min: table + figure
+Run     python methods/experiments/moe_lpr.py                     # 2 CPU cores, ~5 min: table + figure
         python methods/real/moe_lpr.py --help         # your own checkpoint and texts
 Honest  Five invented languages in two scripts that share 8 letters; 2 layers, 107 thousand weights (311 with 4 experts). The base has seen
         a little of the new languages, as the paper's had. All arms share base, texts and order; those without a review read its

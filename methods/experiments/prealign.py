@@ -10,14 +10,14 @@ Idea    A model that reads mostly English learns by itself that two languages sa
 Claims  C1 clone perplexity; C2 zero-shot transfer; C3 knowledge read in English is used in the clone; C4 both stages matter;
         C5 the alignment survives; C8 input-only switching does not leak; C11 nothing beats perfect alignment; R1 a shuffled dictionary
         kills C3. With --full: C6 early beats late; C7a words outside the dictionary, C7b also of unseen syllables; C9 three widths.
-Run     python methods/prealign.py                     # 2 free CPU cores, ~5 min: table + figure; --full 12 min
+Run     python methods/experiments/prealign.py                     # 2 free CPU cores, ~5 min: table + figure; --full 12 min
         python methods/real/prealign.py --help         # your own corpora, dictionaries, tokenizer, checkpoint
 Honest  The world is synthetic: 176 words, English and English-Clone (same sentences, disjoint tokens; 30 English documents to 1 clone
         document, never parallel). All arms share init, documents and their order; arms without stage 1 get as many more pretraining steps
         as stage 1 reads tokens. `joint` has no dictionary: `cs-only` is the baseline with the same information. Of C2's test sentences
         53.5, 49.5, 43, 48.5% (seeds 0 to 3) have their English original among the 256 labelled ones. Not reproduced: C9 (at width 32
         the clone's perplexity is 12.1 against 10.2) and C7b: what carries to unseen words (.42) are the syllables they share; of words
-        made of unseen ones .015 are found (joint .006). C7 was split and tightened after its run. The world: methods/prealign_world.py.
+        made of unseen ones .015 are found (joint .006). C7 was split and tightened after its run. The world: methods/worlds/prealign.py.
 Try     with --seeds 100 (knowledge in the clone: 0.99)  --align-layers top: 0.64, the lower layers are not aligned.  --rho 0: 0.49,
         stage 2 lets go of what it does not use.  --ratio 1: joint now models the clone as well as prealign (perplexity 1.81), and still
         knows nothing in it (0.06 against 0.74).  Without `fill_diagonal_` in alignment_loss: 0.99, only the loss has another floor.
@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from methods.prealign_world import (BOS, HALF, PAD, SHARED, TEMPLATES, Document, Word, World, clone, is_start, make_documents, show,
+from methods.worlds.prealign import (BOS, HALF, PAD, SHARED, TEMPLATES, Document, Word, World, clone, is_start, make_documents, show,
                                     split_dictionary)
 from minilm import InputError
 from minilm.data import IGNORE, batches, collate, generator, pad

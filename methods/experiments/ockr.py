@@ -13,7 +13,7 @@ Idea    A model is trained on two facts until it answers both. Does it then know
 Claims  C1 separate: chance; C2 adjacent: chance; C3 crd: chance; C4 cot repairs A+A and nothing else; C5 cross-lingual: far below both
         premises; C6 in-context control; G memorisation control. With --full: H1 hard level; R1 oracle control; R2 three times the steps;
         R3 what might break the finding.
-Run     python methods/ockr.py                     # 2 CPU cores, 9 minutes: table + figure; --full 18
+Run     python methods/experiments/ockr.py                     # 2 CPU cores, 9 minutes: table + figure; --full 18
         python methods/real/ockr.py --help         # the published files, a real checkpoint, LoRA; or build all files at the paper's size
 Honest  A tiny model (0.11M parameters, all of them trained; no LoRA) and three-word sentences. An "old world" of other persons stands for
         pretraining: it teaches formats, chains and reasoning from premises in the prompt, and is replayed, since a tiny model forgets.
