@@ -1,5 +1,5 @@
 # `make train`: set up and train a small model on the Python sources. `make test`: set up and run every test.
-# Both start from a machine with only Python >= 3.10 (with venv). PYTHON=python3.12 make ... picks another interpreter.
+# Both start from a machine with only Python >= 3.11 (with venv). PYTHON=python3.12 make ... picks another interpreter.
 PYTHON ?= python3
 BIN = .venv/bin
 

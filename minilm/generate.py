@@ -1,7 +1,8 @@
 """Generation: one loop for every model and for every way to combine models.
 
-`model` is anything with `new_cache(B)` and `forward(ids, cache=..., attention_mask=...) -> Output` (the mask is passed only for prompts
-of different lengths). A decoding method is an nn.Module with these two, twenty lines in its script, and generates through this file."""
+`model` is anything with `new_cache(B)` and `forward(ids, cache=..., attention_mask=...) -> Output`
+(the mask is passed only for prompts of different lengths). A decoding method is an nn.Module with
+these two, twenty lines in its script, and generates through this file."""
 
 from collections.abc import Iterator, Sequence
 from numbers import Integral
@@ -33,12 +34,18 @@ def stop_ids(model, tokenizer=None) -> list[int]:
     return [*ids] if end is None or end in ids else [*ids, end]
 
 
-def choose(logits: torch.Tensor, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
-           gen: torch.Generator | None = None) -> torch.Tensor:
-    """Next tokens [B] from logits [B, V]: the largest at temperature 0 (ties: the lowest id), else a draw from
-    softmax(logits / temperature), cut to the `top_k` most probable and to the smallest set that reaches `top_p` (Holtzman et al. 2020).
+def choose(
+    logits: torch.Tensor,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    gen: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Next tokens [B] from logits [B, V]: the largest at temperature 0 (ties: the lowest id), else
+    a draw from softmax(logits / temperature), cut to the `top_k` most probable and to the smallest
+    set that reaches `top_p` (Holtzman et al. 2020).
     InputError where the largest logit is NaN or infinite."""
-    best = logits.argmax(-1, keepdim=True)  # [B, 1]; a NaN counts as the largest
+    best = logits.argmax(-1, keepdim=True)  # (B, 1); a NaN counts as the largest
     if not logits.gather(-1, best).isfinite().all():
         raise InputError(f"the model's logits hold NaN or infinity in {logits.dtype}: its numbers "
                          "are too large for this type; use --dtype bfloat16 or float32")
@@ -51,9 +58,11 @@ def choose(logits: torch.Tensor, temperature: float = 0.0, top_k: int | None = N
     if top_p is not None:
         ordered, index = logits.sort(descending=True)
         p = ordered.softmax(-1)
-        ordered = ordered.masked_fill(p.cumsum(-1) - p >= top_p, -torch.inf)  # the most probable token always stays
+        before = p.cumsum(-1) - p  # what the more probable ones reach: the first token always stays
+        ordered = ordered.masked_fill(before >= top_p, -torch.inf)
         logits = torch.full_like(logits, -torch.inf).scatter(-1, index, ordered)
-    return torch.multinomial(logits.softmax(-1).cpu(), 1, generator=gen).to(logits.device)[:, 0]
+    probs = logits.softmax(-1).cpu()  # the generator lives there
+    return torch.multinomial(probs, 1, generator=gen).to(logits.device)[:, 0]
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -79,54 +88,84 @@ def context_length(model) -> int | None:
 
 
 def check_context(model, longest: int, room: int = 1) -> int | None:
-    """The model's context length (None if it tells none). Raises InputError when a text leaves no `room` in it for new tokens."""
+    """The model's context length (None if it tells none). Raises InputError when a text leaves no
+    `room` in it for new tokens."""
     context = context_length(model)
     if context is not None and longest + room > context:
-        raise InputError(f"the prompt has {longest} tokens, the model reads {context}: shorten the prompt to at most {context - room}")
+        raise InputError(f"the prompt has {longest} tokens, the model reads {context}: "
+                         f"shorten the prompt to at most {context - room}")
     return context
 
 
 def has_hidden(model) -> bool:
-    """Whether `lm_head(hidden(ids))` is what its forward gives: not for a subclass with a forward of its own and an inherited `hidden`."""
-    return "hidden" in vars(next(c for c in type(model).__mro__ if {"hidden", "forward"} & vars(c).keys()))
+    """Whether `lm_head(hidden(ids))` is what its forward gives: not for a subclass with a forward
+    of its own and an inherited `hidden`. (The first class in the order of inheritance that defines
+    either must define `hidden`.)"""
+    for cls in type(model).__mro__:
+        if {"hidden", "forward"} & vars(cls).keys():
+            return "hidden" in vars(cls)
+    return False
 
 
 @torch.inference_mode()
-def stream(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_tokens: int = 64, temperature: float = 0.0,
-           top_k: int | None = None, top_p: float | None = None, seed: int = 0) -> Iterator[torch.Tensor]:
-    """Yields the next token of every prompt, int64 [B] on the CPU, until `max_new_tokens` or until every row is as long as the context;
-    what a row yields beyond it is to be dropped. Prompts of different lengths are padded on the left: every row then ends where the next
-    token goes."""
+def stream(
+    model,
+    prompts: Sequence[Sequence[int]] | torch.Tensor,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> Iterator[torch.Tensor]:
+    """Yields the next token of every prompt, int64 [B] on the CPU, until `max_new_tokens` or until
+    every row is as long as the context; what a row yields beyond it is to be dropped. Prompts of
+    different lengths are padded on the left: every row then ends where the next token goes."""
     check_sampling(temperature, top_k, top_p)
     rows = [list(map(int, p)) for p in prompts]
     if not rows or not all(rows):
-        raise InputError("a prompt is empty: give at least one token (BOS, if the tokenizer has one)")
+        raise InputError("a prompt is empty: give at least one token "
+                         "(BOS, if the tokenizer has one)")
     context = check_context(model, max(map(len, rows)))
     device = next(model.parameters()).device
     ids, mask = (x.to(device) for x in pad(rows, left=True))
+    padded = not bool(mask.all())
     if context is not None:
         max_new_tokens = min(max_new_tokens, context - min(map(len, rows)))
-    cache, gen, padded = model.new_cache(len(rows)), torch.Generator().manual_seed(seed), not bool(mask.all())
+    cache = model.new_cache(len(rows))
+    gen = torch.Generator().manual_seed(seed)
     for _ in range(max_new_tokens):
-        arguments = {"cache": cache, "attention_mask": mask} if padded else {"cache": cache}
-        if has_hidden(model):  # the logits of the last position only: a long prompt need not build [B, T, V]
+        arguments = {"cache": cache}
+        if padded:
+            arguments["attention_mask"] = mask
+        if has_hidden(model):  # the last position only: a long prompt need not build [B, T, V]
             logits = model.lm_head(model.hidden(ids, **arguments)[:, -1])
         else:
             logits = model(ids, **arguments).logits[:, -1]
-        ids = choose(logits, temperature, top_k, top_p, gen)[:, None]
+        ids = choose(logits, temperature, top_k, top_p, gen)[:, None]  # (B, 1): the rest is cached
         if padded:
             mask = torch.cat((mask, mask.new_ones(len(rows), 1)), 1)
         yield ids[:, 0].cpu()
 
 
-def generate(model, prompts: Sequence[Sequence[int]] | torch.Tensor, max_new_tokens: int = 64, temperature: float = 0.0,
-             top_k: int | None = None, top_p: float | None = None, eos_id: int | Sequence[int] | None = None,
-             seed: int = 0) -> list[list[int]]:
-    """Continues every prompt (lists of ids, or int64 [B, T]) -> lists of ids, prompt included, cut after the first EOS
-    (`eos_id`: an id or several, see `stop_ids`) and at the end of the context. Greedy at temperature 0. The same seed gives the same
-    samples. Stops early when every row has ended."""
+def generate(
+    model,
+    prompts: Sequence[Sequence[int]] | torch.Tensor,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_id: int | Sequence[int] | None = None,
+    seed: int = 0,
+) -> list[list[int]]:
+    """Continues every prompt (lists of ids, or int64 [B, T]) -> lists of ids, prompt included, cut
+    after the first EOS (`eos_id`: an id or several, see `stop_ids`) and at the end of the context.
+    Greedy at temperature 0. The same seed gives the same samples. Stops early when every row has
+    ended."""
     rows = [list(map(int, p)) for p in prompts]
-    stops = {int(eos_id)} if isinstance(eos_id, Integral) else set(map(int, () if eos_id is None else eos_id))
+    if eos_id is None:
+        stops = set()
+    else:
+        stops = {int(eos_id)} if isinstance(eos_id, Integral) else set(map(int, eos_id))
     context = context_length(model)
     done = [False] * len(rows)
     for tokens in stream(model, rows, max_new_tokens, temperature, top_k, top_p, seed):

@@ -3,6 +3,7 @@
 A script hands in `run(cfg, seed) -> Outcome`, `claims(metrics) -> list[dict]` and `figure(results) -> Figure`, and keeps every loop."""
 
 import dataclasses
+import io
 import math
 import multiprocessing
 import os
@@ -32,16 +33,67 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 
 def cli(main: Callable, Config: type) -> None:
-    """Builds a Config from the command line (each field's trailing comment is its --help) and calls main(cfg). A user's mistake
-    (InputError, a path of the wrong kind) is one line on stderr and exit status 2; any other exception keeps its traceback."""
+    """Builds a Config from the command line (each field's trailing comment is its --help) and calls
+    main(cfg). A user's mistake (InputError) and what the machine refuses (OSError: no such file,
+    disk full) are one line on stderr and exit status 2, Ctrl-C is one line and 130; any other
+    exception keeps its traceback. A character that the terminal cannot show, or a byte from it that
+    is no text, becomes a replacement character instead of ending the program."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts in its place
+            stream.reconfigure(errors="replace")
     doc = sys.modules[main.__module__].__doc__
     paragraphs = re.sub(r"\n(?=[A-Z]\w+ {2,})", "\n\n", doc)  # so that --help keeps Idea, Claims and Run apart
     cfg = tyro.cli(Config, description=paragraphs)
     try:
         main(cfg)
-    except (InputError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print(f"\nstopped: {str(stop) or 'by Ctrl-C'}", file=sys.stderr)
+        sys.exit(130)  # what shells expect of a program ended by Ctrl-C
+
+
+def check_range(cfg, names: str, *, least: float = -math.inf, most: float = math.inf,
+                above: float = -math.inf, below: float = math.inf) -> None:
+    """Refuses numbers that no run can be made of, by the name of their flag; call it first in main.
+
+        check_range(cfg, "layers batch", least=1)           # 1 or more
+        check_range(cfg, "lr", above=0)                     # more than 0
+        check_range(cfg, "top_p", above=0, most=1)
+
+    NaN and infinity are never in a range. A flag that is None was not given; of a flag that takes
+    several numbers, there is at least one and every one is checked."""
+    bounds = {"of at least": least, "above": above, "of at most": most, "below": below}
+    needed = " and ".join(f"{word} {n:g}" for word, n in bounds.items() if math.isfinite(n))
+    for name in names.split():
+        value = getattr(cfg, name)
+        several = isinstance(value, (tuple, list))
+        if several and not value:
+            raise InputError(f"{flag(cfg, name)}: give at least one number")
+        for number in value if several else () if value is None else (value,):
+            fits = least <= number <= most and above < number < below and math.isfinite(number)
+            if not fits:
+                raise InputError(f"{flag(cfg, name)}: give a number {needed or 'that is finite'}")
+
+
+def check_unused(cfg, names: str, where: str) -> None:
+    """Refuses flags that would be ignored in silence. A flag counts as given if its value is not
+    the default.
+
+        if not cfg.chat:
+            check_unused(cfg, "system", "without --chat")"""
+    default = {field.name: field.default for field in dataclasses.fields(cfg)}
+    for name in names.split():
+        if getattr(cfg, name) != default[name]:
+            raise InputError(f"{flag(cfg, name)} has no effect {where}: leave it out")
+
+
+def flag(cfg, name: str) -> str:
+    """A field as it is typed: "--top-k 5", "--seeds 1 2", "--quick"."""
+    value = getattr(cfg, name)
+    words = map(str, value if isinstance(value, (tuple, list)) else () if value is True else (value,))
+    return " ".join((f"--{name.replace('_', '-')}", *words))
 
 
 # --- seeds

@@ -1,4 +1,5 @@
-"""Parts of training: device and precision, parameter groups, AdamW and Muon, schedules, several processes, checkpoints to resume from.
+"""Parts of training: device and precision, parameter groups, AdamW and Muon, schedules, several
+processes, checkpoints to resume from.
 
 No Trainer: the loop, the loss and the freezing stand in the script, where a reader sees them."""
 
@@ -27,20 +28,26 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
-        raise InputError(f"--device {name}: this machine (or this build of torch) has none; use --device cpu or auto") from None
+        raise InputError(f"--device {name}: this machine (or this build of torch) has none; "
+                         "use --device cpu or auto") from None
 
 
 def autocast(device: torch.device, dtype: str):
-    """Context in which matrix products run in bfloat16 while the parameters stay float32; nothing for float32."""
+    """Context in which matrix products run in bfloat16 while the parameters stay float32; nothing
+    for float32."""
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"dtype {dtype!r} is not known: use float32 or bfloat16")
-    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+    if dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 # --- optimizers
 
-def parameter_groups(model: nn.Module, weight_decay: float, leave: Sequence[nn.Parameter] = ()) -> list[dict]:
-    """Trainable parameters (but those to `leave`) in two groups: matrices with weight decay; norms and biases without."""
+def parameter_groups(model: nn.Module, weight_decay: float,
+                     leave: Sequence[nn.Parameter] = ()) -> list[dict]:
+    """Trainable parameters (but those to `leave`) in two groups: matrices with weight decay; norms
+    and biases without."""
     left = {id(p) for p in leave}
     trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in left]
     groups = [{"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
@@ -49,12 +56,15 @@ def parameter_groups(model: nn.Module, weight_decay: float, leave: Sequence[nn.P
 
 
 class Muon(torch.optim.Optimizer):
-    """MomentUm Orthogonalized by Newton-schulz (Keller Jordan 2024, https://kellerjordan.github.io/posts/muon/), for hidden matrices:
+    """MomentUm Orthogonalized by Newton-schulz (Keller Jordan 2024,
+    https://kellerjordan.github.io/posts/muon/), for hidden matrices [m, n]:
 
-        M <- beta M + (1 - beta) G;   W <- W - lr (0.2 sqrt(max(m, n)) NS((1 - beta) G + beta M) + weight_decay W)
+        M <- beta M + (1 - beta) G
+        W <- W - lr (0.2 sqrt(max(m, n)) NS((1 - beta) G + beta M) + weight_decay W)
 
-    A gradient's few strong directions no longer drown the many weak ones: every singular value of the update is near 1. The factor
-    0.2 sqrt(max(m, n)) gives the update AdamW's usual size, so both share one learning rate (Liu et al. 2025, arXiv 2502.16982, Eq. 4)."""
+    A gradient's few strong directions no longer drown the many weak ones: every singular value of
+    the update is near 1. The factor 0.2 sqrt(max(m, n)) gives the update AdamW's usual size, so
+    both share one learning rate (Liu et al. 2025, arXiv 2502.16982, Eq. 4)."""
 
     def __init__(self, params, lr: float = 3e-3, momentum: float = 0.95, weight_decay: float = 0.1):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -67,33 +77,45 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
             for (m, n), params in by_shape.items():
-                beta, grads = group["momentum"], [p.grad for p in params]
+                beta = group["momentum"]
+                grads = [p.grad for p in params]
                 for p in params:
                     if "momentum" not in self.state[p]:
                         self.state[p]["momentum"] = torch.zeros_like(p)
                 buffers = [self.state[p]["momentum"] for p in params]
                 torch._foreach_lerp_(buffers, grads, 1 - beta)
-                updates = newton_schulz(torch.stack(torch._foreach_lerp(grads, buffers, beta)))
+                mixed = torch._foreach_lerp(grads, buffers, beta)  # (1 - beta) G + beta M
+                updates = newton_schulz(torch.stack(mixed))
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(params, list(updates.unbind()), alpha=-group["lr"] * 0.2 * math.sqrt(max(m, n)))
+                size = -group["lr"] * 0.2 * math.sqrt(max(m, n))
+                torch._foreach_add_(params, list(updates.unbind()), alpha=size)
 
 
-def make_optimizers(model: nn.Module, name: str, lr: float, weight_decay: float = 0.1) -> list[torch.optim.Optimizer]:
-    """"adamw": one AdamW. "muon": Muon for the matrices of the blocks, AdamW for the rest (embedding, head, router, norms)."""
+def make_optimizers(model: nn.Module, name: str, lr: float,
+                    weight_decay: float = 0.1) -> list[torch.optim.Optimizer]:
+    """"adamw": one AdamW. "muon": Muon for the matrices of the blocks, AdamW for the rest
+    (embedding, head, router, norms)."""
     if name not in ("adamw", "muon"):
         raise InputError(f"optimizer {name!r} is not known: use adamw or muon")
-    is_router = lambda n: n.endswith("gate.weight")
-    hidden = [p for n, p in model.named_parameters() if p.requires_grad and p.dim() == 2 and "layers." in n and not is_router(n)]
-    hidden = hidden if name == "muon" else []
-    groups = parameter_groups(model, weight_decay, hidden)
-    optimizers = [torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), fused=True)] if groups else []
-    return optimizers + ([Muon(hidden, lr, weight_decay=weight_decay)] if hidden else [])
+    hidden = []
+    for n, p in model.named_parameters():
+        is_router = n.endswith("gate.weight")
+        if name == "muon" and p.requires_grad and p.dim() == 2 and "layers." in n and not is_router:
+            hidden.append(p)
+    optimizers = []
+    if groups := parameter_groups(model, weight_decay, leave=hidden):
+        optimizers.append(torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), fused=True))
+    if hidden:
+        optimizers.append(Muon(hidden, lr, weight_decay=weight_decay))
+    return optimizers
 
 
-def schedule(step: int, steps: int, kind: str = "cosine", warmup: int = 0, final: float = 0.1) -> float:
-    """Factor on the learning rate at `step` (0-based). All kinds rise linearly over `warmup` steps; then
-    constant: 1.   linear, cosine: fall to `final` at the last step.
-    wsd (warmup-stable-decay, Hu et al. 2024, arXiv 2404.06395): 1 until 80% of the steps, then fall linearly to `final`."""
+def schedule(step: int, steps: int, kind: str = "cosine", warmup: int = 0,
+             final: float = 0.1) -> float:
+    """Factor on the learning rate at `step` (0-based). All kinds rise linearly over `warmup` steps;
+    then constant: 1.   linear, cosine: fall to `final` at the last step.
+    wsd (warmup-stable-decay, Hu et al. 2024, arXiv 2404.06395): 1 until 80% of the steps, then fall
+    linearly to `final`."""
     if kind not in ("constant", "linear", "cosine", "wsd"):
         raise InputError(f"schedule {kind!r} is not known: use cosine, wsd, linear or constant")
     if step < warmup:
@@ -115,8 +137,10 @@ def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
-def take_step(loss: torch.Tensor, model: nn.Module, optimizers: list[torch.optim.Optimizer], clip: float = 1.0) -> None:
-    """Backward pass, gradients clipped to the norm `clip`, one step of every optimizer, gradients cleared."""
+def take_step(loss: torch.Tensor, model: nn.Module, optimizers: list[torch.optim.Optimizer],
+              clip: float = 1.0) -> None:
+    """Backward pass, gradients clipped to the norm `clip`, one step of every optimizer, gradients
+    cleared."""
     loss.backward()
     nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], clip)
     for optimizer in optimizers:
@@ -132,7 +156,8 @@ class World(NamedTuple):
 
 
 def start_world(device: torch.device) -> World:
-    """Joins the processes that torchrun started (nccl on GPUs, gloo on CPUs); World(0, 1) when there is only this one."""
+    """Joins the processes that torchrun started (nccl on GPUs, gloo on CPUs); World(0, 1) when
+    there is only this one."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return World(0, 1)
     if not dist.is_initialized():
@@ -143,18 +168,22 @@ def start_world(device: torch.device) -> World:
 
 
 def leave_world() -> None:
-    """Waits for the other processes, then closes the connections: a process that just ends can abort the one that still talks to it."""
+    """Waits for the other processes, then closes the connections: a process that just ends can
+    abort the one that still talks to it."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def distribute(module: nn.Module, layers: nn.ModuleList, world: World, device: torch.device, sharded: bool) -> nn.Module:
-    """Wraps the module whose forward gives the loss: DDP (all weights in every process) or FSDP2 (shares, gathered layer by layer)."""
+def distribute(module: nn.Module, layers: nn.ModuleList, world: World, device: torch.device,
+               sharded: bool) -> nn.Module:
+    """Wraps the module whose forward gives the loss: DDP (all weights in every process) or FSDP2
+    (shares, gathered layer by layer)."""
     if world.size == 1:
         return module
     if not sharded:
-        return nn.parallel.DistributedDataParallel(module, [device.index] if device.type == "cuda" else None)
+        devices = [device.index] if device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, devices)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(device.type, (world.size,))
@@ -182,18 +211,22 @@ def gather(world: World, value) -> list:
 
 
 def gather_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The whole state dictionary of a sharded model, on the CPU of process 0 (the others get an empty one). All processes must call it."""
+    """The whole state dictionary of a sharded model, on the CPU of process 0 (the others get an
+    empty one). All processes must call it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(model, options=options)
 
 
 # --- checkpoints to resume from
 
 def save_shards(folder: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Every process writes its share of weights and optimizer states (torch.distributed.checkpoint)."""
+    """Every process writes its share of weights and optimizer states
+    (torch.distributed.checkpoint)."""
     import torch.distributed.checkpoint as checkpoint
     from torch.distributed.checkpoint.state_dict import get_state_dict
-    checkpoint.save(dict(zip(("model", "optimizers"), get_state_dict(module, optimizers))), checkpoint_id=folder)
+    state = dict(zip(("model", "optimizers"), get_state_dict(module, optimizers)))
+    checkpoint.save(state, checkpoint_id=folder)
 
 
 def load_shards(folder: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -202,22 +235,29 @@ def load_shards(folder: Path, module: nn.Module, optimizers: list[torch.optim.Op
     set_lr(optimizers, 1.0)  # notes every group's initial_lr, so that it is among what is loaded
     state = dict(zip(("model", "optimizers"), get_state_dict(module, optimizers)))
     checkpoint.load(state, checkpoint_id=folder)
-    set_state_dict(module, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizers"])
+    set_state_dict(module, optimizers, model_state_dict=state["model"],
+                   optim_state_dict=state["optimizers"])
 
 
 def save_state(path: Path, state: dict) -> None:
-    """One file with everything a run needs to go on; a process killed at any moment leaves the last complete one."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    """One file with everything a run needs to go on; a process killed at any moment leaves the last
+    complete one."""
+    def save(temporary):
+        with open(temporary, "wb") as f:  # (given a name, torch.save writes it into the file)
+            torch.save(state, f)
+    write_atomically(path, save)
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict:
     """Reads `save_state`'s file; only tensors and plain values are ever loaded (weights_only)."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: there is no run to resume; start one without --resume")
-    refusal = f"{path} is not a training state that can be resumed; start afresh without --resume"
-    if not zipfile.is_zipfile(path):  # what torch.save writes; a bare pickle or a file cut short is none
+        raise FileNotFoundError(f"{path} is missing: there is no run to resume; "
+                                "start one without --resume")
+    refusal = f"{path} is not a training state that can be resumed; remove it and start afresh"
+    if not zipfile.is_zipfile(path):  # as torch.save's is; a bare pickle or a cut file is not
         raise InputError(refusal)
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{refusal} ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
+        why = str(error).splitlines() or [type(error).__name__]
+        raise InputError(f"{refusal} ({why[0]})") from None

@@ -72,6 +72,15 @@ def test_sending_tokens_to_experts_equals_all_experts_on_all_tokens_in_value_and
         torch.testing.assert_close(ours, oracle, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("E, K, T", [(4, 2, 9), (4, 1, 9), (4, 4, 5), (7, 3, 1), (16, 2, 3)])
+def test_sorting_the_tokens_first_equals_the_plain_loop_over_the_experts(E, K, T):
+    moe = mixture(E=E, K=K)
+    x, weight = torch.randn(1, T, 12, generator=generator(1, "x")), torch.randn(12, generator=generator(1, "w"))
+    for sorted_, plain in zip(value_and_gradients(lambda x: moe(x)[0][0], moe, x, weight),
+                              value_and_gradients(moe.plain, moe, x, weight)):
+        torch.testing.assert_close(sorted_, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_odd_widths_that_the_grouped_kernel_refuses_take_the_plain_road():
     moe = mixture(D=7, width=11)
     moe.grouped = True

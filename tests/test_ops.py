@@ -88,6 +88,17 @@ def test_newton_schulz_keeps_the_singular_vectors_and_brings_every_singular_valu
     assert rest.abs().max() < 1e-3  # nothing outside the singular directions
 
 
+def test_newton_schulz_is_its_polynomial_five_times_on_every_singular_value():
+    gen = generator(2, "G")
+    U, V = (torch.linalg.qr(torch.randn(n, 6, generator=gen)).Q for n in (6, 9))
+    S = torch.tensor([1.0, 0.5, 0.2, 0.1, 0.05, 0.01])
+    value = S / S.norm()
+    for _ in range(5):  # a s + b s^3 + c s^5: it moves each of them alone
+        value = 3.4445 * value - 4.7750 * value**3 + 2.0315 * value**5
+    torch.testing.assert_close(newton_schulz(U * S @ V.mT), U * value @ V.mT, atol=1e-4, rtol=1e-3)
+    assert value.min() > 0.6  # the weakest, 1% of the norm, arrives with the fifth
+
+
 def test_newton_schulz_does_not_see_the_gradients_scale_and_leaves_zero_alone():
     G = torch.randn(8, 8, generator=generator(1, "G"))
     torch.testing.assert_close(newton_schulz(G), newton_schulz(1000 * G), atol=1e-3, rtol=1e-3)
@@ -107,6 +118,18 @@ def test_rms_norm_and_both_gradients_equal_the_plain_twin(shape):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 8), (1, 1, 64), (3, 4, 2, 6), (40, 70)])  # few numbers and many: two roads
+@torch.no_grad()
+def test_a_norm_without_gradients_equals_the_plain_twin_too(shape, dtype):
+    gen = generator(0, "norm")
+    x, weight = (10 * torch.randn(n, generator=gen).to(dtype) for n in (shape, shape[-1]))
+    plain = F.rms_norm(x.float(), (shape[-1],), weight.float(), 1e-6)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.01
+    torch.testing.assert_close(rms_norm(x, weight, 1e-6).float(), plain, atol=1e-5, rtol=tolerance)
+    assert rms_norm(x, weight, 1e-6).dtype == dtype
+
+
 def test_the_norm_of_a_zero_vector_is_zero_and_its_gradient_is_finite():
     x = torch.zeros(2, 4, requires_grad=True)
     y = rms_norm(x, torch.ones(4), 1e-6)
@@ -114,12 +137,16 @@ def test_the_norm_of_a_zero_vector_is_zero_and_its_gradient_is_finite():
     assert y.abs().max() == 0 and torch.isfinite(x.grad).all()
 
 
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("out, in_, bias", [(8, 6, False), (12, 5, False), (7, 6, False), (8, 6, True)])  # 7 rows cannot be cut into four
-def test_one_token_gets_the_same_product_whichever_routine_reads_the_matrix(out, in_, bias):
-    linear = Linear(in_, out, bias=bias)
-    for shape in [(in_,), (1, in_), (1, 1, in_), (2, 3, in_)]:
-        x = torch.randn(shape, generator=generator(0, "x"))
-        with torch.no_grad():
-            torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias), atol=1e-5, rtol=1e-5)
-            transposed = torch.randn(in_, 2, generator=generator(0, "y")).T[:1]  # a row that is not contiguous
-            torch.testing.assert_close(linear(transposed), F.linear(transposed, linear.weight, linear.bias), atol=1e-5, rtol=1e-5)
+@torch.no_grad()
+def test_one_token_gets_the_same_product_whichever_routine_reads_the_matrix(out, in_, bias, dtype, sliced, monkeypatch):
+    monkeypatch.setattr("minilm.ops.SLICED", sliced)
+    linear = Linear(in_, out, bias=bias).to(dtype)
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
+    transposed = torch.randn(in_, 2, generator=generator(0, "y")).T[:1]  # a row that is not contiguous
+    for x in [*(torch.randn(shape, generator=generator(0, "x")) for shape in [(in_,), (1, in_), (1, 1, in_), (2, 3, in_)]), transposed]:
+        x = x.to(dtype)
+        torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias), **tolerance)
+        assert linear(x).shape == (*x.shape[:-1], out) and linear(x).dtype == dtype

@@ -51,6 +51,14 @@ def test_every_script_with_a_committed_run_has_a_row():
             assert f"/{script.stem}.py)" in README.read_text(encoding="utf-8")
 
 
+def test_the_least_python_is_the_same_wherever_it_is_named():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    named = {"requires-python": re.findall(r'requires-python = ">=(3\.\d+)"', project),
+             "ruff": [f"3.{minor}" for minor in re.findall(r'target-version = "py3(\d+)"', project)],
+             **{file: re.findall(r"Python >= (3\.\d+)", (ROOT / file).read_text(encoding="utf-8")) for file in ("README.md", "Makefile")}}
+    assert all(named.values()) and {version for versions in named.values() for version in versions} == {"3.11"}, named
+
+
 def test_a_row_by_hand(tmp_path):
     row = "| [P](x) | a claim | [name](methods/name.py) | ? | ? |\n| other | row |\n"
     assert fill(row, tmp_path) == "| [P](x) | a claim | [name](methods/name.py) | - | not run yet |\n| other | row |\n"

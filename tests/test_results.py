@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,9 @@ import torch
 
 from minilm import InputError, results
 from minilm.data import generator
-from minilm.results import (Outcome, bar_seeds, check, claim, cli, collect, destination, mean_sd, new_figure, paired_bootstrap, paired_diff,
-                            plot_seeds, print_claims, print_metrics, run_seeds, save_results, wilson)
+from minilm.results import (Outcome, bar_seeds, check, check_range, check_unused, claim, cli, collect, destination, mean_sd,
+                            new_figure, paired_bootstrap, paired_diff, plot_seeds, print_claims, print_metrics, run_seeds, save_results,
+                            wilson)
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,54 @@ def test_flags_become_a_config_and_comments_become_the_help(monkeypatch, capsys)
 def fail(cfg):
     raise {0.2: InputError("--lr 0.2: use a smaller\n  number"), 0.3: FileNotFoundError("data.txt: no such file"),
            0.4: KeyError("bug"), 0.5: FileExistsError(17, "File exists", "out"),
-           0.6: PermissionError(13, "Permission denied", "out")}[cfg.lr]
+           0.6: PermissionError(13, "Permission denied", "out"),
+           0.7: OSError(28, "No space left on device", "out/model.safetensors")}[cfg.lr]
 
 
 @pytest.mark.parametrize("lr, line", [("0.2", "error: --lr 0.2: use a smaller number\n"), ("0.3", "error: data.txt: no such file\n"),
                                       ("0.5", "error: [Errno 17] File exists: 'out'\n"),
-                                      ("0.6", "error: [Errno 13] Permission denied: 'out'\n")])
+                                      ("0.6", "error: [Errno 13] Permission denied: 'out'\n"),
+                                      ("0.7", "error: [Errno 28] No space left on device: 'out/model.safetensors'\n")])
 def test_a_users_mistake_is_one_line_and_exit_status_2(monkeypatch, capsys, lr, line):
     with pytest.raises(SystemExit) as end:
         command(monkeypatch, fail, "--lr", lr)
     assert end.value.code == 2 and capsys.readouterr().err == line
+
+
+def interrupted(cfg):
+    raise KeyboardInterrupt("step 3 is saved") if cfg.quick else KeyboardInterrupt
+
+
+@pytest.mark.parametrize("arguments, line", [([], "stopped: by Ctrl-C"), (["--quick"], "stopped: step 3 is saved")])
+def test_ctrl_c_is_one_line_and_the_exit_status_that_shells_expect(monkeypatch, capsys, arguments, line):
+    with pytest.raises(SystemExit) as end:
+        command(monkeypatch, interrupted, *arguments)
+    assert end.value.code == 130 and capsys.readouterr().err == f"\n{line}\n"
+
+
+ECHO = """'''Repeats what it reads.'''
+from dataclasses import dataclass
+from minilm.results import cli
+
+@dataclass(frozen=True)
+class Config:
+    quick: bool = False
+
+def main(cfg):
+    print("\\u4f60", input())
+
+cli(main, Config)
+"""
+
+
+@pytest.mark.parametrize("encoding, shown", [("cp1252", "? caf\u00e9 \u0153"), ("utf-8", "\u4f60 caf\ufffd \ufffd")])
+def test_a_terminal_of_another_encoding_gets_and_gives_replacements_and_ends_nothing(tmp_path, encoding, shown):
+    (tmp_path / "echo.py").write_text(ECHO, encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    typed = "caf\u00e9 \u0153\n".encode("cp1252")  # the bytes of a terminal that knows no UTF-8
+    done = subprocess.run([sys.executable, tmp_path / "echo.py"], input=typed, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode(encoding).strip() == shown
 
 
 def test_a_programmers_mistake_keeps_its_traceback(monkeypatch):
@@ -72,6 +113,46 @@ def test_an_unknown_flag_or_a_wrong_type_is_a_message_and_exit_status_2(monkeypa
         command(monkeypatch, show, *arguments)
     printed = capsys.readouterr().err
     assert end.value.code == 2 and arguments[-1].strip("-") in printed and "Traceback" not in printed
+
+
+# --- flags
+
+@dataclass(frozen=True)
+class Flags:
+    steps: int = 10
+    lr: float = 0.1
+    top_p: float | None = None
+    seeds: tuple[int, ...] = (0, 1)
+    chat: bool = False
+
+
+def test_a_number_in_its_range_passes_and_one_at_or_beyond_an_open_end_is_named_with_its_range():
+    for good in (Flags(), Flags(steps=0, lr=1e-9, top_p=1.0, seeds=(0,))):
+        check_range(good, "steps seeds", least=0)
+        check_range(good, "lr", above=0)
+        check_range(good, "top_p", above=0, most=1)
+    for flags, limits, line in (
+            ({"steps": -1}, {"least": 0}, "--steps -1: give a number of at least 0"),
+            ({"lr": 0.0}, {"above": 0}, "--lr 0.0: give a number above 0"),
+            ({"top_p": 1.5}, {"above": 0, "most": 1}, "--top-p 1.5: give a number above 0 and of at most 1"),
+            ({"top_p": 1.0}, {"below": 1}, "--top-p 1.0: give a number below 1"),
+            ({"lr": math.nan}, {}, "--lr nan: give a number that is finite"),
+            ({"lr": math.inf}, {"least": 0}, "--lr inf: give a number of at least 0"),
+            ({"seeds": (3, -4)}, {"least": 0}, "--seeds 3 -4: give a number of at least 0"),
+            ({"seeds": ()}, {"least": 0}, "--seeds: give at least one number")):
+        with pytest.raises(InputError) as error:
+            check_range(Flags(**flags), *flags, **limits)
+        assert str(error.value) == line
+
+
+def test_a_flag_that_would_be_ignored_is_refused_only_where_it_was_given():
+    check_unused(Flags(), "top_p chat", "here")
+    with pytest.raises(InputError, match="^--chat has no effect here: leave it out$"):
+        check_unused(Flags(chat=True), "top_p chat", "here")
+    with pytest.raises(AttributeError):
+        check_unused(Flags(), "top_pp", "here")  # a misspelt name is our own mistake
+    with pytest.raises(InputError, match="^--top-p 0.5 has no effect at temperature 0"):
+        check_unused(Flags(top_p=0.5), "top_p", "at temperature 0")
 
 
 # --- seeds

@@ -1,38 +1,282 @@
-"""train.py and sample.py, the two front doors: a model learns, goes on after an interruption bit for bit, and talks."""
+"""train.py: what the loop hands to the loss and to the optimizers, what it reports, what it keeps and what it refuses."""
 
+import contextlib
 import json
+import math
 import os
+import re
 import subprocess
 import sys
+import typing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 
 import sample
 import train
 from minilm import InputError
+from minilm.data import random_blocks, temporary_name
+from minilm.moe import load_balancing_loss
+from minilm.training import World
 from minilm.weights import load_pretrained
 from train import Config
 
 ROOT = Path(train.__file__).parent
-TEXT = "".join(f"the {a} {b} the {c}.\n" for a in ("cat", "dog", "cow") for b in ("sees", "likes") for c in ("cat", "dog", "cow")) * 12
-TINY = Config(data="text.txt", level="char", layers=2, width=32, heads=2, block=32, batch=4, steps=12, eval_every=4, eval_batches=2,
-              lr=1e-2)
+ANIMALS = ("cat", "dog", "cow")
+TEXT = "".join(f"the {a} {b} the {c}.\n" for a in ANIMALS for b in ("sees", "likes") for c in ANIMALS) * 12
+TINY = Config(data="text.txt", level="char", layers=2, width=32, heads=2, block=32, batch=4, steps=12, eval_every=4,
+              eval_batches=2, lr=1e-2)
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Every test works in a folder of its own that holds text.txt."""
+    """Every test works in a folder of its own that holds text.txt, and is shown a short sample only."""
     monkeypatch.chdir(tmp_path)
+    generate = train.generate
+    monkeypatch.setattr(train, "generate", lambda *model, **settings: generate(*model, **{**settings, "max_new_tokens": 2}))
     Path("text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
 
 
 def state(out="out"):
     return torch.load(Path(out) / "training.pt", weights_only=True)
+
+
+# --- what passes through the loop
+
+class Record:
+    """A run under observation. Of every call of the loss: the batch, whether it trains, in which precision. Of every optimizer
+    step: the weights and gradients that it finds, and each parameter group's rate and decay."""
+
+    def __init__(self, monkeypatch, cfg: Config):
+        self.calls, self.steps, self.block_calls = [], [], 0
+        record = self
+
+        class Loss(train.Loss):
+            def __init__(self, model):
+                super().__init__(model)
+                model.layers[0].register_forward_pre_hook(record.count)
+
+            def forward(self, ids, labels):
+                dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+                record.calls.append({"training": self.training, "ids": ids, "labels": labels, "dtype": dtype})
+                return super().forward(ids, labels)
+
+        def make_optimizers(model, *arguments):
+            optimizers = train_optimizers(model, *arguments)
+            optimizers[0].register_step_pre_hook(lambda *_: self.note(model, optimizers))
+            return optimizers
+
+        train_optimizers = train.make_optimizers
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "Loss", Loss)
+            patch.setattr(train, "make_optimizers", make_optimizers)
+            self.summary = train.main(cfg)
+        self.vocab = sorted(set(Path(cfg.data).read_text(encoding="utf-8")))
+
+    def count(self, *_):
+        self.block_calls += torch.is_grad_enabled()  # in training only
+
+    def note(self, model, optimizers):
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self.steps.append({"model": model, "weights": {n: w.detach().clone() for n, w in model.state_dict().items()},
+                           "gradients": {n: p.grad.clone() for n, p in model.named_parameters()},
+                           "rates": {group["lr"] for group in groups}, "decays": {group["weight_decay"] for group in groups}})
+
+    def batches(self, training: bool) -> list[dict]:
+        return [call for call in self.calls if call["training"] is training]
+
+    def text(self, row) -> str:
+        return "".join(self.vocab[i] for i in row)
+
+
+def plain_loss(model, ids, labels):
+    """-log p of each next token, averaged; for a mixture with its balancing loss: the long way, over all logits."""
+    out = model(ids, output_router_logits=bool(model.config.num_experts))
+    loss = F.cross_entropy(out.logits.flatten(0, 1), labels.flatten())
+    if model.config.num_experts:
+        balance = load_balancing_loss(out.router_logits, model.config.num_experts_per_tok)
+        assert 0.001 < model.config.router_aux_loss_coef * balance
+        loss = loss + model.config.router_aux_loss_coef * balance
+    return loss
+
+
+@pytest.mark.parametrize("change", [{}, {"micro_batch": 1}, {"num_experts": 4}, {"optimizer": "adamw", "kv_heads": 1}])
+@pytest.mark.parametrize("clip", [1e-3, 1e3])
+def test_each_step_gets_the_clipped_gradient_of_the_mean_loss_of_its_whole_batch(monkeypatch, change, clip):
+    cfg = replace(TINY, steps=3, eval_every=3, clip=clip, **change)
+    record = Record(monkeypatch, cfg)
+    calls = record.batches(training=True)
+    parts = cfg.batch // (cfg.micro_batch or cfg.batch)
+    assert len(record.steps) == 3 and len(calls) == 3 * parts
+    losses = []
+    for at, step in enumerate(record.steps):
+        batch = calls[at * parts : (at + 1) * parts]
+        assert sum(len(call["ids"]) for call in batch) == cfg.batch
+        model = step["model"]
+        model.load_state_dict(step["weights"])
+        loss = sum(plain_loss(model, call["ids"], call["labels"]) for call in batch) / parts
+        gradients = dict(zip(step["gradients"], torch.autograd.grad(loss, list(model.parameters()))))
+        norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+        losses.append(loss.item())
+        for name, gradient in gradients.items():
+            expected = gradient * min(1.0, clip / norm.item())
+            torch.testing.assert_close(step["gradients"][name], expected, atol=2e-5 * min(1.0, clip), rtol=2e-3)
+    assert record.summary["log"]["train"] == pytest.approx([sum(losses) / 3], abs=1e-5)
+
+
+def test_training_reads_windows_of_the_first_nine_tenths_and_validation_of_the_last(monkeypatch):
+    Path("text.txt").write_text("".join(f"{n} in words, " for n in range(800)))  # no window occurs twice
+    record = Record(monkeypatch, TINY)
+    text = Path("text.txt").read_text()
+    cut = int(0.9 * len(text))
+    for training, part in ((True, text[:cut]), (False, text[cut:])):
+        for call in record.batches(training):
+            assert call["ids"].shape == call["labels"].shape == (TINY.batch, TINY.block)
+            for row, following in zip(call["ids"], call["labels"]):
+                window = record.text(row) + record.text(following)[-1]
+                assert window in part and record.text(following) == window[1:]
+    first, second, _ = np.split(np.array([call["ids"].numpy() for call in record.batches(training=False)]), 3)
+    assert (first == second).all()  # the same batches at every evaluation
+    assert len({record.text(call["ids"][0]) for call in record.batches(training=True)}) == TINY.steps  # but others at every step
+
+
+def test_the_validation_loss_is_the_saved_model_s_mean_loss_over_the_batches_that_it_was_measured_on(monkeypatch):
+    for change in ({}, {"num_experts": 4}):  # for a mixture as well: without the balancing loss
+        record = Record(monkeypatch, replace(TINY, eval_batches=3, out=f"out{len(change)}", **change))
+        model = load_pretrained(record.summary["config"]["out"])[0]
+        with torch.no_grad():
+            losses = [F.cross_entropy(model(call["ids"]).logits.flatten(0, 1), call["labels"].flatten())
+                      for call in record.batches(training=False)[-3:]]
+        assert record.summary["log"]["val"][-1] == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("schedule, factors", [("constant", [1, 1, 1, 1]), ("linear", [1, 0.7, 0.4, 0.1]),
+                                               ("cosine", [1, 0.775, 0.325, 0.1]), ("wsd", [1, 1, 1, 0.1])])
+def test_every_group_takes_the_rate_of_the_schedule_by_hand(monkeypatch, schedule, factors):
+    # five steps, one of warm-up at half the rate; the other four at 0, 1/3, 2/3 and 1 of the way: cosine 0.1 + 0.45 (1 + cos(pi / 3))
+    record = Record(monkeypatch, replace(TINY, steps=5, warmup=1, schedule=schedule, lr=0.02))
+    for step, factor in zip(record.steps, [0.5, *factors], strict=True):
+        assert sorted(step["rates"]) == pytest.approx([0.02 * factor])
+
+
+def test_matrices_decay_by_the_flag_and_norms_do_not(monkeypatch):
+    for optimizer in ("muon", "adamw"):
+        record = Record(monkeypatch, replace(TINY, steps=1, weight_decay=0.3, optimizer=optimizer, out=optimizer))
+        assert record.steps[0]["decays"] == {0.3, 0.0}
+
+
+def test_the_seed_decides_the_weights_and_the_order_of_the_data(monkeypatch):
+    def first(seed, out):
+        record = Record(monkeypatch, replace(TINY, steps=1, seed=seed, out=out))
+        return record.steps[0]["weights"]["embed.weight"], record.batches(training=True)[0]["ids"]
+
+    one, again, other = first(1, "a"), first(1, "b"), first(2, "c")
+    assert all(torch.equal(x, y) for x, y in zip(one, again))
+    assert not any(torch.equal(x, y) for x, y in zip(one, other))
+
+
+def test_every_process_reads_batches_of_its_own(monkeypatch):
+    def first_batch(rank):
+        monkeypatch.setattr(train, "start_world", lambda device: World(rank, 2))
+        monkeypatch.setattr(train, "distribute", lambda module, *_: module)
+        monkeypatch.setattr(train, "chief_first", lambda world: contextlib.nullcontext())
+        run = train.prepare(TINY)
+        assert run.micro_batch * 2 == TINY.batch and run.accumulate == 1
+        return random_blocks(run.data.train, TINY.block, run.micro_batch, run.order)[0]
+
+    assert not torch.equal(first_batch(0), first_batch(1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_and_validation_multiply_in_the_precision_of_the_flag(monkeypatch, dtype):
+    record = Record(monkeypatch, replace(TINY, steps=2, eval_every=2, dtype=dtype))
+    assert {call["dtype"] for call in record.calls} == {getattr(torch, dtype)}
+    assert {w.dtype for w in record.steps[-1]["weights"].values()} == {torch.float32}  # what is learned stays exact
+
+
+def test_activation_checkpointing_runs_each_block_twice_in_training_and_gives_the_same_losses(monkeypatch):
+    plain, twice = (Record(monkeypatch, replace(TINY, steps=4, out=f"{on}", activation_checkpointing=on)) for on in (False, True))
+    assert (plain.block_calls, twice.block_calls) == (4, 2 * 4)
+    assert twice.summary["log"]["val"] == pytest.approx(plain.summary["log"]["val"], abs=1e-5)
+
+
+def test_with_compile_the_training_steps_go_through_torch_compile(monkeypatch):
+    compiled = []
+
+    def fake(module):
+        def call(*batch):
+            compiled.append(batch)
+            return module(*batch)
+        return call
+
+    monkeypatch.setattr(torch, "compile", fake)
+    train.main(replace(TINY, steps=4, compile=True))
+    assert len(compiled) == 4
+
+
+def test_the_run_is_evaluated_and_saved_every_so_many_steps_and_at_the_end(monkeypatch):
+    record = Record(monkeypatch, replace(TINY, steps=5, eval_every=2, eval_batches=3))
+    assert record.summary["log"]["step"] == [2, 4, 5] and state()["step"] == 5
+    assert len(record.batches(training=False)) == 3 * 3
+
+
+def test_the_flags_of_the_model_reach_its_config():
+    cfg = replace(TINY, layers=3, width=48, heads=4, kv_heads=2, num_experts=3, experts_per_token=1, steps=0)
+    train.main(cfg)
+    saved = json.loads(Path("out/config.json").read_text())
+    expected = {"num_hidden_layers": 3, "hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 3,
+                "num_experts_per_tok": 1, "moe_intermediate_size": 128, "tie_word_embeddings": False, "vocab_size": len(set(TEXT)),
+                "max_position_embeddings": 1024}  # 8/3 of 48 are 128, four 32s
+    assert {name: saved[name] for name in expected} == expected
+    Path("text.txt").write_text("".join(f"{n} " for n in range(5000)))
+    train.main(replace(TINY, level="bpe", vocab_size=270, block=1100, batch=1, steps=0, out="long"))
+    saved = json.loads(Path("long/config.json").read_text())
+    assert (saved["vocab_size"], saved["tie_word_embeddings"], saved["max_position_embeddings"]) == (270, True, 1100)
+
+
+# --- what is reported
+
+def test_bits_per_byte_by_hand(capsys):
+    assert train.bits_per_byte(2.0, 4.0) == pytest.approx(0.7213, abs=1e-4)  # 2 / ln 2 = 2.885 bits a token, of 4 bytes
+    Path("text.txt").write_text("äöü" * 300, encoding="utf-8")  # every character is two bytes
+    summary = train.main(replace(TINY, steps=4))
+    nats = summary["log"]["val"][-1]
+    assert summary["bytes_per_token"] == 2.0
+    assert summary["val_bits_per_byte"] == pytest.approx(nats / 2 / math.log(2))
+    line = re.search(r"step +4: train ([\d.]+), val ([\d.]+) nats/token = ([\d.]+) bits/byte", capsys.readouterr().out)
+    shown = [float(number) for number in line.groups()]
+    assert shown == pytest.approx([summary["log"]["train"][-1], nats, nats / 2 / math.log(2)], abs=1e-4)
+
+
+def test_the_curve_s_second_axis_is_in_bits_per_byte():
+    figure = train.loss_figure({"step": [1, 2], "train": [3.0, 2.0], "val": [3.0, 2.0]}, bytes_per_token=4.0)
+    to_bits, to_nats = figure.axes[0].child_axes[0]._functions
+    assert to_bits(2.0) == pytest.approx(0.7213, abs=1e-4) and to_nats(to_bits(2.0)) == pytest.approx(2.0)
+
+
+def test_the_speed_by_hand(monkeypatch):
+    # 10 steps of 4 sequences of 32 tokens in 4 seconds: 320 tokens a second
+    class Bar:
+        set_postfix_str = staticmethod(lambda text: shown.append(text))
+
+    shown, run = [], train.prepare(TINY)
+    run.bar, run.started = Bar, 100.0
+    monkeypatch.setattr(train.time, "time", lambda: 104.0)
+    for step in range(10):
+        train.show_speed(run, step, torch.tensor(1.5))
+    assert shown == ["loss 1.500, 320 tokens/s"]
+
+
+def test_the_sample_at_the_end_goes_on_from_how_the_held_out_text_begins(capsys):
+    train.main(replace(TINY, steps=4))
+    held_out = TEXT[int(0.9 * len(TEXT)) :]
+    assert f"--- a sample ---\n{held_out[:8]}" in capsys.readouterr().out
 
 
 def test_a_model_learns_and_leaves_a_checkpoint_a_curve_and_a_log():
@@ -47,91 +291,223 @@ def test_a_model_learns_and_leaves_a_checkpoint_a_curve_and_a_log():
     assert transformers.AutoTokenizer.from_pretrained("out").encode("the cat") == ids[0].tolist()
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_an_interrupted_run_goes_on_to_the_same_losses_bit_for_bit(monkeypatch, optimizer):
-    cfg = replace(TINY, optimizer=optimizer)
-    whole = train.main(replace(cfg, out="whole"))
-    save = train.save_state
-
-    def save_then_stop(path, saved):
-        save(path, saved)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "save_state", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train.main(cfg)
-    assert state()["step"] == 4
-    monkeypatch.setattr(train, "save_state", save)
-    resumed = train.main(replace(cfg, resume=True))
-    assert resumed["log"] == whole["log"]
-    assert all(torch.equal(a, b) for a, b in zip(state()["model"].values(), state("whole")["model"].values()))
-
-
-def test_resuming_with_other_flags_or_without_a_run_is_refused():
-    with pytest.raises(FileNotFoundError, match=r"training.pt.*no run to resume"):
-        train.main(replace(TINY, resume=True))
-    train.main(replace(TINY, steps=4))
-    with pytest.raises(InputError, match="other flags"):
-        train.main(replace(TINY, steps=4, lr=1e-3, resume=True))
-
-
-def test_a_run_is_not_resumed_on_other_data_or_from_another_kind_of_file():
-    train.main(replace(TINY, steps=4))
-    Path("other.txt").write_text(TEXT.upper(), encoding="utf-8")  # as long, and as many characters
-    with pytest.raises(InputError, match="other data"):
-        train.main(replace(TINY, steps=4, data="other.txt", resume=True))
-    Path("moved.txt").write_text(TEXT, encoding="utf-8")  # the same text under another name
-    train.main(replace(TINY, steps=4, data="moved.txt", resume=True))
-    torch.save({"weights": torch.zeros(1)}, "out/training.pt")
-    with pytest.raises(InputError, match="training.pt was made with other flags"):
-        train.main(replace(TINY, steps=4, resume=True))
-
-
-def test_the_token_cache_belongs_to_a_tokenizer_and_not_to_a_path():
-    cfg = replace(TINY, checkpoint="out")  # two checkpoints, one after the other, in one folder
-    for corpus in (["the cat the cat"], ["sees the cow"]):
-        tokenizer = train.train_bpe(corpus, 262)
-        tokens = train.make_data(cfg, tokenizer)[1]
-        assert TEXT.startswith(tokenizer.decode(tokens[:40].tolist()))
-
-
-def test_a_block_longer_than_the_checkpoints_context_is_refused():
-    train.main(replace(TINY, steps=4))  # its model reads 1,024 tokens
-    with pytest.raises(InputError, match="--block 2000: out reads 1024 tokens"):
-        train.main(replace(TINY, checkpoint="out", block=2000))
-
-
-def test_gradient_accumulation_gives_the_losses_of_the_whole_batch():
-    whole = train.main(replace(TINY, steps=4, out="whole"))
-    parts = train.main(replace(TINY, steps=4, micro_batch=4 // 2, out="parts"))
-    assert parts["log"]["val"] == pytest.approx(whole["log"]["val"], abs=2e-3)
-
-
-@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"activation_checkpointing": True}, {"schedule": "cosine", "kv_heads": 1},
-                                    {"num_experts": 4, "experts_per_token": 2}])
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"schedule": "cosine", "kv_heads": 1}, {"num_experts": 4}])
 def test_every_option_trains(change):
     summary = train.main(replace(TINY, steps=8, **change))
     assert summary["log"]["val"][-1] < summary["log"]["val"][0]
     sample.main(sample.Config(prompt="the ", max_new_tokens=3))
 
 
-def test_a_folder_of_files_with_a_byte_pair_tokenizer_and_a_second_run_from_the_cache(monkeypatch):
+# --- what is kept
+
+def stop_after(monkeypatch, part: str, error: BaseException, calls: int = 1):
+    """The next run ends with `error` right after call number `calls` of train.PART."""
+    real, made = getattr(train, part), []
+
+    def call(*arguments):
+        result = real(*arguments)
+        made.append(part)
+        if len(made) == calls:
+            monkeypatch.setattr(train, part, real)
+            raise error
+        return result
+    monkeypatch.setattr(train, part, call)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("part", ["save_state", "save"])  # between training.pt and checkpoint; after both
+def test_an_interrupted_run_goes_on_to_the_same_losses_bit_for_bit(monkeypatch, optimizer, part):
+    cfg = replace(TINY, optimizer=optimizer)
+    whole = train.main(replace(cfg, out="whole"))
+    stop_after(monkeypatch, part, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        train.main(cfg)
+    assert state()["step"] == 4
+    resumed = train.main(replace(cfg, resume=True))
+    assert resumed["log"] == whole["log"]
+    assert all(torch.equal(a, b) for a, b in zip(state()["model"].values(), state("whole")["model"].values()))
+
+
+def test_after_ctrl_c_one_is_told_what_is_saved_and_can_sample_from_it(monkeypatch, capsys):
+    stop_after(monkeypatch, "show_speed", KeyboardInterrupt(), calls=3)
+    with pytest.raises(KeyboardInterrupt, match="Nothing is saved yet: the first save is at step 4"):
+        train.main(TINY)
+    stop_after(monkeypatch, "show_speed", KeyboardInterrupt(), calls=7)
+    with pytest.raises(KeyboardInterrupt, match="out/ holds step 4 of 12: go on with .*--resume, or .*sample.py --checkpoint out"):
+        train.main(TINY)
+    model = load_pretrained("out")[0]
+    assert all(torch.equal(w, state()["model"][name]) for name, w in model.state_dict().items())
+    sample.main(sample.Config(prompt="the ", max_new_tokens=3))
+    with pytest.raises(InputError, match="out/ holds this run up to step 4 of 12: go on with --resume"):
+        train.main(TINY)  # what was learned is not thrown away unasked
+
+
+def test_on_a_full_disk_one_is_told_what_is_kept_and_the_run_goes_on_once_there_is_room(monkeypatch):
+    whole = train.main(replace(TINY, out="whole"))
+    stop_after(monkeypatch, "report", OSError(28, "No space left on device", "out/training.pt"), calls=2)
+    with pytest.raises(InputError, match="No space left on device: 'out/training.pt'. out/ holds step 4 of 12: .*--resume"):
+        train.main(TINY)
+    assert train.main(replace(TINY, resume=True))["log"] == whole["log"]
+
+
+def test_a_refusal_to_resume_names_the_flags_that_differ_and_what_can_be_done():
+    with pytest.raises(FileNotFoundError, match=r"training.pt.*no run to resume"):
+        train.main(replace(TINY, resume=True))
+    train.main(replace(TINY, steps=4))
+    for change, words in (({"lr": 1e-3, "kv_heads": 1}, r"made with --kv-heads None \(now 1\), --lr 0.01 \(now 0.001\): give the same"),
+                          ({"steps": 8}, r"--steps 4 \(now 8\).*neither lengthened nor shortened.*--checkpoint out --out NEW"),
+                          ({"data": "other.txt"}, "made with other data")):
+        Path("other.txt").write_text(TEXT.upper(), encoding="utf-8")  # as long, and as many characters
+        with pytest.raises(InputError, match=words):
+            train.main(replace(TINY, **{"steps": 4, "resume": True, **change}))
+    Path("moved.txt").write_text(TEXT, encoding="utf-8")  # the same text under another name
+    train.main(replace(TINY, steps=4, data="moved.txt", resume=True))
+    torch.save({"weights": torch.zeros(1)}, "out/training.pt")
+    for resume in (True, False):
+        with pytest.raises(InputError, match="training.pt is not a training state of train.py: remove it"):
+            train.main(replace(TINY, steps=4, resume=resume))
+
+
+def test_nothing_that_was_saved_is_overwritten_but_by_the_very_same_run():
+    first = train.main(replace(TINY, steps=8))
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    for change, words in (({"steps": 2}, r"--steps 8 \(now 2\)"), ({"seed": 5}, r"--seed 1337 \(now 5\)")):
+        with pytest.raises(InputError, match=f"out/ holds another run, made with {words}: give another --out"):
+            train.main(replace(TINY, **{"steps": 8, **change}))
+    with pytest.raises(InputError, match="out/ holds another run"):  # the folder it starts from
+        train.main(Config(data="text.txt", checkpoint="out", block=32, batch=4, steps=4))
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
+    assert train.main(replace(TINY, steps=8))["log"] == first["log"]
+    Path("out/training.pt").unlink()  # a checkpoint from anywhere
+    with pytest.raises(InputError, match="out/ holds a checkpoint, which is not overwritten"):
+        train.main(replace(TINY, steps=8))
+
+
+def test_a_run_that_diverges_says_so_and_leaves_the_last_state_as_it_was(monkeypatch):
+    cfg = replace(TINY, steps=8)
+    stop_after(monkeypatch, "save", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        train.main(cfg)
+    before = Path("out/training.pt").read_bytes(), Path("out/model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate", lambda *_: math.nan)
+        with pytest.raises(InputError, match="the loss is nan at step 8: use a smaller --lr"):
+            train.main(replace(cfg, resume=True))
+    assert (Path("out/training.pt").read_bytes(), Path("out/model.safetensors").read_bytes()) == before
+    with pytest.raises(InputError, match="the loss is nan at step 4"):
+        train.main(replace(cfg, lr=1e30, out="diverged"))
+
+
+# --- the cache
+
+def cached(cfg=TINY):
+    [entry] = Path(".cache").iterdir()
+    return entry
+
+
+BPE = replace(TINY, level="bpe", vocab_size=300)
+
+
+def test_a_second_run_on_the_same_text_reads_the_cache(monkeypatch):
+    first = train.make_data(BPE)
+    monkeypatch.setattr(train, "make_tokenizer", lambda *_: pytest.fail("the tokenizer was trained again"))
+    second = train.make_data(BPE)
+    assert isinstance(second.train, np.memmap) and second.train.tolist() == first.train.tolist()
+    assert second.tokenizer.eos_id == first.tokenizer.eos_id is not None
+
+
+def test_two_runs_that_start_at_once_both_make_the_entry_and_use_the_first(monkeypatch):
+    make, results = train.make_tokenizer, []
+
+    def slow(*arguments):  # while one run trains its tokenizer, another comes, makes the whole entry and leaves
+        monkeypatch.setattr(train, "make_tokenizer", make)
+        results.append(train.make_data(BPE))
+        [entry] = (path for path in Path(".cache").iterdir() if path.suffix != ".tmp")
+        results.append(entry.stat().st_ino)
+        return make(*arguments)
+
+    monkeypatch.setattr(train, "make_tokenizer", slow)
+    mine = train.make_data(BPE)
+    assert mine.train.tolist() == results[0].train.tolist()
+    assert cached().stat().st_ino == results[1]  # still the first one's folder, and no temporary one beside it
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "train.npy", "val.npy"])
+def test_a_run_that_is_stopped_between_two_files_of_the_cache_leaves_nothing_half_made(monkeypatch, file):
+    import minilm.data
+    whole = train.make_data(BPE)
+    cached().rename("good")
+    real = os.replace
+
+    def stop(source, target):
+        if Path(target).name == file:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(minilm.data.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.make_data(BPE)
+    assert list(Path(".cache").iterdir()) == []
+    monkeypatch.setattr(minilm.data.os, "replace", real)
+    again = train.make_data(BPE)
+    assert again.train.tolist() == whole.train.tolist() and again.tokenizer.eos_id == whole.tokenizer.eos_id
+
+
+def test_what_a_killed_run_left_of_an_entry_is_removed_when_the_entry_is_made():
+    train.make_data(TINY)
+    entry = cached()
+    entry.rename("good")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = temporary_name(entry)
+    left = left.with_name(left.name.replace(f"{os.getpid()}@", f"{gone.pid}@"))
+    left.mkdir()
+    (left / "tokenizer.json").touch()
+    busy = temporary_name(entry)  # of a process that still runs
+    busy.mkdir()
+    train.make_data(TINY)
+    assert sorted(Path(".cache").iterdir()) == sorted([entry, busy])
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "train.npy", "val.npy"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
+def test_a_damaged_entry_of_the_cache_is_made_again(file, damage):
+    whole = train.make_data(BPE)
+    tokens = whole.train.tolist()
+    path = cached() / file
+    content = path.read_bytes()
+    path.unlink()  # (what is mapped may not be cut)
+    if damage != "missing":
+        path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+    again = train.make_data(BPE)
+    assert path.read_bytes() == content and cached()
+    assert again.train.tolist() == tokens and again.tokenizer.eos_id == whole.tokenizer.eos_id
+
+
+def test_the_token_cache_belongs_to_a_tokenizer_and_not_to_a_path():
+    for corpus in (["the cat the cat"], ["sees the cow"]):  # two checkpoints, one after the other, in one folder
+        tokenizer = train.train_bpe(corpus, 262)
+        tokens = train.make_data(replace(TINY, checkpoint="out"), tokenizer).train
+        assert TEXT.startswith(tokenizer.decode(tokens[:40].tolist()))
+
+
+def test_a_folder_of_files_with_a_byte_pair_tokenizer_and_a_run_that_starts_from_its_checkpoint():
     Path("corpus").mkdir()
     for i in range(4):
         Path(f"corpus/{i}.txt").write_text(TEXT[i:], encoding="utf-8")
     cfg = replace(TINY, data="corpus", level="bpe", vocab_size=300, steps=4)
     first = train.main(cfg)
-    monkeypatch.setattr(train, "train_bpe", lambda *_, **__: pytest.fail("the tokenizer was trained again"))
-    assert train.main(cfg)["log"] == first["log"]
-    continued = train.main(replace(cfg, checkpoint="out", out="more"))
-    assert continued["log"]["val"][0] < first["log"]["val"][-1]
+    more = Config(data="corpus", checkpoint="out", block=32, batch=4, steps=4, eval_every=4, eval_batches=2, out="more")
+    assert train.main(more)["log"]["val"][0] < first["log"]["val"][-1]
 
+
+# --- the text
 
 def test_the_default_corpus_is_python_s_own_library_split_by_file():
     training, validation = train.standard_library()
-    length = lambda documents: sum(map(len, documents))
-    assert 2e6 < length(training) + length(validation) < 2e7
-    assert 0.01 < length(validation) / length(training) < 0.15
+    length = sum(map(len, training)), sum(map(len, validation))
+    assert 2e6 < sum(length) < 2e7
+    assert 0.01 < length[1] / length[0] < 0.15
     assert (training, validation) == train.standard_library()
     assert all(text.startswith("# ") for text in training)
     assert not set(training) & set(validation)
@@ -148,16 +524,12 @@ def test_a_user_s_text_is_split_by_position_and_the_end_marker_in_it_stays_text(
     assert train.encode(tokenizer, training).count(tokenizer.eos_id) == 2  # one per document
 
 
-def test_validation_loss_in_bits_per_byte_by_hand():
-    # 2 nats per token, 4 bytes per token: 2 / ln 2 = 2.885 bits per token, 0.721 bits per byte
-    figure = train.loss_figure({"step": [1, 2], "train": [3.0, 2.0], "val": [3.0, 2.0]}, bytes_per_token=4.0)
-    right = figure.axes[0].child_axes[0]
-    assert right._functions[0](2.0) == pytest.approx(0.7213, abs=1e-4)
-
+# --- what is refused
 
 @pytest.mark.parametrize("name, content, words", [
     ("empty.txt", b" \n", "empty.txt is empty"), ("latin.txt", b"caf\xe9 au lait", "latin.txt is not UTF-8.*byte 3 is 0xe9"),
-    ("short.txt", b"hello world", r"train text has \d tokens, one block needs 33"), ("missing.txt", None, "missing.txt: no such file")])
+    ("short.txt", b"hello world", r"short.txt: its training part has \d tokens, one block needs 33"),
+    ("missing.txt", None, "missing.txt: no such file")])
 def test_a_text_that_cannot_be_used_is_named_and_nothing_is_written(name, content, words):
     if content is not None:
         Path(name).write_bytes(content)
@@ -168,38 +540,75 @@ def test_a_text_that_cannot_be_used_is_named_and_nothing_is_written(name, conten
 
 def test_a_folder_without_text_and_wrong_settings_are_named():
     Path("nothing").mkdir()
-    for change, words in (({"data": "nothing"}, "nothing holds no text"), ({"level": "word"}, "--level word"),
-                          ({"micro_batch": 3}, "multiple of --micro-batch 3"),
-                          ({"dtype": "int8"}, "int8"), ({"schedule": "step"}, "'step'"),
-                          ({"optimizer": "sgd"}, "'sgd'"), ({"checkpoint": "nothing"}, "config.json is missing"),
-                          ({"heads": 3}, "hidden_size 32 is not divisible")):
+    fresh = Config(data="text.txt")
+    for cfg, words in ((replace(TINY, data="nothing"), "nothing holds no text"), (replace(TINY, level="word"), "--level word"),
+                       (replace(TINY, micro_batch=3), "multiple of --micro-batch 3"), (replace(TINY, dtype="int8"), "int8"),
+                       (replace(TINY, schedule="step"), "'step'"), (replace(TINY, optimizer="sgd"), "'sgd'"),
+                       (replace(TINY, heads=3), "hidden_size 32 is not divisible"), (replace(TINY, device="foo"), "--device foo"),
+                       (replace(fresh, checkpoint="nothing"), "config.json is missing"),
+                       (replace(TINY, fsdp=True), "torchrun")):
         with pytest.raises((InputError, FileNotFoundError), match=words):
-            train.main(replace(TINY, **change))
+            train.main(cfg)
         assert not Path("out").exists()
 
 
+def test_a_checkpoint_without_tokenizer_or_with_a_shorter_context_is_refused():
+    train.main(replace(TINY, steps=0))  # its model reads 1,024 tokens
+    with pytest.raises(InputError, match="--block 2000: out reads 1024 tokens"):
+        train.main(Config(data="text.txt", checkpoint="out", block=2000))
+    Path("out/tokenizer.json").unlink()
+    with pytest.raises(InputError, match="out has no tokenizer.json"):
+        train.main(Config(data="text.txt", checkpoint="out"))
+
+
+def numbers(Config) -> list:
+    """Every flag of a script that takes a number, with one that lies outside any sensible range."""
+    found = []
+    for name, kind in typing.get_type_hints(Config).items():
+        kinds = {kind, *typing.get_args(kind)}
+        if kinds & {int, float}:
+            found += [(Config, name, -7)] + ([(Config, name, math.nan), (Config, name, math.inf)] if float in kinds else [])
+    return found
+
+
+@pytest.mark.parametrize("Config, name, value", numbers(train.Config) + numbers(sample.Config))
+def test_every_number_flag_has_a_range_which_is_checked_before_anything_is_read(Config, name, value):
+    main = train.main if Config is train.Config else sample.main
+    source = {"data": "nowhere.txt"} if Config is train.Config else {"checkpoint": "nowhere"}
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} {value}: give a number"):
+        main(Config(**source, **{name: value}))
+
+
 @pytest.mark.parametrize("flag, value", [
-    *dict.fromkeys(("batch", "eval_every", "eval_batches", "heads", "width", "layers", "block", "micro_batch", "clip"), 0).items(),
-    ("micro_batch", -1), ("lr", float("nan")), ("lr", 0.0), ("steps", -5), ("warmup", -3), ("device", "foo")])
-def test_a_number_that_no_run_can_be_made_of_is_refused_by_its_flag(flag, value):
+    *dict.fromkeys(("batch", "eval_every", "eval_batches", "heads", "width", "layers", "block", "micro_batch", "clip", "lr"), 0).items(),
+    ("experts_per_token", 0), ("kv_heads", 0), ("vocab_size", 0)])
+def test_none_of_what_a_run_needs_may_be_0(flag, value):
     with pytest.raises(InputError, match=f"--{flag.replace('_', '-')} {value}: "):
         train.main(replace(TINY, **{flag: value}))
-    assert not Path("out").exists()
 
 
-def test_a_run_that_diverges_says_so_and_leaves_the_last_state_as_it_was():
+@pytest.mark.parametrize("change, words", [
+    *(({"checkpoint": "x", name: value}, f"--{name.replace('_', '-')} {value} has no effect with --checkpoint") for name, value in (
+        ("layers", 7), ("width", 64), ("heads", 1), ("kv_heads", 1), ("num_experts", 4), ("level", "char"), ("vocab_size", 999))),
+    ({"checkpoint": "x", "num_experts": 4, "experts_per_token": 1}, "--num-experts 4 has no effect"),
+    ({"experts_per_token": 1}, "--experts-per-token 1 has no effect without --num-experts"),
+    ({"level": "char", "vocab_size": 999}, "--vocab-size 999 has no effect with --level char"),
+    ({"warmup": 50, "steps": 10}, "--warmup 50 is longer than --steps 10")])
+def test_a_flag_that_would_be_ignored_is_refused_by_its_name(change, words):
+    with pytest.raises(InputError, match=words):
+        train.main(Config(data="nowhere.txt", **change))
+
+
+def test_the_usual_warm_up_may_be_longer_than_a_short_run_but_this_is_said(capsys):
     train.main(replace(TINY, steps=4))
-    before = Path("out/training.pt").read_bytes(), Path("out/model.safetensors").read_bytes()
-    with pytest.raises(InputError, match="the loss is nan at step 4: use a smaller --lr"):
-        train.main(replace(TINY, steps=4, lr=1e30))
-    assert (Path("out/training.pt").read_bytes(), Path("out/model.safetensors").read_bytes()) == before
+    assert "4 steps end within the warm-up of 20" in capsys.readouterr().out
 
 
 def test_a_file_in_the_place_of_the_output_folder_is_refused_before_training(capsys):
     Path("out").write_text("mine")
-    with pytest.raises(FileExistsError):
+    with pytest.raises((FileExistsError, NotADirectoryError)):
         train.main(TINY)
-    assert "step" not in capsys.readouterr().out and Path("out").read_text() == "mine"
+    assert "nats" not in capsys.readouterr().out and Path("out").read_text() == "mine"
 
 
 def test_the_command_line_refuses_in_one_message_with_status_2():
@@ -211,52 +620,18 @@ def test_the_command_line_refuses_in_one_message_with_status_2():
         assert "Traceback" not in done.stderr
 
 
-# --- sample.py
+# --- other people's machines
 
-def test_a_real_checkpoint_tells_its_story_token_by_token(shared, capsys):
-    folder = str(shared / "checkpoints/stories260K")
-    expected = json.loads(Path(folder, "expected.json").read_text())
-    count = len(expected["greedy_ids"]) - len(expected["prompt_ids"])
-    sample.main(sample.Config(checkpoint=folder, prompt=expected["prompt"], temperature=0, max_new_tokens=count))
-    printed = capsys.readouterr()
-    tokenizer = load_pretrained(folder)[1]
-    assert printed.out.split("\n---")[0] == tokenizer.decode(expected["greedy_ids"], skip_special=True).rstrip("\n")
-    assert "tokens/s" in printed.err
+UNIX_ONLY = ("fchmod", "fchown", "chown", "lchown", "fork", "forkpty", "geteuid", "getuid", "getgid", "getpgid", "getloadavg", "killpg",
+             "mkfifo", "nice", "openpty", "posix_fallocate", "pread", "pwrite", "sched_getaffinity", "sched_setaffinity", "sendfile",
+             "setsid", "statvfs", "fstatvfs", "sync", "sysconf", "uname", "wait4", "waitid")
 
 
-def test_samples_differ_between_each_other_and_repeat_with_the_seed(capsys):
+def test_a_run_saves_and_talks_without_anything_that_only_unix_has(monkeypatch):
+    for name in UNIX_ONLY:
+        monkeypatch.delattr(os, name, raising=False)
     train.main(replace(TINY, steps=4))
-    texts = []
-    for seed in (0, 0, 5):
-        capsys.readouterr()
-        sample.main(sample.Config(prompt="the ", num_samples=2, max_new_tokens=20, temperature=1.5, seed=seed))
-        texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1] != texts[2]
-    one, two = texts[0].split("-" * 40)[:2]
-    assert one.strip() != two.strip()
-
-
-@pytest.mark.parametrize("change, words", [
-    ({"temperature": -1.0}, "temperature -1.0"), ({"top_p": 1.5}, "top_p 1.5"), ({"top_k": 0}, "top_k 0"),
-    ({"prompt": "a\udcff"}, "--prompt or --system is not UTF-8"), ({"dtype": "int4"}, "int4"),
-    ({"prompt": "x" * 3}, "character 'x' at position 0"), ({"prompt": ""}, "empty"), ({"prompt": "the " * 300}, "1,?200 tokens.*1,?024"),
-    ({"chat": True}, "no chat template"), ({"max_new_tokens": 0}, "--max-new-tokens 0")])
-def test_what_cannot_be_sampled_is_said_in_one_line(change, words):
-    train.main(replace(TINY, steps=4))
-    with pytest.raises(InputError, match=words):
-        sample.main(replace(sample.Config(), **change))
-
-
-def test_a_message_in_another_encoding_is_said_in_one_line(monkeypatch):
-    train.main(replace(TINY, steps=4))
-    Path("out/chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-
-    def latin_1(_):
-        raise UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid continuation byte")
-
-    monkeypatch.setattr("builtins.input", latin_1)
-    with pytest.raises(InputError, match="the message is not UTF-8 text"):
-        sample.main(sample.Config(chat=True))
+    sample.main(sample.Config(prompt="the ", max_new_tokens=3))
 
 
 # --- several processes
@@ -265,18 +640,18 @@ DRIVER = """
 import dataclasses, json, sys, train
 cfg = train.Config(**json.loads(sys.argv[1]))
 def run(**change):
-    return train.main(dataclasses.replace(cfg, **change))["log"]["val"]
+    return train.main(dataclasses.replace(cfg, **change))["log"]
 logs = {"ddp": run(out="ddp"), "fsdp": run(out="fsdp", fsdp=True)}
-save = train.save_training
+save = train.save
 def save_then_stop(*arguments):
     save(*arguments)
     raise KeyboardInterrupt
 for name in ("ddp", "fsdp"):
-    train.save_training = save_then_stop
+    train.save = save_then_stop
     try:
         run(out=name + "2", fsdp=name == "fsdp")
     except KeyboardInterrupt:
-        train.save_training = save
+        train.save = save
     logs[name + " resumed"] = run(out=name + "2", fsdp=name == "fsdp", resume=True)
 rank = train.start_world(train.pick_device("cpu")).rank
 open(f"logs{rank}.json", "w").write(json.dumps(logs))
@@ -294,12 +669,9 @@ def test_two_processes_train_one_model_whole_or_sharded_and_go_on_bit_for_bit():
     logs = json.loads(Path("logs0.json").read_text())
     assert logs["ddp resumed"] == logs["ddp"]
     assert logs["fsdp resumed"] == logs["fsdp"]
-    assert logs["fsdp"] == pytest.approx(logs["ddp"], abs=1e-4)
+    assert json.loads(Path("logs1.json").read_text()) == logs  # the training loss, too, is the mean over both
+    for part in ("train", "val"):
+        assert logs["fsdp"][part] == pytest.approx(logs["ddp"][part], abs=1e-4)
     for name in ("ddp", "fsdp"):
         sample.main(sample.Config(checkpoint=name, prompt="the ", max_new_tokens=3))
     assert [p.name for p in Path("fsdp").glob("shards-*")] == ["shards-6"]
-
-
-def test_sharding_one_process_or_muon_is_refused():
-    with pytest.raises(InputError, match="torchrun"):
-        train.main(replace(TINY, fsdp=True))

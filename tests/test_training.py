@@ -130,6 +130,18 @@ def test_take_step_clips_the_whole_gradient_to_one_norm_and_clears_it():
     assert p.weight.grad is None
 
 
+def test_two_steps_of_adamw_by_hand():
+    # gradients 1 and 3; m = 0.9 m + 0.1 g, v = 0.95 v + 0.05 g^2, each over what its weights add up to: 1 - 0.9^t, 1 - 0.95^t
+    layer = nn.Linear(1, 1, bias=False)
+    [adamw] = make_optimizers(layer, "adamw", 0.1, weight_decay=0.5)
+    w = layer.weight.item()
+    for g, m, v in ((1.0, 1.0, 1.0), (3.0, (0.09 + 0.3) / 0.19, (0.0475 + 0.45) / 0.0975)):
+        layer.weight.grad = torch.tensor([[g]])
+        adamw.step()
+        w = w * (1 - 0.1 * 0.5) - 0.1 * m / math.sqrt(v)
+        assert layer.weight.item() == pytest.approx(w, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_both_optimizers_learn_one_batch(name):
     model, ids = tiny(), torch.randint(50, (4, 12), generator=generator(0, "ids"))
@@ -267,8 +279,17 @@ save_state(Path(sys.argv[1]), {"step": 2, "weights": torch.ones(1000), "last": B
 """
 
 
+def test_the_same_state_is_the_same_file_to_the_last_byte(tmp_path):
+    for name in ("a", "b"):  # so no name of the moment, as a temporary file has, is written into it
+        save_state(tmp_path / name / "training.pt", {"step": 1, "weights": torch.ones(3)})
+    assert (tmp_path / "a" / "training.pt").read_bytes() == (tmp_path / "b" / "training.pt").read_bytes()
+
+
 def test_a_process_killed_in_the_middle_of_saving_leaves_the_last_complete_state(tmp_path):
     killed = subprocess.run([sys.executable, "-c", KILL, str(tmp_path / "training.pt")], env=CHILD)
     assert killed.returncode == -signal.SIGKILL
     state = load_state(tmp_path / "training.pt")
     assert state["step"] == 1 and state["weights"].eq(1).all()
+    assert len(os.listdir(tmp_path)) == 2  # what it had written of the next
+    save_state(tmp_path / "training.pt", state)
+    assert os.listdir(tmp_path) == ["training.pt"]

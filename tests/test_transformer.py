@@ -208,6 +208,35 @@ def test_a_tied_head_is_the_embedding_itself():
     assert sum(p.numel() for p in tiny().parameters()) - sum(p.numel() for p in model.parameters()) == 50 * 32
 
 
+FUSED = [{"model_type": "llama"}, {"model_type": "qwen2"}, {"model_type": "qwen3"}, {"sliding_window": 3},
+         {"model_type": "olmoe", "num_experts": 3}, {"model_type": "mixtral", "num_experts": 3},
+         {"model_type": "llama", "attention_bias": True, "mlp_bias": True}]
+
+
+@pytest.mark.parametrize("change", FUSED, ids=str)
+@torch.inference_mode()
+def test_a_fused_model_computes_the_same_in_one_pass_token_by_token_and_with_padding(change):
+    model, ids = tiny(**change), some_ids()
+    for p in model.parameters():  # the norms too, so that a row of their weights at the wrong head would show
+        p.add_(0.1 * torch.randn(p.shape, generator=generator(3, "noise")))
+    real = torch.tensor([[True] * 9, [False] * 4 + [True] * 5])
+    fused = copy.deepcopy(model).fuse()
+    close(fused(ids).logits, model(ids).logits)
+    close(fused(ids, attention_mask=real).logits[real], model(ids, attention_mask=real).logits[real])
+    cache = fused.new_cache(1)
+    steps = [fused(part, cache=cache).logits for part in ids[:1].split([3, 1, 1, 1, 2, 1], dim=1)]
+    close(torch.cat(steps, 1), model(ids[:1]).logits)
+
+
+def test_a_fused_model_has_as_many_numbers_in_fewer_matrices_and_asks_for_no_gradient():
+    model = tiny(model_type="llama")
+    fused = copy.deepcopy(model).fuse()
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    assert count(fused) == count(model)
+    assert len(list(model.parameters())) - len(list(fused.parameters())) == 2 * (3 - 1 + 2 - 1)  # two blocks
+    assert not any(p.requires_grad for p in fused.parameters())
+
+
 def test_it_learns_one_batch_by_heart():
     model, ids = tiny(initializer_range=0.05), some_ids(4, 12)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
