@@ -9,8 +9,8 @@ What is in such a file, from its first byte to its last:
     list of tensors                   blk.0.attn_q.weight, [576, 576], type Q4_1, where it starts
     the tensors, rows of blocks       a Q4_1 block: 32 weights in 20 bytes (minilm/quantize.py)
 
-Nothing is missing that a Hugging Face folder has: config.json is in the `llama.` keys, the tokenizer
-and the chat template are in the `tokenizer.` keys. The package `gguf` reads the bytes and turns
+Nothing is missing that a Hugging Face folder has: the `llama.` keys are config.json, the
+`tokenizer.` keys are tokenizer and chat template. The package `gguf` reads the bytes and turns
 blocks into numbers; this file is the dictionary between the two worlds: metadata -> Config, names,
 the order of rows in queries and keys, the tokenizer. What it does not know is refused by name."""
 
@@ -310,7 +310,8 @@ def load_gguf(file, dtype: torch.dtype = torch.float32, device="cpu", keep_four_
                 state[name] = _unpack(rows, tensor, p.shape, dtype, device)
         if config.tie_word_embeddings:
             state["lm_head.weight"] = state["embed.weight"]
-        model.load_state_dict(state, assign=True, strict=False)  # a Linear4 has its numbers already
+        kept = {name: t for name, t in model.state_dict().items() if not t.is_meta}  # a Linear4's
+        model.load_state_dict(state | kept, assign=True)
         if config.tie_word_embeddings:
             model.lm_head.weight = model.embed.weight
         tokenizer = read_tokenizer(meta)
@@ -383,9 +384,10 @@ Q4_0, Q4_1 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q4_1
 def read_blocks(rows: np.ndarray, kind) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Packed rows -> q uint8 in 0..15 [out, in], scale and zero [out, in / 32], so that a weight is
     scale (q - 8) + zero. A block of 32 weights: d and, in Q4_1, m in float16; 16 bytes whose low
-    halves are the first 16 weights, the high halves the others. w = d (q - 8), or w = d q + m."""
+    halves are the first 16 weights, the high halves the others. w = d (q - 8), or d q + m."""
     head = 2 if kind == Q4_0 else 4
-    blocks = torch.from_numpy(np.array(rows)).view(len(rows), -1, head + 16)  # (out, in / 32, bytes)
+    data = torch.from_numpy(np.array(rows))
+    blocks = data.view(len(rows), -1, head + 16)  # (out, in / 32, bytes)
     d, *m = blocks[..., :head].contiguous().view(torch.float16).float().unbind(-1)
     q = blocks[..., head:]
     q = torch.cat((q & 15, q >> 4), -1).flatten(1)
@@ -431,8 +433,8 @@ def read_tokenizer(meta: dict) -> Tokenizer | None:
     if kind is None:
         return None
     if kind not in ("gpt2", "llama"):
-        raise InputError(f"its tokenizer {kind!r} is not read; minilm reads 'gpt2' (byte-level BPE) and "
-                         "'llama' (SentencePiece-type BPE)")
+        raise InputError(f"its tokenizer {kind!r} is not read; known are 'gpt2' (byte-level BPE) "
+                         "and 'llama' (SentencePiece-type BPE)")
     texts = _listed(meta, "tokens", None)
     types = _listed(meta, "token_type", len(texts))
     vocab = {text: i for i, text in enumerate(texts) if types[i] != UNUSED}

@@ -1,23 +1,22 @@
 """Weights of 8 and 4 bits, for inference: a layer keeps small integers and multiplies by them.
 
-    model, tokenizer = load_quantized("FILE.gguf", bits=4)      # or a folder: quantised here
-    model = quantize(model, bits=8)                             # any model, in place
+    model, tokenizer = load_quantized("FILE.gguf", bits=4)      # or a folder: rounded here
+    model = quantize(model, bits=8)                             # any Transformer, in place
 
-Decoding one token reads every weight once and does two operations with it, so it takes as long as the
-reading: a weight of 4 bits instead of 32 is an eighth of the time. What stands for a weight w:
+Decoding one token reads every weight once and does two operations with it, so it takes as long as
+the reading: a weight of 4 bits in place of 32 takes an eighth. What stands for a weight w:
 
-    8 bits  w = s q         q in -127..127   one scale s per row: the row's largest |w| / 127
-    4 bits  w = s (q-8) + z q in 0..15       scale s and zero z per group of 32 neighbours in a row
+    8 bits   w = s q           q in -127..127   a scale s per row: its largest |w| / 127
+    4 bits   w = s (q-8) + z   q in 0..15       a scale s and a zero z per 32 neighbours in a row
 
-The 8-bit form is symmetric: q = 0 is w = 0. With 16 steps only, that would waste those on the side
-where a group has no weights; the zero z moves the steps to where they are (s (0-8) + z is the group's
-smallest weight, s (15-8) + z its largest). A scale and a zero of 16 bits for 32 weights are one more
-bit a weight. The blocks of a GGUF file are of this form: Q4_0 is w = d (q-8), so s = d, z = 0; Q4_1 is
-w = d q + m, so s = d, z = m + 8 d: such a file's integers are used as they are (minilm/gguf.py).
+The first form is symmetric: q = 0 is w = 0. With 16 steps that would waste those on the side where
+a group has no weights, so the zero z moves them: s (0-8) + z is the group's smallest weight,
+s (15-8) + z its largest. Scale and zero, 16 bits each for 32 weights, are one more bit a weight.
+The blocks of a GGUF file are of this form (minilm/gguf.py), and are used as they are.
 
-The products are torch's own, which torchao and gpt-fast use. They exist on CPUs and take bfloat16.
-Their names begin with an underscore, so a plain twin stands beside each (unpack, then multiply); it
-runs where they do not: on a GPU."""
+The products are torch's own, which torchao and gpt-fast use: for CPUs, fast with bfloat16 inputs.
+Their names begin with an underscore, so a plain twin stands beside each: unpack, then multiply. The
+twin runs where there is no such product: on a GPU."""
 
 from pathlib import Path
 
@@ -26,73 +25,98 @@ import torch.nn.functional as F
 from torch import nn
 
 from minilm import InputError
+from minilm.transformer import MLP, Transformer
 from minilm.weights import find_checkpoint, load_pretrained
 
 GROUP = 32  # weights that share a scale and a zero
-ROWS = 16  # torch's products take rows in multiples of it
+ROWS = 16  # torch's product of 4 bits takes rows in multiples of it
+
+
+# --- layers
 
 
 class Linear8(nn.Module):
-    """y = x W^T + bias with W = scale q, q int8 [out, in], scale [out]."""
+    """y = x W^T + bias with W = scale q; q int8 [out, in], scale [out]."""
 
     def __init__(self, q, scale, bias=None):
         super().__init__()
+        self.out_features = len(q)
         self.register_buffer("q", q)
         self.register_buffer("scale", scale.bfloat16())
         self.bias = bias
 
     def forward(self, x):
         if x.is_cuda:
-            y = self.plain(x)
-        else:
-            rows = x.reshape(-1, x.shape[-1]).bfloat16()
-            y = torch.ops.aten._weight_int8pack_mm(rows, self.q, self.scale)
-            y = y.view(*x.shape[:-1], len(self.q)).to(x.dtype)
+            return self.plain(x)
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()
+        y = torch.ops.aten._weight_int8pack_mm(rows, self.q, self.scale)
+        y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
     def plain(self, x):
-        return F.linear(x, self.q.to(x.dtype)) * self.scale.to(x.dtype)
+        y = F.linear(x, self.q.to(x.dtype)) * self.scale.to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+    @staticmethod
+    def concatenated(layers: list["Linear8"]) -> "Linear8":
+        q = torch.cat([layer.q for layer in layers])
+        scale = torch.cat([layer.scale for layer in layers])
+        return Linear8(q, scale, _biases(layers))
 
 
 class Linear4(nn.Module):
-    """y = x W^T + bias with W = scale (q - 8) + zero per group, q in 0..15 [out, in], scale and zero
-    [out, in / GROUP]. Kept as torch packs it on this kind of CPU, else two to a byte."""
+    """y = x W^T + bias with W = scale (q - 8) + zero in groups; q in 0..15 [out, in], scale and
+    zero [out, in / GROUP]. `pack` puts q, two to a byte, into the order that torch's product wants
+    on this CPU; before, and on a GPU, the plain twin runs."""
 
-    def __init__(self, q, scale, zero, bias=None, packed: bool = True):
+    def __init__(self, q, scale, zero, bias=None):
         super().__init__()
-        self.out = len(q)
-        self.packed = packed and q.device.type == "cpu"
-        if self.packed:
-            q = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 2)
-        else:
-            q = (q[:, 0::2] | q[:, 1::2] << 4).to(torch.uint8)
-        self.register_buffer("q", q)
-        pairs = torch.stack((scale.T, zero.T), -1)  # (in / GROUP, out, 2)
-        self.register_buffer("scale_and_zero", pairs.bfloat16().contiguous())
+        self.out_features = len(q)
+        self.packed = False
+        self.register_buffer("q", q.to(torch.uint8))
+        self.register_buffer("scale_zero", torch.stack((scale, zero), -1).bfloat16())
         self.bias = bias
 
     def forward(self, x):
-        if self.packed:
-            rows = x.reshape(-1, x.shape[-1]).bfloat16()
-            y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.q, GROUP, self.scale_and_zero)
-            y = y.view(*x.shape[:-1], self.out).to(x.dtype)
-        else:
-            y = F.linear(x, self.unpack().to(x.dtype))
+        if not self.packed:
+            return self.plain(x)
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.q, GROUP, self.scale_zero)
+        y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
-    def unpack(self):
-        """The weights [out, in] in float32."""
-        q = torch.stack((self.q & 15, self.q >> 4), -1)  # (out, in / 2, 2)
-        scale, zero = self.scale_and_zero.float().transpose(0, 1)[..., None].unbind(2)
-        groups = q.view(len(q), -1, GROUP).float()  # (out, in / GROUP, GROUP)
+    def plain(self, x):
+        return F.linear(x, self.weights().to(x.dtype), self.bias)
+
+    def weights(self):
+        """W [out, in] in float32, of a layer that is not packed."""
+        groups = self.q.view(len(self.q), -1, GROUP).float()
+        scale, zero = self.scale_zero.float()[..., None, :].unbind(-1)  # (out, in / GROUP, 1)
         return ((groups - 8) * scale + zero).flatten(1)
+
+    def pack(self):
+        if not self.packed and self.q.device.type == "cpu":
+            self.q = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.q.int(), 2)
+            self.scale_zero = self.scale_zero.transpose(0, 1).contiguous()  # (in / GROUP, out, 2)
+            self.packed = True
+        return self
+
+    @staticmethod
+    def concatenated(layers: list["Linear4"]) -> "Linear4":
+        q = torch.cat([layer.q for layer in layers])
+        scale, zero = torch.cat([layer.scale_zero for layer in layers]).unbind(-1)
+        return Linear4(q, scale, zero, _biases(layers))
+
+
+def _biases(layers: list):
+    return None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
 
 
 # --- from weights to integers
 
 
 def round_to_8_bits(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """w [out, in] -> q int8 [out, in], scale [out]. The error is at most half a step, scale / 2."""
+    """w [out, in] -> q int8 [out, in], scale [out]; off by half a step, scale / 2, at most."""
     scale = w.float().abs().amax(1).clamp(min=1e-12) / 127
     return (w / scale[:, None]).round().to(torch.int8), scale
 
@@ -111,21 +135,38 @@ def fits(out: int, in_: int) -> bool:
 
 
 @torch.no_grad()
-def quantize(model: nn.Module, bits: int, head_bits: int = 8) -> nn.Module:
-    """Replaces the model's linear layers, in place, by layers of 4 or 8 bits a weight; the head, whose
-    errors go straight to the logits, has 8. Embedding, norms and routers stay, and so does a matrix
-    whose sides do not fit (rows of 16, columns of 32). For inference only: nothing can be trained, and
-    save_pretrained refuses the result. Returns the model."""
+def quantize(model: Transformer, bits: int, head_bits: int = 8) -> Transformer:
+    """Replaces the model's linear layers, in place, by layers of 4 or 8 bits a weight, and fuses
+    them (see Transformer.fuse). The head, whose errors go straight to the logits, keeps 8. The
+    embedding, norms, routers, and matrices whose sides do not fit (rows of 16, columns of 32), stay
+    as they are. For inference only: nothing can be trained or saved any more. Returns the model."""
     if bits not in (4, 8) or head_bits not in (4, 8):
         raise InputError(f"{bits} bits, {head_bits} in the head: give 4 or 8")
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear) and fits(*layer.weight.shape):
                 n = head_bits if name == "lm_head" else bits
-                new = Linear8(*round_to_8_bits(layer.weight), layer.bias) if n == 8 else (
-                    Linear4(*round_to_4_bits(layer.weight), layer.bias))
-                setattr(parent, name, new)
+                setattr(parent, name, _rounded(layer, n))
+    for layer in model.layers:
+        heads = layer.self_attn
+        if _alike(heads.q_proj, heads.k_proj, heads.v_proj):
+            heads.fuse()
+        if isinstance(layer.mlp, MLP) and _alike(layer.mlp.gate_proj, layer.mlp.up_proj):
+            layer.mlp.fuse()
+    for layer in model.modules():
+        if isinstance(layer, Linear4):
+            layer.pack()
     return model.eval().requires_grad_(False)
+
+
+def _rounded(layer: nn.Linear, bits: int) -> nn.Module:
+    if bits == 8:
+        return Linear8(*round_to_8_bits(layer.weight), layer.bias)
+    return Linear4(*round_to_4_bits(layer.weight), layer.bias)
+
+
+def _alike(*layers: nn.Module) -> bool:
+    return len({type(layer) for layer in layers}) == 1
 
 
 def load_quantized(checkpoint: str | Path, bits: int, dtype=torch.bfloat16, device="cpu"):

@@ -352,9 +352,9 @@ def _stored(name: str, where) -> tuple[str, tuple[int, str] | None]:
 # --- loading
 
 def find_checkpoint(name: str | Path) -> Path:
-    """A folder, a FILE.gguf, or a name such as Qwen/Qwen3-0.6B -> what is on this disk: the path as it
-    is, or that model's folder in Hugging Face's cache (its one .gguf file, if it holds no folder of
-    weights). Nothing is downloaded; FileNotFoundError names the command that does."""
+    """A folder, a FILE.gguf, or a name such as Qwen/Qwen3-0.6B -> what is on this disk: the path as
+    it is, or that model's folder in Hugging Face's cache (its one .gguf file, if it holds nothing
+    else). Nothing is downloaded; FileNotFoundError names the command that does."""
     path = Path(name)
     if path.is_dir() or path.suffix == ".gguf":
         return path
@@ -368,10 +368,11 @@ def find_checkpoint(name: str | Path) -> Path:
     current = model / "refs" / "main"
     snapshot = model / "snapshots" / (current.read_text().strip() if current.is_file() else "")
     if not current.is_file() or not snapshot.is_dir():
-        raise FileNotFoundError(f"{name}: no such folder, and not in Hugging Face's cache ({cache}): "
-                                f"fetch it with: hf download {name}")
+        raise FileNotFoundError(f"{name}: no such folder, and not in Hugging Face's cache "
+                                f"({cache}): fetch it with: hf download {name}")
     files = list(snapshot.glob("*.gguf"))
-    return files[0] if len(files) == 1 and not (snapshot / "config.json").exists() else snapshot
+    alone = len(files) == 1 and not (snapshot / "config.json").exists()
+    return files[0] if alone else snapshot
 
 
 def load_pretrained(

@@ -1,4 +1,5 @@
-"""Layers of 8 and 4 bits: the packed products equal their plain twins, and a file's own blocks stay."""
+"""Layers of 8 and 4 bits: the packed products equal their plain twins, and a file's own blocks
+stay."""
 
 import copy
 
@@ -41,7 +42,7 @@ def test_four_bits_by_hand():
     q, scale, zero = round_to_4_bits(row)
     torch.testing.assert_close(scale, torch.tensor([[0.1]]))  # 15 steps from -0.5 to 1
     torch.testing.assert_close(zero, torch.tensor([[0.3]]))  # where q = 8 is
-    assert q[0, :4].tolist() == [0, 15, 8, 5]  # 7.6 is rounded to 8; a weight of 0 is -0.5 + 5 steps
+    assert q[0, :4].tolist() == [0, 15, 8, 5]  # 7.6 is rounded; 0 is -0.5 + 5 steps
 
 
 def test_no_weight_moves_by_more_than_half_a_step():
@@ -55,21 +56,34 @@ def test_no_weight_moves_by_more_than_half_a_step():
 def test_the_products_of_torch_equal_their_plain_twins():
     eight = Linear8(*round_to_8_bits(W))
     close(eight(X.float()), eight.plain(X.float()), 2**-8)  # bfloat16 has 8 bits
-    packed = Linear4(*round_to_4_bits(W))
-    twin = Linear4(*round_to_4_bits(W), packed=False)
-    close(packed(X.float()), twin(X.float()), 2**-7)  # its weights are rounded to bfloat16 as well
-    assert twin.q.nbytes == W.numel() // 2
-    close(twin.unpack(), W, 0.06)
+    four = Linear4(*round_to_4_bits(W))
+    close(four.weights(), W, 0.06)
+    plain = four(X.float())
+    assert not four.packed and torch.equal(plain, four.plain(X.float()))
+    close(four.pack()(X.float()), plain, 2**-7)  # its weights are rounded to bfloat16 as well
+    assert four.q.nbytes == W.numel() // 2  # two to a byte
 
 
 def test_layers_take_any_number_of_rows_a_bias_and_either_type():
     bias = torch.randn(48, generator=gen)
-    for layer in (Linear8(*round_to_8_bits(W), bias), Linear4(*round_to_4_bits(W), bias)):
+    four = Linear4(*round_to_4_bits(W), bias)
+    for layer in (Linear8(*round_to_8_bits(W), bias), copy.deepcopy(four), four.pack()):
         close(layer(X.float()), X.float() @ W.T + bias, 0.1)
-        assert layer(X[:0]).shape == (0, 5, 48)
+        assert layer(X[:0].float()).shape == (0, 5, 48)
         assert layer(X.float()).dtype == torch.float32
         layer.bias = bias.bfloat16()
         assert layer(X).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_fused_layers_equal_the_layers_side_by_side(bits):
+    """And a fused model's outputs are those of the unfused one, to the last bit."""
+    rows = 8 * torch.rand(96, 1, generator=gen) * torch.randn(96, 96, generator=gen)
+    kind, to_bits = {4: (Linear4, round_to_4_bits), 8: (Linear8, round_to_8_bits)}[bits]
+    parts = [kind(*to_bits(part)) for part in rows.split((32, 48, 16))]
+    one = kind.concatenated(parts)
+    assert one.out_features == 96
+    assert torch.equal(one(X), torch.cat([part(X) for part in parts], -1))
 
 
 # --- a model
@@ -121,8 +135,8 @@ def test_a_file_s_blocks_are_the_numbers_that_the_package_unpacks(kind):
     ours = (q.view(48, -1, 32) - 8.0) * scale[..., None] + zero[..., None]
     expected = torch.from_numpy(gguf.dequantize(rows, type_)).view_as(ours)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
-    twin = Linear4(q, scale, zero, packed=False)
-    close(twin.unpack(), expected.flatten(1), 2**-8)  # scale and zero are rounded to bfloat16
+    layer = Linear4(q, scale, zero)
+    close(layer.weights(), expected.flatten(1), 2**-8)  # scale and zero are rounded to bfloat16
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
@@ -132,14 +146,15 @@ def test_a_file_s_four_bits_are_used_as_they_are(family, kind, tmp_path):
     file = write(random_model(family, vocab_size=128), tmp_path / "model.gguf", kind)
     model, _ = load_quantized(file, 4, torch.float32)
     plain, _ = load_pretrained(file)
-    q_proj = model.layers[0].self_attn.q_proj
-    assert isinstance(q_proj, Linear4) and isinstance(model.layers[0].self_attn.v_proj, Linear4)
-    eye = torch.eye(q_proj.scale_and_zero.shape[0] * GROUP)
-    unpacked = q_proj(eye).T - (0 if q_proj.bias is None else q_proj.bias[:, None])
+    fused = model.layers[0].self_attn.qkv_proj
+    assert isinstance(fused, Linear4) and fused.packed
+    unpacked = fused(torch.eye(64)).T - (0 if fused.bias is None else fused.bias[:, None])
     own = kind != "Q8_0"
-    close(unpacked, plain.layers[0].self_attn.q_proj.weight, 0.012 if own else 0.07)
+    heads = plain.layers[0].self_attn
+    expected = torch.cat([heads.q_proj.weight, heads.k_proj.weight, heads.v_proj.weight])
+    close(unpacked, expected, 0.012 if own else 0.07)
     expected = logits(plain)
     error = (logits(model) - expected).pow(2).mean().sqrt() / expected.std()
     assert error < (0.05 if own else 0.6)
     eight, _ = load_quantized(file, 8)
-    assert isinstance(eight.layers[0].mlp.gate_proj if family != "mixtral" else eight.lm_head, Linear8)
+    assert isinstance(eight.layers[0].self_attn.qkv_proj, Linear8)
