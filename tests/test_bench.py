@@ -1,13 +1,30 @@
 """bench.py: its arithmetic by hand, and every benchmark once with tiny shapes. No assertion on a time: that is bench.py's own job."""
 
+import copy
 import json
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import bench
-from bench import BENCHMARKS, Classical, Config, alternate, first_below, main, medians, merge, products, ratio, row, time_row
+from bench import (
+    BENCHMARKS,
+    Classical,
+    Config,
+    alternate,
+    compare,
+    first_below,
+    interval,
+    main,
+    medians,
+    merge,
+    products,
+    ratio,
+    row,
+    time_row,
+)
 from minilm import InputError
 from minilm.data import generator
 from minilm.transformer import Config as ModelConfig
@@ -34,6 +51,15 @@ def test_a_ratio_is_the_median_over_rounds_so_one_disturbed_round_does_not_count
     times = {"a": [4.0, 40.0, 6.0], "b": [2.0, 20.0, 2.0]}
     assert ratio(times, "a", "b") == 2.0 and ratio(times, "b", "a") == 0.5
     assert medians({"ours": [0.002, 0.001, 0.009]}) == "ours 2 ms"
+
+
+def test_the_interval_of_a_median_leaves_out_what_the_sign_test_allows():
+    # n = 5: P(all on one side) = 2/32 > 5%, so nothing may go; n = 6: 2/64 < 5%, still the extremes themselves;
+    # n = 9: P(at most 1 of 9) = 10/512 < 2.5%, P(at most 2) = 46/512: one goes on either side
+    assert interval([5.0, 1.0, 3.0, 2.0, 4.0]) == (1.0, 5.0)
+    assert interval([float(i) for i in range(6)]) == (0.0, 5.0)
+    assert interval([float(i) for i in range(9)]) == (1.0, 7.0)
+    assert compare("speed", {"a": [4.0, 6.0, 9.0], "b": [2.0, 2.0, 3.0]}, "a", "b")["interval"] == [2.0, 3.0]
 
 
 def test_functions_take_turns_and_the_first_turn_does_not_count():
@@ -85,6 +111,37 @@ def test_the_bound_multiplies_what_a_training_step_must_multiply():
     assert bound.get_total_flops() <= step.get_total_flops() < 1.02 * bound.get_total_flops()  # the norms' own sums are no products
 
 
+def test_a_token_is_one_product_with_each_matrix_whatever_is_fused(monkeypatch):
+    model = Transformer(ModelConfig(vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                                    tie_word_embeddings=True)).eval()
+    for net, matrices in ((model, 7 * 2 + 1), (copy.deepcopy(model).fuse(), 4 * 2 + 1)):
+        one_token = bench.products_of_a_token(net)
+        read = []
+        for where, name in ((F, "linear"), (torch, "mv"), (bench, "sliced_product")):
+            monkeypatch.setattr(where, name, counting(getattr(where, name), read))
+        one_token()
+        monkeypatch.undo()
+        assert len(read) == matrices and sum(read) == 2 * (4 * 32 * 32 + 3 * 32 * 64) + 40 * 32  # each number once
+
+
+def counting(product, read):
+    """The product, which also writes down how many numbers its matrix has."""
+    def counted(*arguments):
+        read.append(max(t.numel() for t in arguments))
+        return product(*arguments)
+    return counted
+
+
+def test_another_checkout_decodes_in_its_turn(tmp_path):
+    model = Transformer(ModelConfig(vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2))
+    bench.save_pretrained(model, tmp_path)
+    turn = bench.decoder_elsewhere(Config(beside=str(bench.ROOT)), str(tmp_path), torch.float32, [[1, 2]], 3)
+    assert turn() is turn() is None
+    broken = bench.decoder_elsewhere(Config(beside=str(bench.ROOT)), str(tmp_path / "none"), torch.float32, [[1, 2]], 3)
+    with pytest.raises(InputError, match="did not decode"):
+        broken()
+
+
 def test_the_classical_recipe_has_its_size_and_no_character_sees_the_future():
     model = Classical(65, 128, 4, 4, 64, generator(0, "init"))
     assert sum(p.numel() for p in model.parameters()) - model.position.weight.numel() == 795_904  # "0.8M", as usually counted
@@ -123,9 +180,12 @@ def test_every_benchmark_runs_with_tiny_shapes_and_writes_its_rows(tmp_path, mon
     assert list(measured) == list(written) == list(BENCHMARKS)
     for name in BENCHMARKS:
         assert written[name]["rows"] == measured[name] and measured[name]
-        assert all(set(r) == {"what", "value", "unit", "target", "ok", "conditions"} and r["ok"] is None for r in measured[name])
+        fields = {"what", "value", "interval", "unit", "target", "ok", "conditions"}
+        assert all(set(r) == fields and r["ok"] is None for r in measured[name])
         assert {"cpu", "cores", "threads", "torch", "transformers"} <= set(written[name]["conditions"])
     assert not (tmp_path / "results").exists()
+    monkeypatch.setitem(bench.BENCHMARKS, "loss", lambda cfg: pytest.fail("measured again"))
+    assert main(Config(what=("loss",), quick=True, resume=True)) == {}  # the same commit, machine and versions
 
 
 def test_an_unknown_benchmark_is_one_readable_error_and_nothing_is_written(tmp_path):
@@ -141,5 +201,6 @@ def test_the_committed_rows_agree_with_their_own_targets():
     for name, result in json.loads(path.read_text()).items():
         assert name in BENCHMARKS and result["conditions"]["quick"] is False
         for r in result["rows"]:
-            again = row(r["what"], math.nan if r["value"] is None else r["value"], r["unit"], r["target"], r["conditions"])
-            assert again == r
+            value = math.nan if r["value"] is None else r["value"]
+            again = row(r["what"], value, r["unit"], r["target"], r["conditions"], r.get("interval"))
+            assert again == {"interval": None} | r
