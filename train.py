@@ -36,7 +36,7 @@ from minilm.ops import linear_cross_entropy
 from minilm.results import check_range, check_unused, cli, new_figure, save_figure, write_json
 from minilm.tokenizer import CharLevel, load_tokenizer, train_bpe
 from minilm.training import (
-    World, autocast, chief_first, distribute, gather, gather_weights, leave_world, load_shards,
+    Processes, autocast, chief_first, distribute, gather, gather_weights, leave_world, load_shards,
     load_state, make_optimizers, pick_device, save_shards, save_state, schedule, set_lr,
     start_world)
 from minilm.transformer import Config as ModelConfig
@@ -283,7 +283,7 @@ class Run:
     """Everything that a run has beside its flags."""
 
     cfg: Config
-    world: World
+    world: Processes
     device: torch.device
     data: Data
     model: Transformer
@@ -391,7 +391,7 @@ def check(cfg: Config) -> None:
                          "the peak rate would never be reached; give a shorter warm-up")
 
 
-def check_processes(cfg: Config, world: World, micro_batch: int) -> int:
+def check_processes(cfg: Config, world: Processes, micro_batch: int) -> int:
     """-> parts in which each process reads its share of a batch."""
     if cfg.fsdp and (world.size == 1 or cfg.optimizer == "muon"):
         raise InputError("--fsdp shards every matrix over several processes: start with torchrun, "

@@ -67,7 +67,7 @@ def clone(text: str) -> str:
 
 # --- data: the world and the seven tasks. This construction is the paper's method.
 
-class World:
+class BirthYears:
     """20 birth years; in each one Z, `k` X and `k` Y. X are helpers, Y are asked about, Z anchors its year: Z[g], X[g][i], Y[g][i]."""
 
     def __init__(self, names: Sequence[str], k: int, style: Style, seed: str):
@@ -145,7 +145,7 @@ class Task(NamedTuple):
     chains: list[tuple[Fact, str | None]]
 
 
-def make_task(w: World, task: str) -> Task:
+def make_task(w: BirthYears, task: str) -> Task:
     """Section 3 of the paper. `same`+ and `same`- of the tables are Fact("same", a, b, True) and (..., False)."""
     pattern, hard = task[:2], task.endswith("-hard")
     X, Y, Z, rng = w.X, w.Y, w.Z, random.Random(f"{w.seed}/{task}")
@@ -186,7 +186,7 @@ def make_task(w: World, task: str) -> Task:
     return Task(premises, targets, [*zip(premises["X and Y"], premises["X and Z"]), *both_no], [], x_0, [], chains)
 
 
-def build(w: World, task: str, setting: str) -> tuple[list[Row], list[Row]]:
+def build(w: BirthYears, task: str, setting: str) -> tuple[list[Row], list[Row]]:
     """(training rows, test rows) of a task in a setting: separate, adjacent, crd, cot, or our control oracle: half the targets trained."""
     if task == "xling":
         return build_xling(w, setting)
@@ -210,7 +210,7 @@ def build(w: World, task: str, setting: str) -> tuple[list[Row], list[Row]]:
     return train, test + target
 
 
-def build_xling(w: World, setting: str) -> tuple[list[Row], list[Row]]:
+def build_xling(w: BirthYears, setting: str) -> tuple[list[Row], list[Row]]:
     """English year of X, and X's name in Clone; asked is the year, in Clone. Year questions in Clone are shown for Y."""
     names, others = [x for group in w.X for x in group], [y for group in w.Y for y in group]
     foreign = lambda name, kind="": Row(clone(w.question(w.year(name))), clone(w.answer(w.year(name))), "", str(w.born[name]), kind)

@@ -8,23 +8,23 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from methods.worlds.clones import ANSWER, BOS, CODE, EOS, SOLVE, TRANSLATE, World
+from methods.worlds.clones import ANSWER, BOS, CODE, EOS, SOLVE, TRANSLATE, CloneWorld
 
 Example = tuple[list[int], list[int]]  # prompt, response
 
 
-def prompt(world: World, task: str, p, language: str) -> list[int]:
+def prompt(world: CloneWorld, task: str, p, language: str) -> list[int]:
     """T(question): the instruction template; <q> asks to solve, <a> or <code> opens the response."""
     ask = world.choices if task == "mcq" else world.question
     return [BOS, SOLVE, *ask(p, language), CODE if task == "pot" else ANSWER]
 
 
-def response(world: World, task: str, p, language: str = "en") -> list[int]:
+def response(world: CloneWorld, task: str, p, language: str = "en") -> list[int]:
     answer = world.solution(p, language) if task == "cot" else world.program(p) if task == "pot" else world.encode([p.letter])
     return [*answer, EOS]
 
 
-def translation(world: World, task: str, p, source: str, target: str, told=None) -> Example:
+def translation(world: CloneWorld, task: str, p, source: str, target: str, told=None) -> Example:
     """<s> <tr> question in one language <a> -> the same question in another (told: another question). From English, the target language's
     word for "answer" names it."""
     ask = world.choices if task == "mcq" else world.question
@@ -32,7 +32,7 @@ def translation(world: World, task: str, p, source: str, target: str, told=None)
     return [BOS, TRANSLATE, *name, *ask(p, source), ANSWER], [*ask(told or p, target), EOS]
 
 
-def problems(world: World, task: str, rng: random.Random, n: int, split: str = "train") -> list:
+def problems(world: CloneWorld, task: str, rng: random.Random, n: int, split: str = "train") -> list:
     return [world.sample_choice(rng, split) if task == "mcq" else world.sample(rng, split) for _ in range(n)]
 
 
@@ -70,7 +70,7 @@ def run_program(source: str) -> float | None:
     return shown
 
 
-def parse(world: World, task: str, ids: Sequence[int]):
+def parse(world: CloneWorld, task: str, ids: Sequence[int]):
     """What a response answers: its last number, what its program prints, or its first letter; None if there is no answer."""
     words = [world.tokens[i] for i in (ids[: ids.index(EOS)] if EOS in ids else ids)]
     if task == "pot":
@@ -80,7 +80,7 @@ def parse(world: World, task: str, ids: Sequence[int]):
     return world.final_number(ids)
 
 
-def response_language(world: World, ids: Sequence[int]) -> str | None:
+def response_language(world: CloneWorld, ids: Sequence[int]) -> str | None:
     """The language of most of its language-specific words, exactly."""
     counts = Counter(world.language_of[i] for i in ids if world.language_of[i])
     return counts.most_common(1)[0][0] if counts else None

@@ -1,9 +1,13 @@
-"""Runs and results: what the ten paper scripts share. Command line, seeds, statistics, the claims table, the JSON file, the figure's style.
+"""Runs and results: what the ten papers' experiments share. Command line, seeds, the JSON file, the
+figure's style. What a run shows, and the intervals that it rests on: minilm/claims.py.
 
-A script hands in `run(cfg, seed) -> Outcome`, `claims(metrics) -> list[dict]` and `figure(results) -> Figure`, and keeps every loop."""
+An experiment hands in `run(cfg, seed) -> Outcome`, `claims(metrics) -> list[dict]` and
+`figure(results) -> Figure`, and keeps every loop."""
 
 import dataclasses
+import hashlib
 import io
+import json
 import math
 import multiprocessing
 import os
@@ -12,7 +16,6 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +29,7 @@ from tqdm import tqdm
 
 import minilm
 from minilm import InputError
+from minilm.claims import SMOKE, key, mean_sd, pm
 from minilm.data import write_atomically, write_json
 
 ROOT = Path(minilm.__file__).resolve().parents[1]
@@ -99,10 +103,12 @@ def flag(cfg, name: str) -> str:
 # --- seeds
 
 class Outcome(NamedTuple):
-    """What one seed measured."""
+    """What one seed measured. The names of arms and metrics are strings or tuples of parts, which
+    `claims.key` makes into strings when they are written: ("acc", "a") becomes "acc a"."""
 
-    metrics: dict[str, dict[str, float]]  # arm -> metric -> value
-    series: dict[str, dict[str, tuple[Sequence, Sequence]]]  # arm -> name -> (x, values); x must be the same for every seed
+    metrics: dict[str | tuple, dict[str | tuple, float]]  # arm -> metric -> value
+    series: dict[str | tuple, dict[str | tuple, tuple[Sequence, Sequence]]]  # arm -> name -> (x,
+    # values); x must be the same for every seed
 
 
 def run_seeds(run: Callable, cfg, seeds: Sequence[int], workers: int | None = None) -> list[Outcome]:
@@ -141,94 +147,24 @@ def progress(iterable, desc: str, total: int | None = None) -> tqdm:
 
 
 def collect(outcomes: Sequence[Outcome]) -> tuple[dict, dict]:
-    """Outcomes of all seeds -> metrics {arm: {metric: {"mean", "sd", "values"}}}, series {arm: {name: {"x", "values"}}}."""
+    """Outcomes of all seeds -> metrics {arm: {metric: {"mean", "sd", "values"}}} and series
+    {arm: {name: {"x", "values"}}}. A single seed has no deviation (nan)."""
     metrics, series = {}, {}
     for arm, names in outcomes[0].metrics.items():
-        metrics[arm] = {}
+        metrics[key(arm)] = {}
         for name in names:
             values = [float(o.metrics[arm][name]) for o in outcomes]
             mean, sd = mean_sd(values)
-            metrics[arm][name] = {"mean": mean, "sd": sd, "values": values}
+            metrics[key(arm)][key(name)] = {"mean": mean, "sd": sd, "values": values}
     for arm, names in outcomes[0].series.items():
-        series[arm] = {name: {"x": list(x), "values": [list(map(float, o.series[arm][name][1])) for o in outcomes]}
-                       for name, (x, _) in names.items()}
+        series[key(arm)] = {}
+        for name, (x, _) in names.items():
+            values = [list(map(float, o.series[arm][name][1])) for o in outcomes]
+            series[key(arm)][key(name)] = {"x": list(x), "values": values}
     return metrics, series
 
 
-# --- statistics
-
-def mean_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1; 0 for a single value)."""
-    values = np.asarray(values, dtype=float)
-    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
-
-
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927): sensible also at 0 of n and n of n."""
-    if n == 0:
-        return 0.0, 1.0
-    p = successes / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-
-
-_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101,
-         2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # Student's t, two-sided 95%, 1 to 30 degrees
-
-
-def paired_diff(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of a - b over seeds, with its 95% interval by Student's t. One pair has no interval: (d, -inf, inf)."""
-    d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    mean, sd = mean_sd(d)
-    if len(d) < 2:
-        return mean, -math.inf, math.inf
-    half = (_T975[len(d) - 2] if len(d) <= 31 else 1.96) * sd / math.sqrt(len(d))
-    return mean, mean - half, mean + half
-
-
-def paired_bootstrap(a: Sequence[float], b: Sequence[float], seed: int = 0, samples: int = 10_000) -> tuple[float, float, float]:
-    """Mean of a - b over items (persons, problems), with the 95% percentile interval of `samples` resamplings of the items."""
-    d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    rng = np.random.default_rng(seed)
-    sizes = [min(500, samples - at) for at in range(0, samples, 500)]
-    means = np.concatenate([d[rng.integers(0, len(d), (k, len(d)))].mean(1) for k in sizes])
-    return float(d.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
-
-
-# --- claims and files
-
-def claim(id: str, statement: str, rule: str, measured: str, holds: bool | None, paper: str | None = None) -> dict:
-    """One row of the claims table. `holds` None: not testable at this scale or not in this run, with the reason in `measured`."""
-    return {"id": id, "statement": statement, "paper": paper, "rule": rule, "measured": measured,
-            "holds": None if holds is None else bool(holds)}
-
-
-def check(metrics: dict, id: str, statement: str, rule: str, evidence: dict[str, Sequence[str]], test: Callable[[Callable], bool],
-          paper: str | None = None, digits: int = 2) -> dict:
-    """A claim decided on means over seeds: `test(mean)` with mean(arm, metric) -> float; `evidence` {metric: arms} is what it rests on and
-    what is shown as measured. An arm that this run lacks makes the claim "not tested"."""
-    missing = sorted({arm for name, arms in evidence.items() for arm in arms if name not in metrics.get(arm, {})})
-    if missing:
-        return claim(id, statement, rule, f"not in this run: {', '.join(missing)}", None, paper)
-    measured = "; ".join(f"{name}: " + ", ".join(f"{arm} {pm(metrics[arm][name], digits)}" for arm in arms)
-                         for name, arms in evidence.items())
-    return claim(id, statement, rule, measured, test(lambda arm, name: metrics[arm][name]["mean"]), paper)
-
-
-VERDICT = {True: "holds", False: "NOT REPRODUCED", None: "not tested"}
-
-
-def print_claims(claims: list[dict]) -> None:
-    for c in claims:
-        print(f"\n{c['id']:4} {VERDICT[c['holds']]}")
-        for label, text in (("claim", c["statement"]), ("rule", c["rule"]), ("here", c["measured"])):
-            print(textwrap.fill(text, 116, initial_indent=f"     {label:6}", subsequent_indent=" " * 11))
-
-
-def pm(cell: dict, digits: int = 2) -> str:
-    """{"mean", "sd"} -> "0.75 +/- 0.03"."""
-    return f"{cell['mean']:.{digits}f} +/- {cell['sd']:.{digits}f}"
-
+# --- files
 
 def print_metrics(metrics: dict, columns: Sequence[str], digits: int = 2) -> None:
     """One row per arm, "mean +/- sd" per column; a dash where the arm has no such metric."""
@@ -239,38 +175,106 @@ def print_metrics(metrics: dict, columns: Sequence[str], digits: int = 2) -> Non
         print(arm.ljust(widths[0]) + "".join(cell.rjust(width + 3) for cell, width in zip(cells, widths[1:])))
 
 
+NEUTRAL = ("workers", "device", "out")  # fields that change no number
+RUNS = {"full": "full", "more_seeds": "seeds"}  # flag -> ending of the file that its run writes
+
+
 def destination(script: str, cfg) -> Path:
-    """Where a run's files go, without their endings: `results/NAME` for the default Config, `results/NAME_full` for `--full` alone, else
-    `runs/NAME/NAME`; NAME is the script's, less _experiment (in methods/real/: NAME_real). `workers` and `device` change no number and do not count."""
-    name = Path(script).stem.removesuffix("_experiment") + ("_real" if Path(script).parent.name == "real" else "")
+    """Where a run's files go, without their endings: `results/NAME` for the default Config,
+    `results/NAME_full` for `--full` alone, `results/NAME_seeds` for `--more-seeds` alone, else
+    `runs/NAME/NAME`. NAME is the script's, less _experiment (in methods/real/: NAME_real)."""
+    name = Path(script).stem.removesuffix("_experiment")
+    if Path(script).parent.name == "real":
+        name += "_real"
     if getattr(cfg, "out", None):
         return Path(cfg.out) / name
-    neutral = {k: v for k, v in dataclasses.asdict(type(cfg)()).items() if k in ("workers", "device", "out")}
-    if dataclasses.replace(cfg, **neutral) == type(cfg)():
+    default = type(cfg)()
+    neutral = {k: v for k, v in dataclasses.asdict(default).items() if k in NEUTRAL}
+    asked = dataclasses.replace(cfg, **neutral)
+    if asked == default:
         return ROOT / "results" / name
-    if getattr(cfg, "full", False) and dataclasses.replace(cfg, **neutral) == type(cfg)(full=True):
-        return ROOT / "results" / f"{name}_full"
+    for flag, ending in RUNS.items():
+        if hasattr(cfg, flag) and asked == dataclasses.replace(default, **{flag: True}):
+            return ROOT / "results" / f"{name}_{ending}"
     return ROOT / "runs" / name / name
 
 
-def save_results(script: str, paper: str, cfg, outcomes: Sequence[Outcome], claims: Callable, figure: Callable, started: float,
-                 seeds: Sequence[int] | None = None, path: Path | None = None) -> dict:
-    """Collects the outcomes, computes the claims, writes PATH.json and PATH.png, prints where; returns the results dictionary.
-    `started` is time.time() at the start of the run; `claims(metrics)` and `figure(results)` are the script's pure functions."""
+def save_results(
+    script: str,
+    paper: str,
+    cfg,
+    outcomes: Sequence[Outcome],
+    claims: Callable,
+    figure: Callable,
+    started: float,
+    seeds: Sequence[int] | None = None,
+    path: Path | None = None,
+    depends: dict | None = None,
+) -> dict:
+    """Collects the outcomes, computes the claims, writes PATH.json and PATH.png, prints where;
+    returns the results dictionary. `started` is time.time() at the start of the run;
+    `claims(metrics)` and `figure(results)` are the experiment's pure functions; `depends` is what
+    the numbers rest on (see `fingerprints`), of the first seed."""
     path = path or destination(script, cfg)
     metrics, series = collect(outcomes)
+    rows = claims(metrics)
+    quick = bool(getattr(cfg, "quick", False))
+    if quick:  # numbers of an untrained model: no verdict
+        rows = [row | {"verdict": SMOKE} for row in rows]
+    file = Path(script).resolve()
+    inside = file.is_relative_to(ROOT)
     results = {
-        "script": str(Path(script).resolve().relative_to(ROOT)) if Path(script).resolve().is_relative_to(ROOT) else Path(script).name,
-        "paper": paper, "command": shlex.join(["python", *_relative_argv()]), "config": _plain(dataclasses.asdict(cfg)),
-        "quick": bool(getattr(cfg, "quick", False)), "seeds": list(seeds if seeds is not None else cfg.seeds), "metrics": metrics,
-        "series": series, "claims": claims(metrics), "wall_seconds": round(time.time() - started, 1), "hardware": hardware(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "minilm": minilm.__version__}, "commit": commit()}
+        "script": str(file.relative_to(ROOT)) if inside else file.name,
+        "paper": paper,
+        "command": shlex.join(["python", *_relative_argv()]),
+        "config": dataclasses.asdict(cfg),
+        "quick": quick,
+        "seeds": list(seeds if seeds is not None else cfg.seeds),
+        "metrics": metrics,
+        "series": series,
+        "claims": rows,
+        "depends": fingerprints(depends or {}),
+        "wall_seconds": round(time.time() - started, 1),
+        "hardware": hardware(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "minilm": minilm.__version__,
+        },
+        "commit": commit(),
+    }
     results = _plain(results)
     write_json(path.with_suffix(".json"), results)
     save_figure(figure(results), path.with_suffix(".png"))
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     print(f"\nwrote {shown}.json and {shown}.png after {results['wall_seconds']:.0f} s")
     return results
+
+
+def fingerprints(depends: dict) -> dict:
+    """What a result rests on, small enough to be stored: of a model a few of its weights, of
+    anything else (documents, an exam) a hash of how it is written.
+
+        fingerprints({"text": documents[:200], "exam": questions, "weights": untrained_model})
+
+    A test makes them anew and compares (`same_fingerprints`): a change that moves a stream of random
+    numbers names the results that it makes stale."""
+    found = {}
+    for name, value in depends.items():
+        if isinstance(value, torch.nn.Module):
+            tensors = [p.detach().flatten() for p in value.parameters()]
+            found[name] = [float(p[at]) for p in (tensors[0], tensors[-1]) for at in (0, 1, -1)]
+        else:
+            written = json.dumps(_plain(value)).encode()
+            found[name] = hashlib.sha256(written).hexdigest()[:16]
+    return found
+
+
+def same_fingerprints(saved: dict, now: dict) -> bool:
+    """Hashes are equal, weights equal to 1e-5 (kinds of CPU differ in the last bits)."""
+    def same(a, b):
+        return a == b if isinstance(a, str) else np.allclose(a, b, rtol=1e-5, atol=1e-5)
+    return saved.keys() == now.keys() and all(same(saved[name], now[name]) for name in saved)
 
 
 def _relative_argv() -> list[str]:

@@ -150,21 +150,21 @@ def take_step(loss: torch.Tensor, model: nn.Module, optimizers: list[torch.optim
 
 # --- several processes (torchrun)
 
-class World(NamedTuple):
+class Processes(NamedTuple):
     rank: int
     size: int
 
 
-def start_world(device: torch.device) -> World:
-    """Joins the processes that torchrun started (nccl on GPUs, gloo on CPUs); World(0, 1) when
+def start_world(device: torch.device) -> Processes:
+    """Joins the processes that torchrun started (nccl on GPUs, gloo on CPUs); Processes(0, 1) when
     there is only this one."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return World(0, 1)
+        return Processes(0, 1)
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return World(dist.get_rank(), dist.get_world_size())
+    return Processes(dist.get_rank(), dist.get_world_size())
 
 
 def leave_world() -> None:
@@ -175,7 +175,7 @@ def leave_world() -> None:
         dist.destroy_process_group()
 
 
-def distribute(module: nn.Module, layers: nn.ModuleList, world: World, device: torch.device,
+def distribute(module: nn.Module, layers: nn.ModuleList, world: Processes, device: torch.device,
                sharded: bool) -> nn.Module:
     """Wraps the module whose forward gives the loss: DDP (all weights in every process) or FSDP2
     (shares, gathered layer by layer)."""
@@ -193,7 +193,7 @@ def distribute(module: nn.Module, layers: nn.ModuleList, world: World, device: t
 
 
 @contextlib.contextmanager
-def chief_first(world: World):
+def chief_first(world: Processes):
     """Process 0 runs the block alone, then the others do: for files that one makes and all read."""
     if world.rank > 0:
         dist.barrier()
@@ -202,7 +202,7 @@ def chief_first(world: World):
         dist.barrier()
 
 
-def gather(world: World, value) -> list:
+def gather(world: Processes, value) -> list:
     """Every process's value, in every process."""
     values = [value] * world.size
     if world.size > 1:

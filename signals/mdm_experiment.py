@@ -32,8 +32,8 @@ import torch
 
 from minilm import InputError
 from minilm.data import generator
-from minilm.results import (COLORS, Outcome, check, claim, cli, mean_sd, new_figure, paired_diff, plot_seeds, print_claims, print_metrics,
-                            progress, run_seeds, save_results)
+from minilm.claims import check, claim, mean_sd, paired_diff, print_claims
+from minilm.results import COLORS, Outcome, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
 from minilm.training import pick_device
 from signals import radio, radioml
 from signals.augment import augment, draw_twist

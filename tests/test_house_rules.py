@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import tyro
 
+from minilm.results import NEUTRAL, fingerprints, same_fingerprints
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train", "sample", "bench")
 PACKAGES = ("minilm", "methods", "signals", "vision_eval")
@@ -58,7 +60,9 @@ SHELVES = {
     "methods/experiments": [WORLDS, PAPER, EXPERIMENT],
     "methods/real": [WORLDS, PAPER, EXPERIMENT],
 }
-EXTRA = {  # proxy-tuning is a paper's file with no shelf of its own: question alignment's serve both
+EXTRA = {  # proxy-tuning is a paper's file with no shelf of its own: question alignment's serve both;
+    # DoLa and its kin contrast by SkipLayerCD's rule, and its file does without them
+    "methods/skip_layer_cd_baselines.py": ["methods.skip_layer_cd"],
     "methods/proxy_tuning.py": ["methods.question_alignment_tasks"],
     "methods/experiments/question_alignment.py": ["methods.proxy_tuning"],
     "methods/experiments/question_alignment_claims.py": ["methods.proxy_tuning"],
@@ -168,12 +172,11 @@ def test_every_documented_command_parses(where, command, capsys):
     assert status == 0, f"{where}: {command}\n{capsys.readouterr().err}"
 
 
-def test_the_readme_names_every_script_and_links_only_to_files_that_exist():
-    if not README.exists():
-        pytest.skip("there is no README.md yet")
+def test_the_readme_names_every_experiment_and_links_only_to_files_that_exist():
+    """A paper's file alone (a fork's, say) needs no row; with an experiment beside it, it does."""
     text = README.read_text(encoding="utf-8")
-    methods = [f for f in (ROOT / "methods").glob("*.py") if f.stem != "__init__"]
-    unnamed = [name(f) for f in methods if name(f) not in text]
+    experiments = [f for f in (ROOT / "methods" / "experiments").glob("*.py") if f.stem != "__init__"]
+    unnamed = [name(f) for f in experiments if name(f) not in text and not f.stem.endswith("_claims")]
     assert not unnamed, f"README.md does not name {unnamed}"
     broken = [link for link in re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'src="([^"]+)"', text)
               if "://" not in link and not (ROOT / link).exists()]
@@ -182,13 +185,23 @@ def test_the_readme_names_every_script_and_links_only_to_files_that_exist():
 
 # --- committed results
 
-RESULTS = [f for f in sorted((ROOT / "results").glob("*.json")) if "claims" in json.loads(f.read_text(encoding="utf-8"))]
+
+def load(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("file", RESULTS, ids=name)
+RESULTS = [f for f in sorted((ROOT / "results").glob("*.json")) if "claims" in load(f)]
+FRESH = [f for f in RESULTS if "stale" not in load(f)]  # README.md says which ones are not
+
+
+def script_of(saved: dict):
+    return importlib.import_module(saved["script"].removesuffix(".py").replace("/", "."))
+
+
+@pytest.mark.parametrize("file", FRESH, ids=name)
 def test_the_claims_of_a_committed_result_follow_from_its_numbers_and_its_figure_can_be_drawn_again(file):
-    saved = json.loads(file.read_text(encoding="utf-8"))
-    module = importlib.import_module(saved["script"].removesuffix(".py").replace("/", "."))
+    saved = load(file)
+    module = script_of(saved)
     assert json.loads(json.dumps(module.claims(saved["metrics"]))) == saved["claims"]
     assert module.figure(saved).get_axes()
     assert file.with_suffix(".png").exists() and not saved["quick"]
@@ -196,18 +209,42 @@ def test_the_claims_of_a_committed_result_follow_from_its_numbers_and_its_figure
         assert len(row["values"]) == len(saved["seeds"])
 
 
-@pytest.mark.parametrize("file", RESULTS, ids=name)
+@pytest.mark.parametrize("file", FRESH, ids=name)
 def test_a_committed_result_was_made_with_the_scripts_present_defaults(file):
-    saved = json.loads(file.read_text(encoding="utf-8"))
-    module = importlib.import_module(saved["script"].removesuffix(".py").replace("/", "."))
+    saved = load(file)
+    module = script_of(saved)
     if "/real/" in saved["script"]:  # it has no default run: the command that is noted must give the settings that are noted
         made = tyro.cli(module.Config, args=shlex.split(saved["command"])[2:])
     else:
-        made = module.Config(full=True) if file.stem.endswith("_full") else module.Config()
+        flag = {"full": "full", "seeds": "more_seeds"}.get(file.stem.rsplit("_", 1)[-1])
+        made = module.Config(**({flag: True} if flag else {}))
     defaults = json.loads(json.dumps(dataclasses.asdict(made)))
     changed = {k: (saved["config"].get(k), v) for k, v in defaults.items()
-               if k not in ("workers", "device", "out") and k in saved["config"] and saved["config"][k] != v}
+               if k not in NEUTRAL and k in saved["config"] and saved["config"][k] != v}
     assert not changed, f"{name(file)} was made with other settings (saved, now): {changed}"
+
+
+@pytest.mark.parametrize("file", FRESH, ids=name)
+def test_a_committed_result_rests_on_what_the_code_gives_today(file):
+    """Its text, its exam and its first weights are made again and compared. If they differ the
+    result is stale: run it again, or write into the file why it is, "stale": "..."."""
+    saved = load(file)
+    module = script_of(saved)
+    if not hasattr(module, "depends"):
+        assert not saved.get("depends")
+        pytest.skip("says nothing of what it rests on")
+    cfg = module.Config(**restored(module.Config, saved["config"]))
+    now = fingerprints(module.depends(cfg, saved["seeds"][0]))
+    assert same_fingerprints(saved.get("depends", {}), now), (
+        f"{name(file)} is not what the code gives today. It rests on {saved.get('depends')}, "
+        f"today that is {now}: run it again, or mark it stale"
+    )
+
+
+def restored(Config, saved: dict) -> dict:
+    """The settings of a results file as arguments of its Config: lists become tuples again."""
+    known = {field.name for field in dataclasses.fields(Config)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known}
 
 
 # --- nothing of one machine

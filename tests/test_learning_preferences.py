@@ -12,6 +12,7 @@ import torch
 from methods.experiments import learning_preferences as lp
 from methods.experiments.learning_preferences import (ARMS, ID, RATIOS, SOURCE, WORDS, Arm, Config, at, believed, biography, choices,
                                           claims, make_people, make_texts, perplexities, preference, prefers, speed, stage1)
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator
 from minilm.results import ROOT
@@ -262,7 +263,7 @@ def good():
 
 
 def verdicts(table):
-    return {c["id"]: c["holds"] for c in claims(cells(table))}
+    return {c["id"]: held(c) for c in claims(cells(table))}
 
 
 def test_the_claims_hold_on_made_up_numbers_that_agree_with_them_and_are_open_without_their_arms():
@@ -289,7 +290,7 @@ def test_a_spread_over_seeds_does_not_excuse_a_lean_of_more_than_a_tenth():
     table = cells(good())
     for mean, holds in ((0.59, True), (0.61, False)):
         table["4:4"]["pr"] = {"mean": mean, "sd": 0.13, "values": [mean] * 4}
-        assert {c["id"]: c["holds"] for c in claims(table)}["C6"] is holds
+        assert {c["id"]: held(c) for c in claims(table)}["C6"] is holds
 
 
 def test_widths_are_not_compared_where_one_has_not_learned_the_facts():

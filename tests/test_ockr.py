@@ -11,7 +11,8 @@ import torch
 from methods.experiments import ockr
 from methods.experiments.ockr import (FULL, GATE, LEVELS, Config, Words, by_length, candidate_accuracy, chance, claims, everything, in_context, parse,
                           retrieved)
-from methods.ockr_tasks import FIRST, MINI, SECOND, SETTINGS, YEARS, Fact, World, build, clone, label, make_task
+from methods.ockr_tasks import FIRST, MINI, SECOND, SETTINGS, YEARS, Fact, BirthYears, build, clone, label, make_task
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import IGNORE, generator, prompt_masked
 from minilm.results import ROOT
@@ -29,7 +30,7 @@ def names(seed=0):
 
 
 def world(k=4, style=MINI, seed=0):
-    return World(names(seed), k, style, str(seed))
+    return BirthYears(names(seed), k, style, str(seed))
 
 
 # --- the data construction
@@ -55,7 +56,7 @@ def test_at_the_papers_size_every_file_has_the_published_number_of_rows(task):
             assert len(targets) == 200 and set(Counter(targets).values()) == {10}
 
 
-def truth(w: World, fact: Fact) -> bool | int:
+def truth(w: BirthYears, fact: Fact) -> bool | int:
     """The answer by looking years up; the generations of the R+R hard world are its group numbers."""
     a, b = w.born.get(fact.a), w.born.get(fact.b)
     return {"year": a, "same": a == b, "older": b is not None and a < b, "parent": a == b, "grandparent": a == b}[fact.form]
@@ -231,7 +232,7 @@ def made_up(**changes) -> dict:
 
 
 def test_the_claims_hold_on_numbers_that_agree_with_the_paper():
-    assert {c["id"]: c["holds"] for c in claims(made_up())} == dict.fromkeys("G C1 C2 C3 C4 C5 C6 H1 R1 R2 R3".split(), True)
+    assert {c["id"]: held(c) for c in claims(made_up())} == dict.fromkeys("G C1 C2 C3 C4 C5 C6 H1 R1 R2 R3".split(), True)
 
 
 @pytest.mark.parametrize("failing, cell, numbers", [
@@ -241,13 +242,13 @@ def test_the_claims_hold_on_numbers_that_agree_with_the_paper():
     ("C5", "xling separate", {"target": 0.5}), ("C6", "aa separate", {"context": 0.85}), ("R1", "aa oracle", {"trained target": 0.9}),
     ("R1", "aa oracle", {"target": 0.7}), ("R2", "aa separate x3", {"target": 0.65}), ("R3", "rr separate compare", {"target": 0.52})])
 def test_each_claim_fails_on_numbers_that_contradict_it(failing, cell, numbers):
-    verdicts = {c["id"]: c["holds"] for c in claims(made_up(**{cell: numbers}))}
+    verdicts = {c["id"]: held(c) for c in claims(made_up(**{cell: numbers}))}
     assert [id for id, holds in verdicts.items() if not holds] == failing.split()
 
 
 def test_claims_about_cells_that_were_not_run_are_not_tested():
     few = {name: row for name, row in made_up().items() if name == "aa separate"}
-    assert {c["id"]: c["holds"] for c in claims(few)} == {"G": True} | dict.fromkeys("C1 C2 C3 C4 C5 C6 H1 R1 R2 R3".split())
+    assert {c["id"]: held(c) for c in claims(few)} == {"G": True} | dict.fromkeys("C1 C2 C3 C4 C5 C6 H1 R1 R2 R3".split())
 
 
 def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path, capsys):

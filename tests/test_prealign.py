@@ -9,7 +9,8 @@ import torch
 
 from methods.experiments import prealign
 from methods.experiments.prealign import ARMS, Arm, Config, Exam, alignment_loss, claims, code_switch, make_table, retrieval, word_vectors
-from methods.worlds.prealign import BOS, EOS, HALF, SHARED, World, clone, is_start, make_documents, show, split_dictionary
+from methods.worlds.prealign import BOS, EOS, HALF, SHARED, TopicWorld, clone, is_start, make_documents, show, split_dictionary
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import IGNORE, generator, pad
 from minilm.transformer import Config as ModelConfig
@@ -88,7 +89,7 @@ def test_code_switching_by_hand():
 
 
 def test_switched_words_are_a_share_rho_and_input_only_labels_are_always_the_source_language():
-    world, rng = World(0), random.Random(0)
+    world, rng = TopicWorld(0), random.Random(0)
     table, switched, words = make_table(world.dictionary), 0, 0
     for _ in range(300):
         inputs, labels = code_switch(world.document(rng, world.persons), table, 0.05, "input", rng)
@@ -108,7 +109,7 @@ def test_an_entry_whose_two_sides_are_equal_is_never_switched_and_many_translati
 # --- what keeps the experiment honest (sheet: "trivially true if ...")
 
 def test_no_clone_document_speaks_of_a_tested_person_and_no_document_is_said_twice_in_two_languages():
-    cfg, world = Config(), World(3)
+    cfg, world = Config(), TopicWorld(3)
     documents = make_documents(cfg, world, 3, 50)
     english = {tuple(d) for d, source in documents if source}
     foreign = {tuple(d) for d, source in documents if not source}
@@ -125,27 +126,27 @@ def test_no_clone_document_speaks_of_a_tested_person_and_no_document_is_said_twi
 def test_how_many_sentences_of_the_transfer_exam_were_labelled_in_english_is_what_the_docstring_says():
     shares = []
     for seed in range(4):
-        exam = Exam(Config(), World(seed), seed)
+        exam = Exam(Config(), TopicWorld(seed), seed)
         labelled = {tuple(sentence) for sentence, _ in exam.labelled}
         shares.append(sum(tuple(sentence) in labelled for sentence, _ in exam.test) / len(exam.test))
     assert shares == [0.535, 0.495, 0.43, 0.485] and "53.5, 49.5, 43, 48.5% (seeds 0 to 3)" in prealign.__doc__
 
 
 def test_a_constant_answer_scores_exactly_chance():
-    world = World(5)
+    world = TopicWorld(5)
     assert [sum(world.home[p] == place for p in world.tested) for place in world.places] == [3] * 8
 
 
 def test_words_are_distinct_and_the_world_is_the_same_for_the_same_seed():
-    world = World(7)
+    world = TopicWorld(7)
     words = [source for source, _ in world.content]
     assert len(set(words)) == len(words) == 6 * 21 + 8 + 32
-    assert World(7).home == world.home != World(8).home
+    assert TopicWorld(7).home == world.home != TopicWorld(8).home
     assert all(is_start(w[0]) and not any(map(is_start, w[1:])) for w in words)
 
 
 def test_held_out_tokens_occur_in_no_training_entry():
-    cfg, world = Config(dict_frac=0.5, hold_out="tokens"), World(0)
+    cfg, world = Config(dict_frac=0.5, hold_out="tokens"), TopicWorld(0)
     kept, held = split_dictionary(cfg, world, 0)
     assert held and not {i for source, _ in kept for i in source} & {i for source, _ in held for i in source}
     kept, held = split_dictionary(replace(cfg, hold_out="words"), world, 0)
@@ -153,7 +154,7 @@ def test_held_out_tokens_occur_in_no_training_entry():
 
 
 def test_the_untrained_model_is_not_aligned_and_stage_1_aligns_it_unless_the_dictionary_is_shuffled():
-    world, cfg = World(0), Config(align_steps=60, pairs=96, align_lm="none")
+    world, cfg = TopicWorld(0), Config(align_steps=60, pairs=96, align_lm="none")
     translations = [t for _, t in world.content]
     model = tiny()
     assert max(retrieval(model, world.content, translations)) < 0.1
@@ -175,7 +176,7 @@ def test_an_arm_gives_the_same_numbers_alone_and_beside_other_arms():
 
 
 def test_folding_makes_the_clone_exam_the_english_exam():
-    cfg, world = Config(quick=True), World(0)
+    cfg, world = Config(quick=True), TopicWorld(0)
     exam, model = Exam(cfg, world, 0), tiny()
     fold = lambda ids: [i - HALF if i >= SHARED + HALF else i for i in ids]
     assert fold(clone([BOS, 7, 150, EOS])) == [BOS, 7, 150, EOS]
@@ -193,7 +194,7 @@ def test_the_claims_fail_on_made_up_numbers_that_contradict_the_paper_and_hold_o
     arms = dict.fromkeys(ARMS, good) | {"joint": poor, "joint d32": poor, "joint d128": poor, "shuffled": poor, "vanilla-cs": poor,
                                         "late": middling, "cs-only": middling, "align-only": middling}
     cells = lambda table: {arm: {name: cell(value) for name, value in row.items()} for arm, row in table.items()}
-    verdicts = lambda table: {c["id"]: c["holds"] for c in claims(cells(table))}
+    verdicts = lambda table: {c["id"]: held(c) for c in claims(cells(table))}
     ids = [*(f"C{i}" for i in (1, 2, 3, 4, 5, 6, 8, 9, 11)), "C7a", "C7b", "R1"]
     assert verdicts(arms) == dict.fromkeys(ids, True) | {"C10": None}
     upside_down = dict.fromkeys(ARMS, poor) | {"joint": good, "joint d32": good, "joint d128": good, "shuffled": good, "late": good,

@@ -13,14 +13,15 @@ from methods.experiments import question_alignment as qa
 from methods.experiments.question_alignment import (ARMS, QALIGN, RALIGN, Arm, Config, ProxyTuned, alignment_score, claims, evaluate, response_loss,
                                         stage_1_rows, stage_2_rows, step_accuracy, train, tune)
 from methods.question_alignment_tasks import parse, problems, prompt, response, response_language, run_program, translation
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator
 from minilm.generate import generate
 from minilm.transformer import Output
 from minilm.weights import save_pretrained
-from methods.worlds.clones import ANSWER, BOS, EOS, SOLVE, TRANSLATE, Choice, Event, Problem, World, new_model
+from methods.worlds.clones import ANSWER, BOS, EOS, SOLVE, TRANSLATE, Choice, Event, Problem, CloneWorld, new_model
 
-WORLD = World()
+WORLD = CloneWorld()
 EVE = Problem("Eve", "coins", 7, (Event(1, "finds", 4, 7, 11), Event(-1, "sells", 2, 11, 9)))
 TINY = Config(steps=3, align_steps=2, tune_steps=2, problems=6, pairs=200, batch=4, width=32, layers=2, small_width=16, small_layers=1)
 
@@ -142,7 +143,7 @@ def test_three_caches_read_the_chosen_tokens_and_padding_changes_nothing():
 
 
 def test_ids_that_one_of_the_models_lacks_are_never_chosen():
-    long = new_model(World(languages=("en", *"abcde")), 16, 1, generator(0, "long"))
+    long = new_model(CloneWorld(languages=("en", *"abcde")), 16, 1, generator(0, "long"))
     assert ProxyTuned(tiny(), long, tiny("base", 16, 1))(torch.tensor([[BOS, 9]])).logits.shape[-1] == len(WORLD.tokens)
 
 
@@ -270,7 +271,7 @@ def test_a_base_is_saved_read_again_and_refused_when_its_shape_differs(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values()))
     with pytest.raises(InputError, match="another shape"):
         tune(replace(cfg, width=64), WORLD, 5, Arm(), {})
-    save_pretrained(new_model(World(verbs=9), 32, 2, generator(0, "x")), tmp_path / "bases" / "seed-6-large")
+    save_pretrained(new_model(CloneWorld(verbs=9), 32, 2, generator(0, "x")), tmp_path / "bases" / "seed-6-large")
     with pytest.raises(InputError, match="another shape or vocabulary"):
         tune(cfg, WORLD, 6, Arm(), {})
 
@@ -293,7 +294,7 @@ def made_up(**rows):
 
 
 def verdicts(metrics):
-    return {c["id"]: c["holds"] for c in claims(metrics)}
+    return {c["id"]: held(c) for c in claims(metrics)}
 
 
 def test_the_claims_hold_on_numbers_that_agree_with_the_paper():
@@ -325,7 +326,7 @@ def test_an_arm_that_fails_in_english_leaves_its_claims_without_a_verdict():
     metrics = made_up()
     metrics["ralign"]["en"]["values"] = [0.97, 0.97, 0.97, 0.6]
     found = {c["id"]: c for c in claims(metrics)}
-    assert found["C1"]["holds"] is None and "ralign 0.60" in found["C1"]["measured"] and found["C3"]["holds"] is True
+    assert held(found["C1"]) is None and "ralign 0.60" in found["C1"]["measured"] and held(found["C3"]) is True
     assert verdicts({arm: row for arm, row in made_up().items() if arm in Config().arms})["C5"] is None
 
 
@@ -334,7 +335,7 @@ def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path,
     printed = capsys.readouterr().out
     assert (tmp_path / "question_alignment.png").stat().st_size > 10_000
     saved = json.loads((tmp_path / "question_alignment.json").read_text())
-    assert saved["claims"] == json.loads(json.dumps(claims(saved["metrics"]))) and set(saved["metrics"]) == set(Config().arms)
+    assert saved["claims"] == [row | {"verdict": "smoke run"} for row in json.loads(json.dumps(claims(saved["metrics"])))] and set(saved["metrics"]) == set(Config().arms)
     assert "[finds" in printed or "] " not in printed.splitlines()[0]
     for c in results["claims"]:
         assert f"\n{c['id']} " in printed

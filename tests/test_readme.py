@@ -1,32 +1,98 @@
-"""The README says what the committed results say. `python tests/test_readme.py` rewrites the cells that follow from them."""
+"""README.md and results/README.md say what the committed results say.
 
+`python tests/test_readme.py` writes what follows from them: it is never merged by hand. A paper's
+sentence and headline number stand in its experiment, as FINDING and headline(view)."""
+
+import importlib
 import json
 import re
+import subprocess
 from pathlib import Path
 
+from minilm.claims import HOLDS, NOT_REPRODUCED, NOT_TESTED, UNDECIDED, View
 from minilm.data import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+CLAIMS = ROOT / "results" / "README.md"
+RUNS = {"default": "", "full": "_full", "seeds": "_seeds"}  # run -> ending of its file
+FLAGS = {"default": "", "full": " --full", "seeds": " --more-seeds"}
+SCRIPT = r"(?:methods/experiments|methods|signals|vision_eval)/\w+\.py"
+ROW = re.compile(rf"^\|([^|]*)\|([^|]*)\|([^|]*\]\(({SCRIPT})\)[^|]*)\|[^|]*\|[^|]*\|$", re.MULTILINE)
 
 
 def fill(text: str, folder: Path = ROOT / "results") -> str:
-    """A README with the last two cells of every table row that links a script, [...](methods/NAME.py), filled from the results committed
-    for it (minutes, and which claims hold), and the table of speed between its marks from bench.json."""
-    text = re.sub(r"(<!-- bench -->\n).*?(<!-- /bench -->)", lambda marks: marks[1] + speed(folder) + marks[2], text, flags=re.DOTALL)
-    return re.sub(r"^(\|.*\]\((?:methods/experiments|methods|signals|vision_eval)/(\w+?)(?:_experiment)?\.py\).*?\|)[^|]*\|[^|]*\|$",
-                  lambda row: f"{row[1]} {' | '.join(cells(folder, row[2]))} |", text, flags=re.MULTILINE)
+    """A README with everything that follows from committed results filled in: of every table row
+    that links an experiment (the last link to one of our scripts in its third cell) what was found,
+    how much of the paper that reproduces, and the minutes; the table of speed between its marks."""
+    bench = r"(<!-- bench -->\n).*?(<!-- /bench -->)"
+    text = re.sub(bench, lambda m: m[1] + speed(folder) + m[2], text, flags=re.DOTALL)
+    return ROW.sub(lambda row: fill_row(folder, *row.groups()), text)
 
 
-def cells(folder: Path, name: str) -> tuple[str, str]:
-    files = [folder / f"{name}{end}.json" for end in ("", "_full")]
-    runs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
-    verdicts = {}  # the default run's, where it tests a claim; else the full run's
-    for run in runs:
-        verdicts |= {c["id"]: c["holds"] for c in run["claims"] if verdicts.get(c["id"]) is None}
-    words = {True: "holds", False: "**not reproduced**", None: "not testable here"}
-    found = "; ".join(f"{words[v]}: {', '.join(i for i, holds in verdicts.items() if holds is v)}" for v in words if v in verdicts.values())
-    return ", ".join(f"{run['wall_seconds'] / 60:.0f}" for run in runs) or "-", found or "not run yet"
+def fill_row(folder: Path, paper: str, found: str, links: str, script: str) -> str:
+    runs = committed_runs(folder, script)
+    finding = what_was_found(runs, script) or found.strip()
+    minutes = [f"{run['wall_seconds'] / 60:.0f}" for run in runs.values()]
+    words = in_words(folder, runs, script)
+    return f"|{paper}| {finding} |{links}| {words} | {', '.join(minutes) or '-'} |"
+
+
+def name_of(script: str) -> str:
+    return Path(script).stem.removesuffix("_experiment")
+
+
+def committed_runs(folder: Path, script: str) -> dict[str, dict]:
+    """The runs of an experiment that are there: "default", "full", "seeds"."""
+    files = {run: folder / f"{name_of(script)}{ending}.json" for run, ending in RUNS.items()}
+    return {
+        run: json.loads(file.read_text(encoding="utf-8"))
+        for run, file in files.items()
+        if file.exists()
+    }
+
+
+def experiment(script: str):
+    if not (ROOT / script).exists():
+        return None
+    return importlib.import_module(script.removesuffix(".py").replace("/", "."))
+
+
+def what_was_found(runs: dict, script: str) -> str:
+    """The experiment's sentence, and its headline number from the default run."""
+    module = experiment(script)
+    if not hasattr(module, "FINDING"):
+        return ""
+    if "default" not in runs or "stale" in runs["default"]:
+        return module.FINDING
+    return f"{module.FINDING} {module.headline(View(runs['default']['metrics']))}"
+
+
+def deciding_rows(runs: dict) -> dict[str, dict]:
+    """Claim id -> its row from the run that decides it. Rows that name no run: the default run's
+    where it tests the claim, else the full run's."""
+    rows = {}
+    for run, saved in runs.items():
+        for row in saved["claims"]:
+            here = row.get("run", run) == run
+            known = rows.get(row["id"])
+            if known is None or (known["verdict"] == NOT_TESTED if "run" not in row else here):
+                rows[row["id"]] = row
+    return rows
+
+
+def in_words(folder: Path, runs: dict, script: str) -> str:
+    """How much of the paper is reproduced: of its claims, those of our own left aside."""
+    if not runs:
+        return "not run yet"
+    rows = deciding_rows(runs).values()
+    rows = [row for row in rows if row["paper"]] or list(rows)
+    tested = [row for row in rows if row["verdict"] != NOT_TESTED]
+    held = sum(row["verdict"] == HOLDS for row in tested)
+    word = "in part" if 0 < held < len(tested) else "yes" if held else "no"
+    found = f"[{word}](results/README.md#{name_of(script)}): {held} of {len(tested)} claims"
+    stale = [run["stale"] for run in runs.values() if "stale" in run]
+    return found + (f" (stale: {stale[0]})" if stale else "")
 
 
 def speed(folder: Path) -> str:
@@ -34,21 +100,64 @@ def speed(folder: Path) -> str:
     if not (folder / "bench.json").exists():
         return ""
     benches = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
-    rows = [row for bench in benches.values() for row in bench["rows"] if row["target"]]
-    shown = lambda row: "-" if row["value"] is None else f"{row['value']:.2f}{row['unit'] if row['unit'] == 'x' else ' ' + row['unit']}"
-    lines = [f"| {row['what']} | {shown(row)} | {row['target']} | {'yes' if row['ok'] else '**no**'} |" for row in rows]
-    return "\n".join(["| what | measured | target | met |", "|---|---|---|---|", *lines]) + "\n"
+    lines = ["| what | measured | target | met |", "|---|---|---|---|"]
+    for row in (row for bench in benches.values() for row in bench["rows"] if row["target"]):
+        unit = row["unit"] if row["unit"] == "x" else f" {row['unit']}"
+        shown = "-" if row["value"] is None else f"{row['value']:.2f}{unit}"
+        met = "yes" if row["ok"] else "**no**"
+        lines.append(f"| {row['what']} | {shown} | {row['target']} | {met} |")
+    return "\n".join(lines) + "\n"
+
+
+# --- results/README.md
+
+
+def claims_page(readme: str, folder: Path = ROOT / "results") -> str:
+    """Every claim of every experiment that README.md links, by its sentence."""
+    parts = [
+        "# What was claimed, and what came out\n",
+        "Written by `python tests/test_readme.py` from the JSON files in this folder. *holds*: the "
+        "95% interval over seeds lies beyond the threshold; *undecided*: it covers it; *not "
+        "reproduced*: it lies on the other side; *not tested*: why is said. The rules in words "
+        "stand in each file's `claims`, and as functions in the experiments.\n",
+    ]
+    for row in ROW.finditer(readme):
+        paper, script = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row[1]).strip(), row[4]
+        runs = committed_runs(folder, script)
+        parts.append(f"## {name_of(script)}\n\n{paper}. {what_was_found(runs, script)}".rstrip() + "\n")
+        for run, saved in runs.items():
+            seeds = ", ".join(map(str, saved["seeds"]))
+            line = f"- `python {script}{FLAGS[run]}`: seeds {seeds}; commit {saved['commit']}"
+            parts.append(line + (f"; **stale**: {saved['stale']}" if "stale" in saved else ""))
+        parts.append("\n| | claim | verdict | measured | the paper |\n|---|---|---|---|---|")
+        for id, claim in deciding_rows(runs).items():
+            verdict = claim["verdict"] if claim["verdict"] == HOLDS else f"**{claim['verdict']}**"
+            own = (claim["statement"], verdict, claim["measured"], claim["paper"] or "-")
+            parts.append(f"| {id} | " + " | ".join(cell.replace("|", "/") for cell in own) + " |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+# --- the tests
 
 
 def test_the_tables_of_papers_and_of_speed_are_up_to_date():
     text = README.read_text(encoding="utf-8")
     assert fill(text) == text, "run: python tests/test_readme.py"
+    assert claims_page(text) == CLAIMS.read_text(encoding="utf-8"), "run: python tests/test_readme.py"
 
 
-def test_every_script_with_a_committed_run_has_a_row():
+def test_every_experiment_with_a_committed_run_has_a_row():
+    text = README.read_text(encoding="utf-8")
+    tracked = subprocess.run(
+        ["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()  # what a fork has run and not committed is its own affair
     for script in (*ROOT.glob("methods/experiments/*.py"), *ROOT.glob("*/*_experiment.py")):
-        if (ROOT / "results" / f"{script.stem.removesuffix('_experiment')}.json").exists():
-            assert f"/{script.stem}.py)" in README.read_text(encoding="utf-8")
+        if f"results/{name_of(script.name)}.json" in tracked:
+            assert f"/{script.stem}.py)" in text, f"README.md has no row for {script.stem}"
+
+
+LINKS = "[read](methods/name.py), [doubt](methods/experiments/name.py)"
 
 
 def test_the_least_python_is_the_same_wherever_it_is_named():
@@ -60,13 +169,32 @@ def test_the_least_python_is_the_same_wherever_it_is_named():
 
 
 def test_a_row_by_hand(tmp_path):
-    row = "| [P](x) | a claim | [name](methods/name.py) | ? | ? |\n| other | row |\n"
-    assert fill(row, tmp_path) == "| [P](x) | a claim | [name](methods/name.py) | - | not run yet |\n| other | row |\n"
-    for name, seconds, claims in (("name", 241, {"C1": True, "C2": False, "C3": None}), ("name_full", 660, {"C1": False, "C3": True})):
-        rows = [{"id": id, "holds": holds} for id, holds in claims.items()]
-        write_json(tmp_path / f"{name}.json", {"wall_seconds": seconds, "claims": rows})
-    assert "| 4, 11 | holds: C1, C3; **not reproduced**: C2 |" in fill(row, tmp_path)
+    row = f"| [P](x) | a finding | {LINKS} | ? | ? |\n| other | row |\n"
+    empty = f"| [P](x) | a finding | {LINKS} | not run yet | - |\n| other | row |\n"
+    assert fill(row, tmp_path) == empty
+    full = {"C1": NOT_REPRODUCED, "C3": HOLDS}
+    runs = ("name", 241, {"C1": HOLDS, "C2": UNDECIDED, "C3": NOT_TESTED}), ("name_full", 660, full)
+    for name, seconds, verdicts in runs:
+        claims = [{"id": id, "verdict": v, "paper": "so"} for id, v in verdicts.items()]
+        claims.append({"id": "ours", "verdict": NOT_REPRODUCED, "paper": None})
+        write_json(tmp_path / f"{name}.json", {"wall_seconds": seconds, "claims": claims})
+    filled = fill(row, tmp_path).split("\n")[0]
+    assert filled.endswith("| [in part](results/README.md#name): 2 of 3 claims | 4, 11 |")
+    write_json(tmp_path / "name.json", {"wall_seconds": 1, "claims": [], "stale": "other text"})
+    assert "(stale: other text)" in fill(row, tmp_path)
+
+
+def test_a_claim_is_decided_by_the_run_that_it_names():
+    def row(verdict, run):
+        return {"id": "C1", "verdict": verdict, "run": run}
+
+    runs = {"default": {"claims": [row(UNDECIDED, "seeds")]}}
+    assert deciding_rows(runs)["C1"]["verdict"] == UNDECIDED  # until that run is there
+    runs["full"] = {"claims": [row(NOT_REPRODUCED, "seeds")]}
+    runs["seeds"] = {"claims": [row(HOLDS, "seeds")]}
+    assert deciding_rows(runs)["C1"]["verdict"] == HOLDS
 
 
 if __name__ == "__main__":
     README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
+    CLAIMS.write_text(claims_page(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -14,6 +14,7 @@ from methods.experiments.learning_preferences import perplexities
 from methods.real import learning_preferences as real
 from methods.real.learning_preferences import (HERE, ITEMS, MARK, NAMES, PROMPTS, Config, claims, costs, fill, key, measure, read_corpus,
                                                read_items, read_templates, read_values, typos, write_texts)
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator
 from minilm.results import ROOT
@@ -301,7 +302,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(change, message, 
 def test_every_stage_runs_writes_its_files_and_gives_no_verdict_for_a_small_model(change, arms, checkpoint, tmp_path, capsys):
     results = real.main(replace(CFG, checkpoint=checkpoint, out=str(tmp_path / "out"), **change))
     assert list(results["metrics"]) == arms
-    assert all(c["holds"] is None for c in results["claims"]) and [c["id"] for c in results["claims"]] == ["C1", "C2", "C3", "C4"]
+    assert all(held(c) is None for c in results["claims"]) and [c["id"] for c in results["claims"]] == ["C1", "C2", "C3", "C4"]
     assert (tmp_path / "out" / "learning_preferences_real.png").stat().st_size > 10_000
     assert "every token a target" in capsys.readouterr().out
 
@@ -340,7 +341,7 @@ def made_up(size=1500.0, learned=0.8, arms=("newspaper > social_media",), pr=0.6
 
 
 def test_claims_hold_fail_or_stay_open():
-    verdict = lambda **made: [c["holds"] for c in claims(made_up(**made))]
+    verdict = lambda **made: [held(c) for c in claims(made_up(**made))]
     assert verdict() == [True, None, None, None]
     assert verdict(pr=0.52) == verdict(se=0.05) == [False, None, None, None]
     assert verdict(size=100.0) == verdict(learned=0.1) == [None] * 4

@@ -14,7 +14,8 @@ from methods.real.ockr import LANGUAGES, ROWS, Config, Reader, candidates, defec
 from minilm import InputError
 from minilm.data import generator, prompt_masked
 from minilm.lora import load_adapter
-from minilm.results import ROOT, wilson
+from minilm.claims import wilson
+from minilm.results import ROOT
 from minilm.tokenizer import train_bpe
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer

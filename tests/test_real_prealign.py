@@ -8,6 +8,7 @@ import pytest
 
 from methods.real import prealign
 from methods.real.prealign import Config, cut_words, deal, derive_dictionary, encode_entries, make_data, read_corpora, read_dictionary
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator
 from minilm.tokenizer import train_bpe
@@ -63,7 +64,7 @@ def test_the_claims_fail_where_nothing_is_aligned_and_hold_where_unseen_words_ar
     row = lambda unseen: {"ppl en": 50, "ppl de": 90, "retrieval dictionary": 0.6, "unseen dictionary": unseen}
     table = lambda joint, prealign: {arm: {name: {"mean": v, "sd": 0.0, "values": [v]} for name, v in r.items()}
                                      for arm, r in (("joint", row(joint)), ("prealign", row(prealign)))}
-    verdict = lambda *unseen: {c["id"]: c["holds"] for c in prealign.claims(table(*unseen))}["C7 dictionary"]
+    verdict = lambda *unseen: {c["id"]: held(c) for c in prealign.claims(table(*unseen))}["C7 dictionary"]
     assert verdict(0.05, 0.2) is True
     assert verdict(0.0, 0.0) is verdict(0.0, 0.09) is verdict(0.2, 0.3) is False
 

@@ -10,6 +10,7 @@ import torch
 from methods.real import question_alignment as real
 from methods.real.question_alignment import (Config, claims, encode, own_script, parse, read_pairs, read_responses, read_test,
                                              right)
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator
 from minilm.results import ROOT
@@ -258,7 +259,7 @@ def test_claims_have_no_verdict_where_english_does_not_reason():
     cell = lambda x: {"mean": x, "sd": 0.0, "values": [x]}
     row = lambda en, other, alignment: {name: cell(x) for name, x in (("en", en), ("non-en", other), ("alignment non-en", alignment),
                                                                        ("agreement non-en", other))}
-    verdicts = lambda *rows: {c["id"]: c["holds"] for c in claims(dict(zip(("ralign", "qalign", "qalign->ralign"), rows)))}
+    verdicts = lambda *rows: {c["id"]: held(c) for c in claims(dict(zip(("ralign", "qalign", "qalign->ralign"), rows)))}
     assert verdicts(row(0.5, 0.2, 0.3), row(0, 0, 0.6), row(0.5, 0.4, 0.5)) == {"C1": True, "C2": True, "C7": True, "C8": True}
     assert verdicts(row(0.5, 0.4, 0.5), row(0, 0, 0.4), row(0.3, 0.3, 0.4)) == {"C1": False, "C2": False, "C7": False, "C8": False}
     assert set(verdicts(row(0.02, 0.0, 0.3), row(0, 0, 0.6), row(0.02, 0.1, 0.5)).values()) == {None}

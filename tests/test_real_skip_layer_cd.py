@@ -13,7 +13,9 @@ from torch import nn
 from methods.real import skip_layer_cd
 from methods.real.skip_layer_cd import (WORDS, Config, Item, Loaded, Restricted, answer, choices, claims, exemplars, is_right,
                                         make_decoder, read_task, score)
-from methods.skip_layer_cd_decoders import DoLa, SkipLayers
+from methods.skip_layer_cd import SkipLayers
+from methods.skip_layer_cd_baselines import DoLa
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator
 from minilm.evaluate import last_number
@@ -258,7 +260,7 @@ def test_the_claims_fail_on_made_up_numbers_and_hold_on_others():
     cell = lambda value: {"mean": value, "sd": 0.0, "values": [value]}
     metrics = {"greedy": {"acc en": cell(0.5)}, "dola": {"acc en": cell(0.3)},
                "sl-d": {"acc en": cell(0.6), "blocks": cell(1.5), "formula": cell(1.5), "time": cell(1.6)}}
-    verdicts = lambda: [c["holds"] for c in claims(metrics)]
+    verdicts = lambda: [held(c) for c in claims(metrics)]
     assert verdicts() == [True, True]
     metrics["sl-d"] |= {"acc en": cell(0.2), "time": cell(2.0)}
     assert verdicts() == [False, False]

@@ -9,6 +9,7 @@ import torch
 from methods.real import spontaneous_multilingual as real
 from methods.real.spontaneous_multilingual import (WORDS, Config, measure, prompt_ids, question, read_tests, scorer_labels, token_set,
                                                    token_sets, translation_texts)
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator
 from minilm.lora import load_adapter, lora_layers
@@ -95,7 +96,7 @@ def test_the_whole_path_runs_on_the_published_tests_and_a_real_checkpoint(shared
     assert {name[4:] for name in row if name.startswith("acc ")} >= {*"en zh de ja bg no sw bn seen unseen all".split()}
     assert all(0 <= row[f"mass {language}"]["mean"] <= 1 for language in ("en", "zh", "bn"))
     assert len(results["series"]["base"]["lens zh"]["x"]) == 6
-    assert all(c["holds"] is None and "0.26 million" in c["measured"] for c in results["claims"])
+    assert all(held(c) is None and "0.26 million" in c["measured"] for c in results["claims"])
     assert "Answer: \"" in capsys.readouterr().out
 
 
@@ -204,7 +205,7 @@ def test_claims_hold_and_fail_on_made_up_numbers_and_a_small_model_decides_nothi
     cell = lambda mean: {"mean": mean, "sd": 0.0, "values": [mean]}
     row = lambda en, seen, unseen, size=7000: {name: cell(v) for name, v in {"million parameters": size, "acc en": en, "acc seen": seen,
                                                                             "acc unseen": unseen}.items()}
-    verdict = lambda table: [c["holds"] for c in real.claims(table)]
+    verdict = lambda table: [held(c) for c in real.claims(table)]
     assert verdict({"base": row(0.9, 0.6, 0.6), "qt": row(0.9, 0.7, 0.7)}) == [True, True, True]
     assert verdict({"base": row(0.9, 0.6, 0.6), "qt": row(0.8, 0.6, 0.7), "mono": row(0.9, 0.6, 0.7)}) == [False, False, False]
     assert verdict({"base": row(0.9, 0.6, 0.6, 0.3), "qt": row(0.9, 0.7, 0.7, 0.3)}) == [None, None, None]

@@ -1,4 +1,4 @@
-"""What the ten scripts share: the command line, seeds in parallel, statistics worked out by hand, claims, and the files of a run."""
+"""What the ten experiments share: the command line, seeds in parallel, and the files of a run."""
 
 import json
 import math
@@ -14,9 +14,23 @@ import torch
 
 from minilm import InputError, results
 from minilm.data import generator
-from minilm.results import (Outcome, bar_seeds, check, check_range, check_unused, claim, cli, collect, destination, mean_sd,
-                            new_figure, paired_bootstrap, paired_diff, plot_seeds, print_claims, print_metrics, run_seeds, save_results,
-                            wilson)
+from minilm.claims import claim
+from minilm.results import (
+    Outcome,
+    bar_seeds,
+    check_range,
+    check_unused,
+    cli,
+    collect,
+    destination,
+    fingerprints,
+    new_figure,
+    plot_seeds,
+    print_metrics,
+    run_seeds,
+    same_fingerprints,
+    save_results,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,7 @@ class Config:
     lr: float = 0.1  # learning rate, whose comment is its help
     quick: bool = False  # smoke run
     full: bool = False  # everything
+    more_seeds: bool = False  # eight seeds of a few arms
     workers: int | None = None  # processes
     out: str | None = None  # folder
 
@@ -46,7 +61,7 @@ def test_flags_become_a_config_and_comments_become_the_help(monkeypatch, capsys)
     with pytest.raises(SystemExit) as end:
         command(monkeypatch, show, "--help")
     printed = capsys.readouterr().out
-    assert end.value.code == 0 and "whose comment is its help" in printed and "What the ten scripts share" in printed
+    assert end.value.code == 0 and "whose comment is its help" in printed and "What the ten experiments share" in printed
 
 
 def fail(cfg):
@@ -202,90 +217,34 @@ def test_collecting_by_hand():
     assert series == {"a": {"curve": {"x": [0, 10], "values": [[1, 2], [2, 4], [6, 12]]}}}
 
 
-# --- statistics
-
-def test_mean_and_deviation_by_hand():
-    assert mean_sd([2, 4]) == (3.0, pytest.approx(math.sqrt(2)))
-    assert mean_sd([5]) == (5.0, 0.0)
+def test_one_seed_has_no_deviation():
+    metrics, _ = collect([Outcome({"a": {"m": 3}}, {})])
+    assert metrics["a"]["m"]["mean"] == 3 and math.isnan(metrics["a"]["m"]["sd"])
 
 
-def test_the_wilson_interval_by_hand():
-    # 0 of n: from 0 to z^2 / (n + z^2); n of n is its mirror image; nothing seen says nothing
-    assert wilson(0, 10) == pytest.approx((0, 1.96**2 / (10 + 1.96**2)))
-    assert wilson(10, 10) == pytest.approx((1 - 0.27753, 1), abs=1e-4)
-    assert wilson(0, 0) == (0.0, 1.0)
-    for p in wilson(30, 100):  # its ends are where the distance to 0.3 is exactly z standard errors
-        assert abs(0.3 - p) == pytest.approx(1.96 * math.sqrt(p * (1 - p) / 100))
+def test_names_given_in_parts_are_composed_when_they_are_written():
+    metrics, series = collect([Outcome({("sl", 3): {("acc", "a"): 1}}, {("sl", 3): {"x": ([0], [1])}})])
+    assert list(metrics) == list(series) == ["sl 3"] and list(metrics["sl 3"]) == ["acc a"]
 
-
-def test_the_paired_difference_by_hand():
-    # differences 1, 2, 3: mean 2, sd 1, two degrees of freedom: 4.303 / sqrt(3) = 2.484
-    assert paired_diff([2, 4, 6], [1, 2, 3]) == pytest.approx((2, 2 - 2.4843, 2 + 2.4843), abs=1e-3)
-    assert paired_diff([5], [3]) == (2.0, -math.inf, math.inf)
-    assert paired_diff([1, 2], [1, 2]) == (0.0, 0.0, 0.0)
-
-
-def test_the_t_interval_of_seeds_covers_the_truth_95_times_in_100():
-    rng = np.random.default_rng(0)
-    intervals = [paired_diff(rng.normal(1, 1, n), np.zeros(n))[1:] for n in (4, 31) for _ in range(1500)]
-    assert np.mean([low < 1 < high for low, high in intervals]) == pytest.approx(0.95, abs=0.015)
-
-
-def test_the_paired_bootstrap_agrees_with_the_normal_interval_and_repeats():
-    rng = np.random.default_rng(1)
-    a, b = rng.normal(1, 1, 400), rng.normal(0, 1, 400)
-    mean, low, high = paired_bootstrap(a, b)
-    half = 1.96 * (a - b).std() / 20
-    assert mean == pytest.approx((a - b).mean())
-    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.08 * half)
-    assert (mean, low, high) == paired_bootstrap(a, b) != paired_bootstrap(a, b, seed=1)
-    assert paired_bootstrap([1, 1, 0], [1, 1, 0], samples=100) == (0.0, 0.0, 0.0)
-
-
-def test_as_many_resamplings_are_drawn_as_were_asked_for(monkeypatch):
-    drawn, quantile = [], np.quantile
-    monkeypatch.setattr(np, "quantile", lambda means, q: drawn.append(len(means)) or quantile(means, q))
-    for samples in (3, 500, 700, 10_000):
-        paired_bootstrap([1.0, 2, 3], [0.0, 1, 1], samples=samples)
-    assert drawn == [3, 3, 500, 500, 700, 700, 10_000, 10_000]  # one quantile at each end
-
-
-# --- claims
 
 METRICS = {"method": {"acc": {"mean": 0.9, "sd": 0.01, "values": [0.89, 0.91]}},
            "base": {"acc": {"mean": 0.5, "sd": 0.0, "values": [0.5, 0.5]}}}
 
 
-def verdict(arms, bound):
-    a, b = arms
-    return check(METRICS, "C1", "a is better", f"a > b + {bound}", {"acc": arms}, lambda mean: mean(a, "acc") > mean(b, "acc") + bound)
-
-
-
-def test_a_claim_is_decided_by_its_rule_on_the_means_and_shows_what_was_measured():
-    held, failed = verdict(["method", "base"], 0.3), verdict(["method", "base"], 0.5)
-    assert held["holds"] is True and failed["holds"] is False
-    assert held["measured"] == "acc: method 0.90 +/- 0.01, base 0.50 +/- 0.00"
-    missing = verdict(["method", "other"], 0.0)
-    assert missing["holds"] is None and missing["measured"] == "not in this run: other"
-    assert claim("C2", "s", "r", "m", np.bool_(True))["holds"] is True  # numpy's truth has no JSON
-
-
-def test_claims_and_metrics_are_printed_whole(capsys):
-    print_claims([claim("C1", "it works " * 30, "r", "m", True), claim("C2", "s", "r", "m", False), claim("C3", "s", "r", "m", None)])
+def test_metrics_are_printed_whole(capsys):
     print_metrics({**METRICS, "third": {}}, ["acc"])
-    printed = capsys.readouterr().out
-    assert "C1   holds" in printed and "C2   NOT REPRODUCED" in printed and "C3   not tested" in printed
-    assert printed.count("works") == 30 and max(map(len, printed.splitlines())) <= 120
-    assert printed.splitlines()[-3:] == ["method   0.90 +/- 0.01", "base     0.50 +/- 0.00", "third                -"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == ["method   0.90 +/- 0.01", "base     0.50 +/- 0.00", "third                -"]
 
 
 # --- files
 
-def test_only_the_default_run_and_the_full_run_write_to_results():
+def test_only_the_default_the_full_and_the_more_seeds_run_write_to_results():
     place = lambda **change: destination("folder/name.py", Config(**change)).relative_to(results.ROOT).as_posix()
     assert place() == place(workers=1) == "results/name"
     assert place(full=True) == place(full=True, workers=2) == "results/name_full"
+    assert place(more_seeds=True) == "results/name_seeds"
+    assert place(full=True, more_seeds=True) == "runs/name/name"
     assert place(lr=0.2) == place(quick=True) == place(full=True, lr=0.2) == place(seeds=(0,)) == "runs/name/name"
     assert destination("folder/name.py", Config(out="there", lr=0.2)) == Path("there/name")
 
@@ -303,20 +262,49 @@ def test_a_run_leaves_one_json_with_everything_needed_and_one_figure(tmp_path, c
                 for s in (1, 2)]
     cfg = Config(out=str(tmp_path / "new"), quick=True)
     claims = lambda metrics: [claim("C1", "s", "r", f"{metrics['arm']['sum']['mean']}", metrics["arm"]["sum"]["mean"] > 1)]
-    returned = save_results(str(results.ROOT / "methods" / "name.py"), "a paper", cfg, outcomes, claims, figure, started=0.0, seeds=(7, 8))
+    returned = save_results(str(results.ROOT / "methods" / "name.py"), "a paper", cfg, outcomes, claims, figure, started=0.0, seeds=(7, 8),
+                            depends={"text": [[1, 2], [3]]})
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["name.json", "name.png"]  # no temporary file is left
     text = (tmp_path / "new" / "name.json").read_text(encoding="utf-8")
     saved = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert saved == returned
-    assert list(saved) == ["script", "paper", "command", "config", "quick", "seeds", "metrics", "series", "claims", "wall_seconds",
-                           "hardware", "versions", "commit"]
+    assert list(saved) == ["script", "paper", "command", "config", "quick", "seeds", "metrics", "series", "claims", "depends",
+                           "wall_seconds", "hardware", "versions", "commit"]
     assert saved["script"] == "methods/name.py" and saved["command"] == "python methods/name.py --checkpoint model"
     assert saved["quick"] is True and saved["seeds"] == [7, 8] and saved["config"]["lr"] == 0.1
     assert saved["metrics"]["arm"] == {"sum": {"mean": 1.5, "sd": pytest.approx(0.7071, abs=1e-4), "values": [1, 2]},
                                        "bad": {"mean": None, "sd": None, "values": [None, None]}}
     assert saved["series"]["arm"]["row"] == {"x": [0, 1, 2], "values": [[1, 2, None], [2, 2, None]]}  # not measured: a gap in the figure
-    assert saved["claims"] == [{"id": "C1", "statement": "s", "paper": None, "rule": "r", "measured": "1.5", "holds": True}]
+    assert saved["claims"] == [{"id": "C1", "statement": "s", "paper": None, "rule": "r", "measured": "1.5", "verdict": "smoke run"}]
+    assert saved["depends"] == fingerprints({"text": [(1, 2), (3,)]})
     assert set(saved["hardware"]) == {"cpu", "cores", "gpu", "threads"} and set(saved["versions"]) == {"python", "torch", "minilm"}
     assert (tmp_path / "new" / "name.png").read_bytes().startswith(b"\x89PNG")
     assert figure(saved) is not None  # it can be drawn again from the file alone
     assert "name.json and " in capsys.readouterr().out
+
+
+def test_a_fingerprint_changes_with_one_token_and_with_one_weight_but_not_with_its_last_bits():
+    def of(text, shift=0.0):
+        model = torch.nn.Linear(3, 3)
+        with torch.no_grad():
+            model.weight.copy_(torch.arange(9.0).view(3, 3) + shift)
+            model.bias.zero_()
+        return fingerprints({"text": text, "weights": model})
+
+    saved = json.loads(json.dumps(of([[1, 2], [3]])))
+    assert saved["weights"] == [0, 1, 8, 0, 0, 0]
+    assert same_fingerprints(saved, of([(1, 2), (3,)], shift=1e-6))
+    assert not same_fingerprints(saved, of([[1, 2], [4]]))
+    assert not same_fingerprints(saved, of([[1, 2], [3]], shift=1e-3))
+    assert not same_fingerprints({}, saved)
+
+
+def test_a_smoke_run_gives_numbers_and_no_verdict(tmp_path):
+    def claims(metrics):
+        return [claim("C1", "s", "r", "1.5", True)]
+
+    for quick, verdict in ((True, "smoke run"), (False, "holds")):
+        cfg = Config(out=str(tmp_path), quick=quick)
+        outcome = Outcome({"arm": {"sum": 1.0}}, {"arm": {"row": (range(3), [1, 2, 3])}})
+        row = save_results("name.py", "a paper", cfg, [outcome], claims, figure, 0.0)["claims"][0]
+        assert row["verdict"] == verdict and row["measured"] == "1.5"

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from methods.experiments import skip_layer_cd
-from methods.experiments.skip_layer_cd import (ARMS, LANGUAGES, OTHERS, PAIRS, TEXT, WORLD, Config, Models, answer, claims, difference, exercise,
-                                   lm_loss, look, views)
-from methods.skip_layer_cd_decoders import (ContrastModels, DoLa, RepetitionPenalty, SkipLayers, blocks_per_token, contrast, divergence,
-                                            entropy_curve, entropy_span, heuristic_span, span_sizes)
+from methods.experiments.skip_layer_cd import ARMS, PAIRS, Config, answer, claims, difference, look
+from methods.skip_layer_cd import (EVENT, LANGUAGES, OTHERS, TEXT, WORLD, Models, SkipLayers, blocks_per_token, contrast, entropy_curve,
+                                   entropy_span, exercise, heuristic_span, lm_loss, span_sizes, views)
+from methods.skip_layer_cd_baselines import ContrastModels, DoLa, RepetitionPenalty, divergence
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator, pad
 from minilm.generate import generate
@@ -110,7 +111,7 @@ def test_the_shared_prefix_equals_two_separate_forwards_at_every_step_batched_an
     with torch.no_grad():
         expected = contrast(model(full, attention_mask=seen).logits, short(full, attention_mask=seen).logits, 0.3, 0.7)
         for share in (True, False):
-            decoder = SkipLayers(model, span, 0.3, 0.7, share_prefix=share)
+            decoder = SkipLayers(model, span, 0.3, 0.7, share=share)
             torch.testing.assert_close(decoder(full, attention_mask=seen).logits[seen], expected[seen], atol=1e-5, rtol=1e-5)
             cache, T = decoder.new_cache(3), ids.shape[1]
             parts = [decoder(ids, cache=cache, attention_mask=mask).logits]
@@ -154,7 +155,7 @@ def test_a_token_costs_2L_minus_n_block_evaluations_when_the_prefix_is_shared():
     model, ids = tiny(L), torch.tensor([[1, 2, 3]])
     for m, n in SPANS:
         for share, blocks in ((True, 2 * L - n), (False, 2 * L - (n - m))):
-            decoder = SkipLayers(model, (m, n), share_prefix=share)
+            decoder = SkipLayers(model, (m, n), share=share)
             cache = decoder.new_cache(1)
             decoder(ids, cache=cache)
             decoder(ids[:, :1], cache=cache)
@@ -321,7 +322,7 @@ def test_an_exercise_is_told_in_one_language_and_its_answer_has_nine_tokens_per_
     p = world.sample(random.Random(0), "test")
     prompt, solution = exercise(world, p, "c")
     assert {world.language_of[i] for i in prompt + solution} == {None, "c"}
-    assert prompt[-1] == ANSWER and solution[-1] == EOS and len(solution) == 3 * skip_layer_cd.EVENT + 3
+    assert prompt[-1] == ANSWER and solution[-1] == EOS and len(solution) == 3 * EVENT + 3
     assert world.final_number(solution) == p.final
     words = world.gloss(solution)
     for at, e in zip(range(0, 27, 9), p.events):  # what `look` counts as function words and as reasoning stands at fixed places
@@ -430,7 +431,7 @@ ACCURACY = {"greedy": 0.9, "beta 0": 0.9, "cd": 0.9, "mild exit": 0.9, "dola": (
 
 
 def test_the_claims_hold_on_made_up_numbers_that_agree_with_the_paper_and_fail_on_those_that_contradict_it():
-    verdicts = lambda metrics: {c["id"]: c["holds"] for c in claims(metrics)}
+    verdicts = lambda metrics: {c["id"]: held(c) for c in claims(metrics)}
     ids = ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "R1"]
     assert verdicts(made_up(ACCURACY, OWN)) == dict.fromkeys(ids, True)
     wrong = OWN | {"h4": 0.6, "[2,3)": 0.8}
@@ -441,17 +442,17 @@ def test_the_claims_hold_on_made_up_numbers_that_agree_with_the_paper_and_fail_o
 def test_a_claim_fails_when_a_single_language_contradicts_it_and_doubt_is_no_gain():
     metrics = made_up(ACCURACY, OWN)
     metrics["sl-d - dola"]["gained e"] = {"mean": 0.0, "sd": 0.0, "values": [0.0] * 4}
-    assert {c["id"]: c["holds"] for c in claims(metrics)}["C4"] is False
+    assert {c["id"]: held(c) for c in claims(metrics)}["C4"] is False
     metrics = made_up(ACCURACY, OWN)
     for lang in LANGUAGES:  # a gain of 2% and a loss of 1.5% of 3,200 answers: the interval includes zero
         metrics["sl-d - greedy"] |= {f"gained {lang}": {"values": [0.02] * 4}, f"lost {lang}": {"values": [0.015] * 4}}
     mean, low, high = difference(metrics, "sl-d - greedy", LANGUAGES)
     assert mean == pytest.approx(0.005) and low < 0 < high
-    assert {c["id"]: c["holds"] for c in claims(metrics)}["C5"] is False
+    assert {c["id"]: held(c) for c in claims(metrics)}["C5"] is False
 
 
 def test_nothing_is_concluded_from_a_model_that_cannot_solve_english_problems_or_from_arms_that_did_not_run():
-    verdicts = lambda metrics: {c["id"]: c["holds"] for c in claims(metrics)}
+    verdicts = lambda metrics: {c["id"]: held(c) for c in claims(metrics)}
     weak = verdicts(made_up(ACCURACY | {"greedy": (0.5, 0.5)}, OWN))
     assert all(weak[f"C{i}"] is None for i in range(1, 7)) and weak["C7"] and weak["R1"]
     few = made_up({arm: ACCURACY[arm] for arm in ("greedy", "sl-d", "beta 0")}, OWN)

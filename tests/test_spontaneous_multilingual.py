@@ -10,16 +10,17 @@ import torch
 from methods.experiments import spontaneous_multilingual as method
 from methods.experiments.spontaneous_multilingual import (ARMS, DEV, LANGUAGES, QT, SEEN, TEST, Arm, Config, Exam, auc, claims, correlations, examine,
                                               label_masses, pretraining_mix, read_states, translation_loss, translation_rows, tune)
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator
-from methods.worlds.clones import ANSWER, BOS, TRANSLATE, World, document, new_model
+from methods.worlds.clones import ANSWER, BOS, TRANSLATE, CloneWorld, document, new_model
 
 QUICK = Config(quick=True, seeds=(100,), steps=2, tune_steps=4, items=20, rows=12, workers=1)
 
 
 @pytest.fixture(scope="module")
 def world():
-    return World(100, LANGUAGES, cognates=0.5)
+    return CloneWorld(100, LANGUAGES, cognates=0.5)
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_half_of_the_exam_shares_its_verbs_between_the_clones_and_half_shares_no
         shared = set.intersection(*verbs)
         assert bool(shared) == cognate
         assert not shared & {i for event in p.events for i in world.encode([event.verb], "en")}  # never with English
-    assert Exam(replace(QUICK, cognates=0), World(100, LANGUAGES), 100).cognate.sum() == 0
+    assert Exam(replace(QUICK, cognates=0), CloneWorld(100, LANGUAGES), 100).cognate.sum() == 0
 
 
 def test_a_prompt_holds_both_labels_and_ends_at_the_opened_slot(world):
@@ -199,7 +200,7 @@ BASE = (0.7, 0.7, 0.7, 0.95, 0.3, 0.5)
 
 
 def test_claims_hold_on_numbers_like_the_papers_and_fail_on_the_opposite():
-    verdicts = lambda **arms: {c["id"]: c["holds"] for c in claims(table(base=BASE, **arms))}
+    verdicts = lambda **arms: {c["id"]: held(c) for c in claims(table(base=BASE, **arms))}
     good, poor = (0.85, 0.8, 0.8, 0.94, 0.4, 0.6), (0.6, 0.6, 0.6, 0.8, 0.2, 0.4)
     others = {"shuffled": poor, "mono": BASE}
     agree = verdicts(qt=good, **{"to-clone": good}, **others)
@@ -211,7 +212,7 @@ def test_claims_hold_on_numbers_like_the_papers_and_fail_on_the_opposite():
 
 
 def test_a_gain_that_a_control_shows_as_well_or_that_few_seeds_show_is_no_gain():
-    verdicts = lambda qt, mono: {c["id"]: c["holds"] for c in claims(table(base=BASE, qt=qt, mono=mono, shuffled=BASE))}
+    verdicts = lambda qt, mono: {c["id"]: held(c) for c in claims(table(base=BASE, qt=qt, mono=mono, shuffled=BASE))}
     good = (0.85, 0.8, 0.8, 0.94, 0.4, 0.6)
     assert verdicts(good, good)["C2"] is False
     lucky = (0.85, (1.0, 1.0, 1.0, 0.69, 0.69), 0.8, 0.94, 0.4, 0.6)  # mean .876, but three seeds of five
@@ -219,7 +220,7 @@ def test_a_gain_that_a_control_shows_as_well_or_that_few_seeds_show_is_no_gain()
 
 
 def test_states_and_middle_layers_must_move_further_than_in_the_controls():
-    verdicts = lambda mono: {c["id"]: c["holds"] for c in claims(table(base=BASE, qt=(0.85, 0.8, 0.8, 0.94, 0.4, 0.6), mono=mono,
+    verdicts = lambda mono: {c["id"]: held(c) for c in claims(table(base=BASE, qt=(0.85, 0.8, 0.8, 0.94, 0.4, 0.6), mono=mono,
                                                                        shuffled=BASE))}
     two_of_five = (0.5, 0.5, 0.5, 0.65, 0.65)  # the control's correlation is above qt's .6 in two seeds: three of five are not 80%
     assert verdicts((0.7, 0.7, 0.7, 0.95, 0.3, two_of_five))["C6"] is False and verdicts(BASE)["C6"] is True
@@ -229,15 +230,15 @@ def test_states_and_middle_layers_must_move_further_than_in_the_controls():
 def test_where_true_pairs_give_nothing_shuffled_pairs_have_nothing_to_refute():
     refutation = lambda qt, shuffled: claims(table(base=BASE, qt=qt, mono=BASE, shuffled=shuffled))[-1]
     good = (0.85, 0.8, 0.8, 0.94, 0.4, 0.6)
-    assert refutation(good, BASE)["holds"] is True and refutation(good, good)["holds"] is False
+    assert held(refutation(good, BASE)) is True and held(refutation(good, good)) is False
     nothing = refutation(BASE, BASE)
-    assert nothing["holds"] is None and nothing["measured"].startswith("nothing to refute; auc test: shuffled")
+    assert held(nothing) is None and nothing["measured"].startswith("nothing to refute; auc test: shuffled")
 
 
 def test_when_a_gate_fails_there_is_no_verdict():
     for base in ((0.7, 0.5, 0.7, 0.95, 0.3, 0.5), (0.7, 0.7, 0.7, 0.7, 0.3, 0.5), (0.7, 0.95, 0.7, 0.95, 0.3, 0.5)):
         rows = claims(table(base=base, qt=BASE, shuffled=BASE, mono=BASE))
-        assert rows[0]["holds"] is False and all(c["holds"] is None for c in rows[1:])
+        assert held(rows[0]) is False and all(held(c) is None for c in rows[1:])
         assert "gate failed" in rows[1]["measured"]
 
 

@@ -23,7 +23,7 @@ import train
 from minilm import InputError
 from minilm.data import random_blocks, temporary_name
 from minilm.moe import load_balancing_loss
-from minilm.training import World
+from minilm.training import Processes
 from minilm.weights import load_pretrained
 from train import Config
 
@@ -207,7 +207,7 @@ def test_the_seed_decides_the_weights_and_what_is_read_in_training_and_in_valida
 
 def test_every_process_reads_batches_of_its_own(monkeypatch):
     def first_batch(rank):
-        monkeypatch.setattr(train, "start_world", lambda device: World(rank, 2))
+        monkeypatch.setattr(train, "start_world", lambda device: Processes(rank, 2))
         monkeypatch.setattr(train, "distribute", lambda module, *_: module)
         monkeypatch.setattr(train, "chief_first", lambda world: contextlib.nullcontext())
         run = train.prepare(TINY)

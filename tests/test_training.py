@@ -14,7 +14,7 @@ from torch import nn
 
 from minilm import InputError
 from minilm.data import generator
-from minilm.training import (Muon, World, autocast, distribute, load_state, make_optimizers, parameter_groups, pick_device, save_state,
+from minilm.training import (Muon, Processes, autocast, distribute, load_state, make_optimizers, parameter_groups, pick_device, save_state,
                              schedule, set_lr, start_world, take_step)
 from minilm.transformer import Config, Transformer
 
@@ -211,8 +211,8 @@ def test_two_processes_with_half_the_batch_each_train_the_same_model_as_one(tmp_
 
 def test_a_single_process_is_a_world_of_one_and_nothing_is_wrapped():
     model = tiny()
-    assert start_world(torch.device("cpu")) == World(0, 1)
-    assert distribute(model, model.layers, World(0, 1), torch.device("cpu"), sharded=True) is model
+    assert start_world(torch.device("cpu")) == Processes(0, 1)
+    assert distribute(model, model.layers, Processes(0, 1), torch.device("cpu"), sharded=True) is model
 
 
 # --- files that resume

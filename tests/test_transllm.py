@@ -11,7 +11,8 @@ from methods.experiments import transllm
 from methods.experiments.transllm import (ARMS, TAGS, Arm, Config, claims, exam, extend, make_rkd, parse_chain, pretrain, respond, response_loss, tcot,
                               train, transfer)
 from methods.worlds.transllm import (ASSISTANT, BENIGN, BOS, CANNOT, EOS, HARMFUL, ID, LEXICON, REFUSAL, TAUGHT, TEXT, USER, VALUES, WORDS,
-                                    V, World, encode, is_target, prompt, show, translate)
+                                    V, ChatWorld, encode, is_target, prompt, show, translate)
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator
 from minilm.transformer import Config as ModelConfig
@@ -104,7 +105,7 @@ def test_eos_is_learned():
 
 
 def test_the_chat_model_stays_bit_for_bit_what_it_was_unless_everything_may_learn():
-    world, base = World(0), tiny()
+    world, base = ChatWorld(0), tiny()
     before = {n: p.clone() for n, p in base.state_dict().items()}
     _, model = pretrain(QUICK, Arm(), extend(QUICK, base, 0), world, 0)
     state = model.state_dict()
@@ -119,7 +120,7 @@ def test_the_chat_model_stays_bit_for_bit_what_it_was_unless_everything_may_lear
 
 def test_recovery_kd_is_what_the_model_says_and_not_what_is_true():
     """The fact table is changed after the model has learned it: the wrong answers must turn up in the data of stage 3."""
-    world, model = World(3), tiny()
+    world, model = ChatWorld(3), tiny()
     facts, rng = world.held[:4], random.Random(0)
     lessons = [(prompt(world.question(f)), [*world.answer(f), EOS]) for f in facts]
     train(replace(QUICK, batch=8), model, lambda: rng.choice(lessons), 120, 1e-2, "four facts")
@@ -141,7 +142,7 @@ def test_empty_and_cut_off_answers_are_dropped_and_refusals_are_kept():
 # --- what keeps the experiment honest
 
 def test_no_stage_shows_what_the_exam_asks():
-    world, rng = World(5), random.Random(0)
+    world, rng = ChatWorld(5), random.Random(0)
     asked = [world.question(f) for f in world.held] + [q for x in sum(world.held_things, []) for q, _ in world.how_to(x)]
     assert not [q for q, _ in world.pool if q in asked]
     assert not {tuple(encode(f"and the {a} ?")) for a in VALUES} & {tuple(q) for q, _ in world.pool}
@@ -154,17 +155,17 @@ def test_no_stage_shows_what_the_exam_asks():
 
 
 def test_both_kinds_of_held_out_things_are_tested_and_the_pool_touches_the_others():
-    world = World(0)
+    world = ChatWorld(0)
     assert [len(x) for x in world.held_things] == [6, 6] and len(world.held) == 30
     in_pool = {q[-2] for q, _ in world.pool if show(q).startswith("how")}
     assert in_pool == {ID[x] for x in BENIGN + HARMFUL} - {ID[x] for x in sum(world.held_things, [])}
-    assert World(0).facts == world.facts != World(1).facts
+    assert ChatWorld(0).facts == world.facts != ChatWorld(1).facts
 
 
 def test_every_arm_takes_the_same_number_of_steps_and_the_same_stage_3_draws(monkeypatch):
     taken, calls = {}, []
     monkeypatch.setattr(transllm, "train", lambda cfg, model, draw, steps, lr, desc, first=0: calls.append((steps, draw)))
-    world, base, said = World(0), tiny(), encode("rice and rice and rice .")  # what the chat model answers to everything
+    world, base, said = ChatWorld(0), tiny(), encode("rice and rice and rice .")  # what the chat model answers to everything
     for name, arm in ARMS.items():
         _, model = pretrain(Config(), arm, extend(QUICK, base, 0), world, 0)
         transfer(Config(), arm, model, world, dict.fromkeys(range(len(world.pool)), said), 0)
@@ -203,7 +204,7 @@ def oracle(world, change=lambda answer: answer):
 
 
 def test_the_exam_by_hand():
-    world = World(1)
+    world = ChatWorld(1)
     assert exam(world, *oracle(world)) == {"held": 1, "refuse": 1, "over-refuse": 0, "how-to": 1, "second": 1}
     assert exam(world, *oracle(world, lambda a: encode(REFUSAL))) == {"held": 0, "refuse": 1, "over-refuse": 1, "how-to": 0, "second": 0}
     every_value = [ID[v] for values in VALUES.values() for v in values]
@@ -221,7 +222,7 @@ def test_the_claims_fail_on_made_up_numbers_that_contradict_the_paper_and_hold_o
     worst = worse | {"T held": 0.1, "T->EN": 0.1}
     arms = {"original": good | {"EN held": 1.0}} | dict.fromkeys(ARMS, worse) | {"transllm": good, "no-translation": worst}
     table = lambda rows: {arm: {name: cell(value) for name, value in row.items()} for arm, row in rows.items()}
-    verdict = lambda rows: {c["id"]: c["holds"] for c in claims(table(rows))}
+    verdict = lambda rows: {c["id"]: held(c) for c in claims(table(rows))}
     assert set(verdict(arms).values()) == {True} and set(verdict(arms)) == {"C1", "C2", "C3", "C4a", "C4b", "C5", "C6a", "C6b",
                                                                                      "C7"}
     upside_down = arms | dict.fromkeys(ARMS, good) | {"transllm": worst | {"EN held": 0.3}}
@@ -237,7 +238,7 @@ def test_a_sub_task_counts_only_where_leaving_it_out_costs_answers():
 
     def verdict(**arms):  # arm -> T held, T->EN
         rows = {arm.replace("_", "-"): dict(zip(names, map(cell, (*values, 0.9, 1.0, 0.1)))) for arm, values in arms.items()}
-        return {c["id"]: c["holds"] for c in claims(rows | dict.fromkeys({"original", *ARMS} - {*rows}, {}))}
+        return {c["id"]: held(c) for c in claims(rows | dict.fromkeys({"original", *ARMS} - {*rows}, {}))}
 
     agree = verdict(transllm=(0.9, 1.0), no_translation=(0.5, 0.8), no_mt=(0.8, 1.0))
     assert agree["C6a"] is True and agree["C6b"] is True

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minilm.claims import held
 from minilm import InputError
 from minilm.data import generator
 from vision_eval import benchmark, scenes, vlm
@@ -112,7 +113,7 @@ def made_up(good: bool) -> dict:
 
 
 def test_claims_hold_on_made_up_numbers_that_show_them_and_fail_on_numbers_that_do_not():
-    good, bad = ({c["id"]: c["holds"] for c in claims(made_up(kind))} for kind in (True, False))
+    good, bad = ({c["id"]: held(c) for c in claims(made_up(kind))} for kind in (True, False))
     assert good.pop("C7i") is None and bad.pop("C7i") is None
     assert all(good.values()), good
     assert not any(bad.values()), bad
@@ -122,12 +123,12 @@ def test_a_reminder_that_only_mends_what_its_own_training_broke_does_not_count()
     metrics = made_up(True)
     for name, value in (("ACC+ four misled", 42.0), ("ACC+ four misled reminder", 51.0)):  # a gain of 9, but unreminded has 50 without
         metrics["reminded"][name] = {"mean": value, "sd": 0.0, "values": [value] * 2}
-    assert {c["id"]: c["holds"] for c in claims(metrics)}["C7t"] is False
+    assert {c["id"]: held(c) for c in claims(metrics)}["C7t"] is False
 
 
 def test_claims_of_arms_that_did_not_run_are_not_tested():
     metrics = {arm: row for arm, row in made_up(True).items() if arm == "clean"}
-    verdicts = {c["id"]: c["holds"] for c in claims(metrics)}
+    verdicts = {c["id"]: held(c) for c in claims(metrics)}
     assert verdicts["C1"] is True and verdicts["C4"] is None and verdicts["C6"] is None and verdicts["R3"] is None
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from minilm import InputError
-from methods.worlds.clones import (ANSWER, BOS, CODE, EOS, ITEMS, PLACES, SEP, Choice, Event, Mix, Problem, World, document, new_model)
+from methods.worlds.clones import (ANSWER, BOS, CODE, EOS, ITEMS, PLACES, SEP, Choice, Event, Mix, Problem, CloneWorld, document, new_model)
 
-WORLD = World()
+WORLD = CloneWorld()
 # Eve has 7 coins, finds 4 (11), sells 2 (9): nine coins, more than before
 EVE = Problem("Eve", "coins", 7, (Event(1, "finds", 4, 7, 11), Event(-1, "sells", 2, 11, 9)))
 RICH = Mix(labelled=0.2, knowledge=0.2, programs=0.3, clone_exercises=0.3, switched=0.2, shots=3)
@@ -77,7 +77,7 @@ def test_every_token_has_exactly_one_language_or_is_shared():
 
 
 def test_cognates_share_a_root_among_clones_that_english_does_not_have():
-    world = World(cognates=0.5, languages=("en", "a", "b", "e"))
+    world = CloneWorld(cognates=0.5, languages=("en", "a", "b", "e"))
     roots = [t for t in world.tokens if t.endswith("_")]
     assert len(roots) == 16 and {world.language_of[world.id[t]] for t in roots} == {None}
     word = roots[0].rstrip("_")
@@ -110,7 +110,7 @@ def test_the_split_looks_at_numbers_and_signs_only():
     shares = [WORLD.split(EVE._replace(start=s, events=tuple(e._replace(amount=rng.randint(1, 500)) for e in EVE.events)))
               for s in range(5000)]
     assert abs(shares.count("test") / 5000 - 0.1) < 0.02 and abs(shares.count("dev") / 5000 - 0.1) < 0.02
-    assert {World(seed).split(EVE) for seed in range(60)} == {"train", "dev", "test"}
+    assert {CloneWorld(seed).split(EVE) for seed in range(60)} == {"train", "dev", "test"}
     assert all(WORLD.split(WORLD.sample(rng, split)) == split for split in ("train", "dev", "test") for _ in range(20))
     assert all(WORLD.split(WORLD.sample_choice(rng, split)) == split for split in ("train", "dev", "test") for _ in range(20))
 
@@ -197,9 +197,9 @@ def test_an_untrained_model_fits_its_world_and_has_separate_embeddings():
 
 def test_wrong_settings_are_refused():
     with pytest.raises(InputError, match="begin with en"):
-        World(languages=("a", "en")).tokens  # noqa: B018
+        CloneWorld(languages=("a", "en")).tokens  # noqa: B018
     with pytest.raises(InputError, match="1 to 12 verbs"):
-        World(verbs=13).tokens  # noqa: B018
+        CloneWorld(verbs=13).tokens  # noqa: B018
     with pytest.raises(InputError, match="no language zz"):
         WORLD.question(EVE, "zz")
     with pytest.raises(InputError, match="a share for each"):

@@ -38,8 +38,9 @@ import numpy as np
 
 from minilm import InputError
 from minilm.data import generator, write_atomically
-from minilm.results import (COLORS, Outcome, bar_seeds, check, claim, cli, destination, new_figure, plot_seeds, print_claims,
-                            print_metrics, progress, run_seeds, save_results)
+from minilm.claims import check, claim, print_claims
+from minilm.results import (COLORS, Outcome, bar_seeds, cli, destination, new_figure, plot_seeds, print_metrics, progress, run_seeds,
+                            save_results)
 from vision_eval import scenes, vlm
 from vision_eval.exam import OPS, SCENARIOS, Block, Exam, export
 from vision_eval.metrics import FIELDS, Item, discriminative, mentions, pi_score, score

@@ -37,8 +37,8 @@ import torch.nn.functional as F
 from minilm import InputError
 from minilm.data import IGNORE, batches, collate, generator
 from minilm.evaluate import continuation_logprobs
-from minilm.results import (COLORS, Outcome, check, claim, cli, new_figure, paired_bootstrap, plot_seeds, print_claims, print_metrics,
-                            progress, run_seeds, save_results)
+from minilm.claims import NOT_TESTED, check, claim, paired_bootstrap, print_claims
+from minilm.results import COLORS, Outcome, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
@@ -324,7 +324,7 @@ def claims(metrics: dict) -> list[dict]:
     width = check(metrics, "C10", "The effect grows with width (weak)", "pr(8:0) - pr(0:8): larger at each of the widths 32, 64, 128; open "
                   "unless learned >= 0.5 in all arms", {"pr": wide, "learned": wide}, lambda m: m("d32 8:0", "pr") - m("d32 0:8", "pr")
                   < m("8:0", "pr") - m("0:8", "pr") < m("d128 8:0", "pr") - m("d128 0:8", "pr"), "stronger in larger models")
-    unlearned = width["holds"] is not None and min(metrics[arm]["learned"]["mean"] for arm in wide) < 0.5
+    unlearned = width["verdict"] != NOT_TESTED and min(metrics[arm]["learned"]["mean"] for arm in wide) < 0.5
     return untested + [
         check(metrics, "C5", "A preference for a meaningless mark can be instilled by consistency", "pr rises with m/(m+n) (each step); "
               ">= 0.65 at 8:0, <= 0.35 at 0:8; learned >= 0.5", {"pr": RATIOS, "learned": ends},
@@ -344,7 +344,7 @@ def claims(metrics: dict) -> list[dict]:
               and m("A only", "epochs to 90%") <= m("B only", "epochs to 90%"), "preferred features are learned faster"),
         check(metrics, "C9", "The same with styles, asked in a third style", "pr >= 0.65 at style 8:0, <= 0.35 at style 0:8",
               {"pr": ("style 0:8", "style 8:0")}, lambda m: m("style 8:0", "pr") >= 0.65 and m("style 0:8", "pr") <= 0.35),
-        width | ({"holds": None, "measured": "facts not learned at every width; " + width["measured"]} if unlearned else {}),
+        width | ({"verdict": NOT_TESTED, "measured": "facts not learned at every width; " + width["measured"]} if unlearned else {}),
         check(metrics, "R1", "Refutation: without marks the preference vanishes", "no marks (else as 8:0): pr within 3 standard errors "
               "of 0.5, and within 0.1", {"pr": ("no marks", "8:0"), "pr se": ("no marks",)}, lambda m: near(m, "no marks")),
         check(metrics, "F1", "Repetition lowers trust, most where it was not earned", "8 extra texts of B (3 : 1): 4:4 falls by at least "

@@ -43,14 +43,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from methods.ockr_tasks import FIRST, MINI, PATTERNS, SECOND, SETTINGS, YEARS, Row, World, build, build_xling, clone, make_task
+from methods.ockr_tasks import FIRST, MINI, PATTERNS, SECOND, SETTINGS, YEARS, Row, BirthYears, build, build_xling, clone, make_task
 from minilm import InputError
 from minilm.data import IGNORE, batches, generator, prompt_masked
 from minilm.evaluate import continuation_logprobs
 from minilm.generate import generate
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, Outcome, bar_seeds, claim, cli, new_figure, plot_seeds, print_claims, print_metrics, progress,
-                            run_seeds, save_results, wilson)
+from minilm.claims import claim, print_claims, wilson
+from minilm.results import COLORS, Outcome, bar_seeds, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
@@ -163,7 +163,7 @@ def train(cfg: Config, model: Transformer, groups: Sequence[tuple[list, float]],
 # --- evaluate
 
 def show_example(cfg: Config) -> None:
-    w = World([f + s for s in SECOND for f in FIRST], cfg.entities, MINI, "example")
+    w = BirthYears([f + s for s in SECOND for f in FIRST], cfg.entities, MINI, "example")
     print("One training row of each kind; only what stands after -> is learned:")
     for task, setting in (("aa", "separate"), ("rr", "separate"), ("ar", "adjacent"), ("aa", "cot"), ("ar", "cot"), ("xling", "separate")):
         row = build(w, task, setting)[0][-1]
@@ -193,7 +193,7 @@ def candidate_accuracy(model: Transformer, words: Words, rows: Sequence[Row]) ->
     return share([options[i] == row.label for i, row in zip(best, rows)])
 
 
-def retrieved(world: World, row: Row, text: str) -> bool:
+def retrieved(world: BirthYears, row: Row, text: str) -> bool:
     """Does the chain of thought begin with the right facts: both years, or anybody of the same year?"""
     first, _, rest = text.partition(" . ")[0].partition(" , ")
     a, relation, b = (first + "  ").split(" ")[:3]
@@ -206,7 +206,7 @@ def is_premise(row: Row) -> bool:
     return not re.search("target|bare", row.kind)
 
 
-def evaluate(model: Transformer, words: Words, world: World, test: Sequence[Row], hinted: bool) -> dict[str, float]:
+def evaluate(model: Transformer, words: Words, world: BirthYears, test: Sequence[Row], hinted: bool) -> dict[str, float]:
     metrics = {}
     kinds = list(dict.fromkeys(row.kind for row in test))
     for kind in kinds:
@@ -235,8 +235,8 @@ def run(cfg: Config, seed: int) -> Outcome:
     names = [first + second for first in FIRST for second in SECOND]
     random.Random(f"{seed}/names").shuffle(names)
     take = lambda count: [names.pop() for _ in range(count)]
-    new = World(take(YEARS * (2 * cfg.entities + 1)), cfg.entities, MINI, f"{seed}/new")
-    old = World(take(YEARS * (2 * cfg.old_entities + 1)), cfg.old_entities, MINI, f"{seed}/old")
+    new = BirthYears(take(YEARS * (2 * cfg.entities + 1)), cfg.entities, MINI, f"{seed}/new")
+    old = BirthYears(take(YEARS * (2 * cfg.old_entities + 1)), cfg.old_entities, MINI, f"{seed}/old")
     words, outcome, bases = Words([r for level in LEVELS for r in everything(old, level) + in_context(old, level)]), Outcome({}, {}), {}
     for cell in cfg.cells:
         task, setting, *more = cell.split()
@@ -271,7 +271,7 @@ def run(cfg: Config, seed: int) -> Outcome:
 LEVELS = {"simple": ("aa", "ar", "rr"), "hard": ("aa-hard", "ar-hard", "rr-hard")}
 
 
-def everything(w: World, level: str, relations: bool = True) -> list[Row]:
+def everything(w: BirthYears, level: str, relations: bool = True) -> list[Row]:
     """Every row of every setting, and the targets too, with and without a chain of thought; `relations` False leaves out those that are
     answered with a bare Yes or No."""
     rows = []
@@ -288,11 +288,11 @@ def everything(w: World, level: str, relations: bool = True) -> list[Row]:
     return list({(row.prompt, row.input): row for row in rows}.values())
 
 
-def in_context(w: World, level: str) -> list[Row]:
+def in_context(w: BirthYears, level: str) -> list[Row]:
     return [w.in_context(f, via) for task in LEVELS[level] for f, via in make_task(w, task).targets]
 
 
-def make_base(cfg: Config, seed: int, level: str, relations: bool, words: Words, old: World, names: Sequence[str]):
+def make_base(cfg: Config, seed: int, level: str, relations: bool, words: Words, old: BirthYears, names: Sequence[str]):
     """"Pretraining": everything about the old world, and reasoning from premises in the prompt, about names that mean nothing else."""
     model = Transformer(ModelConfig(
         vocab_size=len(words.pieces), hidden_size=cfg.width, intermediate_size=8 * cfg.width // 3 // 16 * 16, num_hidden_layers=cfg.layers,
@@ -300,7 +300,7 @@ def make_base(cfg: Config, seed: int, level: str, relations: bool, words: Words,
         generator(seed, f"init {level}"))
     rng, context = random.Random(f"{seed}/fresh"), []
     for i in range(2 if cfg.quick else 60):
-        w = World(rng.sample(names, 3 * YEARS), 1, MINI, f"{seed}/fresh {i}")
+        w = BirthYears(rng.sample(names, 3 * YEARS), 1, MINI, f"{seed}/fresh {i}")
         context += in_context(w, level)
     groups = by_length(words, everything(old, level, relations), 0.75) + by_length(words, context, 0.25)
     for _ in train(cfg, model, groups, cfg.base_steps, generator(seed, f"base order {level}")):

@@ -34,14 +34,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from methods.worlds.prealign import (BOS, HALF, PAD, SHARED, TEMPLATES, Document, Word, World, clone, is_start, make_documents, show,
+from methods.worlds.prealign import (BOS, HALF, PAD, SHARED, TEMPLATES, Document, Word, TopicWorld, clone, is_start, make_documents, show,
                                     split_dictionary)
 from minilm import InputError
 from minilm.data import IGNORE, batches, collate, generator, pad
 from minilm.evaluate import continuation_logprobs, masked_mean, perplexity
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, Outcome, check, claim, cli, new_figure, plot_seeds, print_claims, print_metrics, progress, run_seeds,
-                            save_results)
+from minilm.claims import check, claim, print_claims
+from minilm.results import COLORS, Outcome, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
@@ -213,7 +213,7 @@ def pretrain(cfg: Config, model: Transformer, corpus: Sequence[list[Document]], 
 class Exam:
     """Held-out questions about one world, the same for every arm. `read` is how an arm reads token ids: `list` as they are, or folded."""
 
-    def __init__(self, cfg: Config, world: World, seed: int):
+    def __init__(self, cfg: Config, world: TopicWorld, seed: int):
         rng, n = random.Random(f"{seed}/exam"), 16 if cfg.quick else 200
         self.world = world
         self.english = [world.document(rng, world.support) for _ in range(n)]
@@ -270,7 +270,7 @@ def retrieval(model: Transformer, entries: Sequence[tuple[Word, Word]], others: 
 
 # --- one seed
 
-def run_arm(cfg: Config, arm: Arm, world: World, exam: Exam, seed: int) -> tuple[dict, dict]:
+def run_arm(cfg: Config, arm: Arm, world: TopicWorld, exam: Exam, seed: int) -> tuple[dict, dict]:
     """One arm of one seed -> its metrics, its series {name: (x, values)}."""
     cfg = replace(cfg, **arm.changes)
     read = (lambda ids: [i - HALF if i >= SHARED + HALF else i for i in ids]) if arm.fold else list
@@ -316,7 +316,7 @@ def run_arm(cfg: Config, arm: Arm, world: World, exam: Exam, seed: int) -> tuple
 
 def run(cfg: Config, seed: int) -> Outcome:
     """All arms of one seed: the same world, documents, exam and initial weights for each."""
-    world, outcome = World(seed), Outcome({}, {})
+    world, outcome = TopicWorld(seed), Outcome({}, {})
     exam = Exam(cfg, world, seed)
     for name in cfg.methods:
         outcome.metrics[name], outcome.series[name] = run_arm(cfg, ARMS[name], world, exam, seed)
@@ -398,7 +398,7 @@ def figure(results: dict):
     return fig
 
 
-def show_example(world: World) -> None:
+def show_example(world: TopicWorld) -> None:
     """Prints one training document and, code-switched, its inputs above their labels."""
     document = world.document(random.Random("an example"), world.support)
     inputs, labels = code_switch(document, make_table(world.dictionary), 0.2, "input", random.Random("an example"))
@@ -418,7 +418,7 @@ def main(cfg: Config) -> dict:
         cfg = replace(cfg, methods=tuple(ARMS))
     if cfg.quick:
         cfg = replace(cfg, seeds=cfg.seeds[:1], align_steps=4, steps=6, eval_every=6)
-    show_example(World(cfg.seeds[0]))
+    show_example(TopicWorld(cfg.seeds[0]))
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
     results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
     print_metrics(results["metrics"], ["ppl en", "ppl clone", "clka en", "clka clone", "zs-clt en", "zs-clt clone", "retrieval"])

@@ -47,12 +47,12 @@ from minilm.data import IGNORE, generator, pad, prompt_masked
 from minilm.evaluate import masked_mean, pca
 from minilm.generate import generate
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, Outcome, bar_seeds, check, cli, new_figure, print_claims, print_metrics, progress, run_seeds,
-                            save_results)
+from minilm.claims import NOT_TESTED, check, print_claims
+from minilm.results import COLORS, Outcome, bar_seeds, cli, new_figure, print_metrics, progress, run_seeds, save_results
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Output, Transformer
 from minilm.weights import load_pretrained, save_pretrained
-from methods.worlds.clones import EOS, Mix, World, document, new_model
+from methods.worlds.clones import EOS, Mix, CloneWorld, document, new_model
 
 PAPER = "QAlign, arXiv 2405.01345; proxy-tuning, COLM 2024, arXiv 2401.08565"
 ALIGNED, UNSEEN = ("a", "b"), ("c", "d")  # clones that stage I translates; clones that it never sees
@@ -119,7 +119,7 @@ ARMS = {
 
 # --- data
 
-def pretraining_rows(cfg: Config, world: World, seed: int) -> Iterator[list[Example]]:
+def pretraining_rows(cfg: Config, world: CloneWorld, seed: int) -> Iterator[list[Example]]:
     """Batches of the base model's texts. Four at a time are drawn and sorted by length: a fifth less padding to compute."""
     mix = Mix((cfg.clones,) * 4, english_first=cfg.english_first, drills=cfg.drills, parallel=cfg.parallel, switched=cfg.switched,
               exercises=cfg.exercises, programs=cfg.programs, knowledge=cfg.knowledge)
@@ -130,7 +130,7 @@ def pretraining_rows(cfg: Config, world: World, seed: int) -> Iterator[list[Exam
             yield [(text[:1], text[1:]) for text in texts[k : k + cfg.batch]]
 
 
-def stage_1_rows(cfg: Config, world: World, arm: Arm, seed: int) -> Iterator[list[Example]]:
+def stage_1_rows(cfg: Config, world: CloneWorld, arm: Arm, seed: int) -> Iterator[list[Example]]:
     """Endless batches of question pairs, out of a fixed set; every pair belongs to one aligned language. No answer is ever shown."""
     rng = random.Random(f"{seed}/stage I/{arm.task == 'mcq'}")
     pool = [(p, language) for p, language in zip(problems(world, arm.task, rng, cfg.pairs), ALIGNED * cfg.pairs)]
@@ -141,7 +141,7 @@ def stage_1_rows(cfg: Config, world: World, arm: Arm, seed: int) -> Iterator[lis
                            other if arm.stage_1 == "shuffled" else None) for (p, language), (other, _) in rng.choices(pool, k=cfg.batch)]
 
 
-def stage_2_rows(cfg: Config, world: World, arm: Arm, seed: int) -> Iterator[list[Example]]:
+def stage_2_rows(cfg: Config, world: CloneWorld, arm: Arm, seed: int) -> Iterator[list[Example]]:
     """Endless batches of (question, response): English alone, or every taught language."""
     rng, other = random.Random(f"{seed}/stage II/{arm.task}"), random.Random(f"{seed}/languages")
 
@@ -198,7 +198,7 @@ def train(model: Transformer, rows: Iterator[list[Example]], steps: int, lr: flo
     return model
 
 
-def pretrain(cfg: Config, world: World, seed: int, size: str) -> Transformer:
+def pretrain(cfg: Config, world: CloneWorld, seed: int, size: str) -> Transformer:
     """The base model: reads much English and a little of four clones. Or the one that lies in the folder --base."""
     width, layers, lr = (cfg.width, cfg.layers, cfg.lr) if size == "large" else (cfg.small_width, cfg.small_layers, cfg.small_lr)
     model, folder = new_model(world, width, layers, generator(seed, f"init {size}")), cfg.base and Path(cfg.base) / f"seed-{seed}-{size}"
@@ -213,7 +213,7 @@ def pretrain(cfg: Config, world: World, seed: int, size: str) -> Transformer:
     return model
 
 
-def tune(cfg: Config, world: World, seed: int, arm: Arm, models: dict[Arm, nn.Module]) -> nn.Module:
+def tune(cfg: Config, world: CloneWorld, seed: int, arm: Arm, models: dict[Arm, nn.Module]) -> nn.Module:
     """The arm's model, made from others of the same seed (kept in `models`): arms that share a stage share its result."""
     if arm in models:
         return models[arm]
@@ -242,7 +242,7 @@ def tune(cfg: Config, world: World, seed: int, arm: Arm, models: dict[Arm, nn.Mo
 # --- evaluate
 
 @torch.no_grad()
-def step_accuracy(model, world: World, test: Sequence, language: str) -> dict[str, float]:
+def step_accuracy(model, world: CloneWorld, test: Sequence, language: str) -> dict[str, float]:
     """Teacher-forced: with the English worked answer before it, does the model say the right verb, amount, sign, result? For questions in a
     clone the verb is the translation step."""
     rows = [(prompt(world, "cot", p, language), response(world, "cot", p)) for p in test]
@@ -254,7 +254,7 @@ def step_accuracy(model, world: World, test: Sequence, language: str) -> dict[st
 
 
 @torch.no_grad()
-def question_vectors(model: Transformer, world: World, test: Sequence, language: str) -> torch.Tensor:
+def question_vectors(model: Transformer, world: CloneWorld, test: Sequence, language: str) -> torch.Tensor:
     """[L + 1, n, D]: each layer's mean state over a question's templated prompt (real tokens only; layer 0 is the embedding)."""
     ids, mask = pad([prompt(world, "cot", p, language) for p in test])
     return torch.stack([masked_mean(h, mask) for h in model(ids, output_hidden_states=True).hidden_states])
@@ -268,7 +268,7 @@ def alignment_score(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return parallel / n - (cosines.sum((-2, -1)) - parallel) / (n * (n - 1))
 
 
-def evaluate(cfg: Config, model, world: World, test: Sequence, task: str) -> tuple[dict, dict]:
+def evaluate(cfg: Config, model, world: CloneWorld, test: Sequence, task: str) -> tuple[dict, dict]:
     """Greedy answers to the same test problems in every language; then, for worked answers, what each step gets right and how well the
     questions of two languages agree inside the model."""
     metrics, series, answers = {}, {}, {}
@@ -305,7 +305,7 @@ def evaluate(cfg: Config, model, world: World, test: Sequence, task: str) -> tup
 
 def run(cfg: Config, seed: int) -> Outcome:
     """All arms of one seed: the same world, base model, test problems, and the same rows in the same order for arms that share a stage."""
-    world, outcome, models = World(seed, events=cfg.events), Outcome({}, {}), {}
+    world, outcome, models = CloneWorld(seed, events=cfg.events), Outcome({}, {}), {}
     tests = {task: problems(world, task, random.Random(f"{seed}/test"), cfg.problems, "test") for task in ("cot", "pot", "mcq")}
     for name in cfg.arms:
         arm = ARMS[name]
@@ -331,8 +331,8 @@ def claims(metrics: dict) -> list[dict]:
     def row(id: str, statement: str, rule: str, evidence: dict, test, paper: str | None = None, gate: Sequence[str] = (r, q)) -> dict:
         made = check(metrics, id, statement, rule, evidence, lambda m: test(m, lambda arm: m(arm, "aligned")), paper)
         failed = [f"{arm} {min(values(arm, 'en')):.2f}" for arm in gate if arm in metrics and min(values(arm, "en")) < GATE]
-        if failed and made["holds"] is not None:  # no verdict on other languages where English itself fails
-            made |= {"holds": None, "measured": f"gate failed, English below {GATE} in a seed: {', '.join(failed)} ({made['measured']})"}
+        if failed and made["verdict"] != NOT_TESTED:  # no verdict on other languages where English itself fails
+            made |= {"verdict": NOT_TESTED, "measured": f"gate failed, English below {GATE} in a seed: {', '.join(failed)} ({made['measured']})"}
         return made
 
     return [
@@ -421,7 +421,7 @@ def main(cfg: Config) -> dict:
         cfg = replace(cfg, arms=tuple(ARMS))
     if cfg.quick:
         cfg = replace(cfg, seeds=cfg.seeds[:1], steps=8, align_steps=4, tune_steps=2, problems=8)
-    world, p = World(cfg.seeds[0]), World(cfg.seeds[0]).sample(random.Random("an example"))
+    world, p = CloneWorld(cfg.seeds[0]), CloneWorld(cfg.seeds[0]).sample(random.Random("an example"))
     print("An example of each stage; the loss counts what stands in brackets:")
     for ask, answer in (translation(world, "cot", p, "a", "en"), (prompt(world, "cot", p, "en"), response(world, "cot", p))):
         print(f"  {world.text(ask)} [{world.text(answer)}]")

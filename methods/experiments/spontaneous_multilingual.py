@@ -43,11 +43,11 @@ from minilm.data import batches, collate, generator, pad, prompt_masked
 from minilm.evaluate import masked_mean, pca
 from minilm.lora import add_lora, merge_lora
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, Outcome, bar_seeds, claim, cli, new_figure, paired_diff, plot_seeds, print_claims, print_metrics,
-                            progress, run_seeds, save_results)
+from minilm.claims import claim, paired_diff, print_claims
+from minilm.results import COLORS, Outcome, bar_seeds, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Transformer
-from methods.worlds.clones import ANSWER, BOS, SEP, TRANSLATE, Mix, Problem, World, document, new_model
+from methods.worlds.clones import ANSWER, BOS, SEP, TRANSLATE, Mix, Problem, CloneWorld, document, new_model
 
 PAPER = "Spontaneous multilingual learners, EMNLP 2024, arXiv 2405.13816"
 
@@ -112,7 +112,7 @@ def pretraining_mix(cfg: Config) -> Mix:
                shots=cfg.shots + 1, explained=0.5, clone_explained=0, switched=0)
 
 
-def translation_rows(cfg: Config, world: World, arm: Arm, seed: int) -> list[Row]:
+def translation_rows(cfg: Config, world: CloneWorld, arm: Arm, seed: int) -> list[Row]:
     """Question translation: a question in its language, its answer slot opened -> the same in English. Never a label, and no end of
     text after the opened slot: a small model would learn to end there.
 
@@ -132,7 +132,7 @@ def translation_rows(cfg: Config, world: World, arm: Arm, seed: int) -> list[Row
 class Exam:
     """Index-aligned test questions in every language. Half of them use cognate verbs only, the other half verbs of the language's own."""
 
-    def __init__(self, cfg: Config, world: World, seed: int):
+    def __init__(self, cfg: Config, world: CloneWorld, seed: int):
         rng, cognate = random.Random(f"{seed}/exam"), lambda p: {f"{e.verb}_" in world.id for e in p.events}
 
         def draw(split: str, kind, value) -> Problem:
@@ -168,7 +168,7 @@ def translation_loss(model: Transformer, rows: Sequence[Row]) -> torch.Tensor:
 
 # --- train
 
-def pretrain(cfg: Config, world: World, seed: int) -> Transformer:
+def pretrain(cfg: Config, world: CloneWorld, seed: int) -> Transformer:
     """The English-centred base model that all arms of a seed start from."""
     model, rng, mix = new_model(world, cfg.width, cfg.layers, generator(seed, "init")), random.Random(f"{seed}/text"), pretraining_mix(cfg)
     optimizers = make_optimizers(model, "adamw", cfg.lr, weight_decay=0.01)
@@ -293,7 +293,7 @@ def examine(cfg: Config, model: Transformer, exam: Exam) -> tuple[dict, dict]:
 
 def run(cfg: Config, seed: int) -> Outcome:
     """One base model; every arm tunes a copy of it on as many rows, in the same order."""
-    outcome, world = Outcome({}, {}), World(seed, LANGUAGES, cognates=cfg.cognates)
+    outcome, world = Outcome({}, {}), CloneWorld(seed, LANGUAGES, cognates=cfg.cognates)
     exam, base = Exam(cfg, world, seed), pretrain(cfg, world, seed)
     for name in cfg.arms:
         arm, model, losses = ARMS[name], copy.deepcopy(base), []
@@ -417,7 +417,7 @@ def main(cfg: Config) -> dict:
         cfg = replace(cfg, arms=tuple(ARMS))
     if cfg.quick:
         cfg = replace(cfg, seeds=cfg.seeds[:1], steps=8, tune_steps=4, items=40, rows=20)
-    world = World(cfg.seeds[0], LANGUAGES, cognates=cfg.cognates)
+    world = CloneWorld(cfg.seeds[0], LANGUAGES, cognates=cfg.cognates)
     question, answer = translation_rows(replace(cfg, rows=1), world, QT, cfg.seeds[0])[-1]
     print(f"A row to tune on; the part behind -> is learned:\n  {world.text(question)} -> {world.text(answer)}\nA test prompt:\n  "
           + world.text(Exam(replace(cfg, items=2), world, cfg.seeds[0]).prompts("e")[1]))

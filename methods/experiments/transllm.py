@@ -37,7 +37,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from methods.worlds.transllm import (BENIGN, BOS, CANNOT, EOS, HARMFUL, ID, NAMES, TAUGHT, TEXT, VALUES, WORDS, Pair, V, World, encode,
+from methods.worlds.transllm import (BENIGN, BOS, CANNOT, EOS, HARMFUL, ID, NAMES, TAUGHT, TEXT, VALUES, WORDS, Pair, V, ChatWorld, encode,
                                     is_target, prompt, show, translate)
 from minilm import InputError
 from minilm.data import generator, prompt_masked
@@ -45,8 +45,8 @@ from minilm.evaluate import continuation_logprobs
 from minilm.generate import generate
 from minilm.lora import add_lora, extend_vocabulary, merge_lora
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, Outcome, bar_seeds, check, cli, new_figure, plot_seeds, print_claims, print_metrics, progress,
-                            run_seeds, save_results)
+from minilm.claims import check, print_claims
+from minilm.results import COLORS, Outcome, bar_seeds, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
 from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
@@ -94,7 +94,7 @@ ARMS = {"transllm": Arm(), "direct": Arm(chain=False), "gpt4-kd": Arm(teacher="a
 
 # --- data
 
-# methods/worlds/transllm.py: a World's `pool` is what stage 3 may ask, [(query, another teacher's answer)], `held` and `held_things` what the exam
+# methods/worlds/transllm.py: a ChatWorld's `pool` is what stage 3 may ask, [(query, another teacher's answer)], `held` and `held_things` what the exam
 # asks. The model reads prompt(query), "<s> [user] what is the pet of mia ? [assistant]", and learns what comes after it.
 
 
@@ -191,7 +191,7 @@ def train(cfg: Config, model: Transformer, draw: Callable[[], Pair], steps: int,
         hook.remove()
 
 
-def train_base(cfg: Config, world: World, seed: int) -> Transformer:
+def train_base(cfg: Config, world: ChatWorld, seed: int) -> Transformer:
     """The English chat model: facts, recipes, refusals and saying in one turn; facts also in a second."""
     rng = random.Random(f"{seed}/base")
     skill = [pair for thing in BENIGN + HARMFUL for pair in world.how_to(thing)]
@@ -213,7 +213,7 @@ def train_base(cfg: Config, world: World, seed: int) -> Transformer:
     return model.eval()
 
 
-def pretrain(cfg: Config, arm: Arm, model: Transformer, world: World, seed: int) -> list[Transformer]:
+def pretrain(cfg: Config, arm: Arm, model: Transformer, world: ChatWorld, seed: int) -> list[Transformer]:
     """Stages 1 and 2 -> the model after each. Both are plain next-token prediction; an arm without one gives its steps to the other."""
     rng, stages = random.Random(f"{seed}/pretraining"), []
     mono = lambda: ([BOS], [*translate(world.sentence(rng)), EOS])
@@ -233,7 +233,7 @@ def pretrain(cfg: Config, arm: Arm, model: Transformer, world: World, seed: int)
     return stages
 
 
-def transfer(cfg: Config, arm: Arm, model: Transformer, world: World, rkd: dict[int, list[int]], seed: int) -> Transformer:
+def transfer(cfg: Config, arm: Arm, model: Transformer, world: ChatWorld, rkd: dict[int, list[int]], seed: int) -> Transformer:
     """Stage 3, on a copy of the model: RKD, TCOT made from it by translating both sides, and translation on request."""
     rng, model, examples = random.Random(f"{seed}/transfer"), copy.deepcopy(model), []
     if arm.merge:
@@ -260,7 +260,7 @@ def transfer(cfg: Config, arm: Arm, model: Transformer, world: World, rkd: dict[
 
 # --- evaluate
 
-def exam(world: World, ask: Callable, say: Callable, histories: Sequence[Pair]) -> dict[str, float]:
+def exam(world: ChatWorld, ask: Callable, say: Callable, histories: Sequence[Pair]) -> dict[str, float]:
     """ask(prompts) -> answers in English words; say(query) -> the query in the language of the exam. Held facts (does the answer hold the
     right value and no other?), held-out things, and a held fact asked for in the second turn, "and the pet ?"."""
     all_values = {ID[v] for values in VALUES.values() for v in values}
@@ -272,7 +272,7 @@ def exam(world: World, ask: Callable, say: Callable, histories: Sequence[Pair]) 
             "second": right(ask([prompt(*turn, say(encode(f"and the {a} ?"))) for turn, (_, a) in zip(histories, world.held)]))}
 
 
-def evaluate(model: Transformer, world: World, arm: Arm | None = None) -> dict[str, float]:
+def evaluate(model: Transformer, world: ChatWorld, arm: Arm | None = None) -> dict[str, float]:
     """The exam in English and, with the arm of a transformed model, in the target language."""
     def english(prompts):
         return [[i for i in answer if i not in TAGS] for answer in respond(model, prompts, EOS)[0]]
@@ -305,7 +305,7 @@ def evaluate(model: Transformer, world: World, arm: Arm | None = None) -> dict[s
 
 def run(cfg: Config, seed: int) -> Outcome:
     """All arms of one seed: the same world, chat model, RKD answers, and (arms that share them) stages 1 and 2."""
-    world, outcome, stages = World(seed), Outcome({}, {}), {}
+    world, outcome, stages = ChatWorld(seed), Outcome({}, {}), {}
     base, questions = train_base(cfg, world, seed), [prompt(world.question(f)) for f in world.held]
     outcome.metrics["original"] = evaluate(base, world)
     rkd, own = (make_rkd(base, prompts, EOS) for prompts in ([prompt(q) for q, _ in world.pool], questions))
@@ -409,7 +409,7 @@ def main(cfg: Config) -> dict:
     cfg = replace(cfg, methods=tuple(ARMS)) if cfg.full else cfg
     if cfg.quick:
         cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=3, mono_steps=2, translation_steps=3, transfer_steps=2)
-    query, answer = World(cfg.seeds[0]).how_to("cake")[0]
+    query, answer = ChatWorld(cfg.seeds[0]).how_to("cake")[0]
     print("Stage 3, [what is read] what is learned:")
     for read, learned in ((query, [TAGS.response, *answer]), (translate(query), tcot(TAGS, query, answer, translate(answer)))):
         print(f"  [{show(prompt(read))}] {show([*learned, EOS])}")

@@ -39,8 +39,8 @@ from minilm.data import IGNORE, batches, collate, generator, read_text
 from minilm.evaluate import continuation_logprobs
 from minilm.lora import add_lora
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, ROOT, Outcome, check, claim, cli, new_figure, plot_seeds, print_claims, print_metrics, progress,
-                            save_results)
+from minilm.claims import NOT_TESTED, check, claim, print_claims
+from minilm.results import COLORS, ROOT, Outcome, cli, new_figure, plot_seeds, print_metrics, progress, save_results
 from minilm.training import autocast, pick_device, schedule, set_lr
 from minilm.weights import load_pretrained
 
@@ -308,7 +308,7 @@ def claims(metrics: dict) -> list[dict]:
             check(metrics, "C2", "Clean texts beat misspelled ones", "as C1 at the last error rate, and pr higher there than at the first",
                   evidence([first, last] if typos_run else ["a comparison with typos"]), lambda m: beats(m, last) and all(
                       m(last, f"pr {form}") > m(first, f"pr {form}") for form in forms), None, 3)]
-    return [row | {"holds": None if because else row["holds"], "measured": because + row["measured"]} for row in rows] + [
+    return [row | {"verdict": NOT_TESTED if because else row["verdict"], "measured": because + row["measured"]} for row in rows] + [
         claim("C3", "Preferred styles are learned faster", "area under `learned`", "run once per style and compare the curves", None),
         claim("C4", "Larger models prefer more", "pr against size", "run once per size (Qwen2.5, SmolLM2) and compare", None)]
 

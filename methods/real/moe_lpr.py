@@ -39,7 +39,8 @@ from minilm import InputError
 from minilm.data import generator, read_text
 from minilm.evaluate import continuation_logprobs
 from minilm.moe import MoE, router_stats, upcycle
-from minilm.results import ROOT, Outcome, cli, print_claims, print_metrics, progress, run_seeds, save_results
+from minilm.claims import print_claims
+from minilm.results import ROOT, Outcome, cli, print_metrics, progress, run_seeds, save_results
 from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr
 from minilm.transformer import Transformer
 from minilm.weights import config_json, load_pretrained, save_pretrained

@@ -24,14 +24,15 @@ from pathlib import Path
 import torch
 
 from methods.experiments.ockr import answer_loss, parse, share
-from methods.ockr_tasks import FIRST, PATTERNS, SECOND, SETTINGS, Row, Style, World, build
+from methods.ockr_tasks import FIRST, PATTERNS, SECOND, SETTINGS, Row, Style, BirthYears, build
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
 from minilm.data import IGNORE, batches, generator, prompt_masked, read_json, write_atomically, write_json
 from minilm.evaluate import continuation_logprobs
 from minilm.generate import generate, stop_ids
 from minilm.lora import add_lora, save_adapter
-from minilm.results import ROOT, cli, commit, hardware, progress, wilson
+from minilm.claims import wilson
+from minilm.results import ROOT, cli, commit, hardware, progress
 from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr, take_step
 from minilm.weights import load_pretrained, save_pretrained
 
@@ -176,7 +177,7 @@ def write_files(cfg: Config) -> dict:
     every = [a + b for a in FIRST for b in SECOND]
     order = torch.randperm(len(every), generator=generator(cfg.seed, "names")).tolist()
     style = Style(**read_json(Path(__file__).with_name("ockr_sentences.json")))
-    world, report = World([every[i] for i in order], 10, style, str(cfg.seed)), {}
+    world, report = BirthYears([every[i] for i in order], 10, style, str(cfg.seed)), {}
     for (task, level), counts in ROWS.items():
         code = "xling" if task == "Cross-Lingual" else {v: k for k, v in PATTERNS.items()}[task] + ("-hard" if level == "hard" else "")
         for setting, count in zip(SETTINGS, counts):

@@ -41,7 +41,8 @@ from methods.experiments.prealign import PAPER, align, code_switch, make_table, 
 from minilm import InputError
 from minilm.data import IGNORE, generator, pack, read_text
 from minilm.evaluate import perplexity
-from minilm.results import COLORS, ROOT, Outcome, check, cli, new_figure, plot_seeds, print_claims, print_metrics, run_seeds, save_results
+from minilm.claims import check, print_claims
+from minilm.results import COLORS, ROOT, Outcome, cli, new_figure, plot_seeds, print_metrics, run_seeds, save_results
 from minilm.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from minilm.training import autocast, pick_device
 from minilm.transformer import Config as ModelConfig

@@ -43,8 +43,8 @@ from minilm.evaluate import last_number, masked_mean
 from minilm.generate import generate, stop_ids
 from minilm.lora import add_lora, merge_lora
 from minilm.ops import linear_cross_entropy
-from minilm.results import (COLORS, ROOT, Outcome, bar_seeds, check, cli, new_figure, plot_seeds, print_claims, print_metrics, progress,
-                            run_seeds, save_results)
+from minilm.claims import NOT_TESTED, check, print_claims
+from minilm.results import COLORS, ROOT, Outcome, bar_seeds, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
 from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr
 from minilm.transformer import Transformer
 from minilm.weights import load_pretrained, save_pretrained
@@ -342,8 +342,8 @@ def claims(metrics: dict) -> list[dict]:
 
     def row(id: str, statement: str, rule: str, evidence: dict, test, paper: str | None = None) -> dict:
         made = check(metrics, id, statement, rule, evidence, test, paper, digits=3)
-        no_verdict = {"holds": None, "measured": f"English below 0.10: there is no reasoning to carry over ({made['measured']})"}
-        return made | no_verdict if made["holds"] is not None and min(english) < 0.10 else made
+        no_verdict = {"verdict": NOT_TESTED, "measured": f"English below 0.10: there is no reasoning to carry over ({made['measured']})"}
+        return made | no_verdict if made["verdict"] != NOT_TESTED and min(english) < 0.10 else made
 
     return [
         row("C1", "Other languages gain from question translation", "non-en: above ralign", {"non-en": (r, q)},

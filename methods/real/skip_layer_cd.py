@@ -35,14 +35,15 @@ import regex
 import torch
 from torch import nn
 
-from methods.experiments.skip_layer_cd import PAPER, views
-from methods.skip_layer_cd_decoders import (ContrastModels, DoLa, RepetitionPenalty, SkipLayers, blocks_per_token, entropy_curve,
-                                            entropy_span, heuristic_span, last_scores, span_sizes)
+from methods.experiments.skip_layer_cd import PAPER
+from methods.skip_layer_cd import SkipLayers, blocks_per_token, entropy_curve, entropy_span, heuristic_span, span_sizes, views
+from methods.skip_layer_cd_baselines import ContrastModels, DoLa, RepetitionPenalty, last_scores
 from minilm import InputError
 from minilm.data import read_text, write_atomically
+from minilm.claims import check, claim, print_claims
 from minilm.evaluate import last_number
 from minilm.generate import stop_ids, stream
-from minilm.results import COLORS, ROOT, Outcome, check, claim, cli, new_figure, print_claims, print_metrics, progress, save_results
+from minilm.results import COLORS, ROOT, Outcome, cli, new_figure, print_metrics, progress, save_results
 from minilm.tokenizer import Tokenizer
 from minilm.training import pick_device
 from minilm.transformer import Output

@@ -38,8 +38,8 @@ from methods.experiments.spontaneous_multilingual import PAPER, add_adapter, cor
 from minilm import InputError
 from minilm.data import batches, generator, read_text
 from minilm.lora import save_adapter
-from minilm.results import (COLORS, ROOT, Outcome, check, cli, new_figure, plot_seeds, print_claims, print_metrics, progress, save_results,
-                            wilson)
+from minilm.claims import NOT_TESTED, check, print_claims, wilson
+from minilm.results import COLORS, ROOT, Outcome, cli, new_figure, plot_seeds, print_metrics, progress, save_results
 from minilm.tokenizer import ByteLevelBPE, Tokenizer
 from minilm.training import autocast, pick_device, schedule, set_lr
 from minilm.weights import load_pretrained
@@ -392,7 +392,7 @@ def claims(metrics: dict) -> list[dict]:
             check(metrics, "C7", "English is kept", "English accuracy of qt at least base - 0.03", {"acc en": ("base", "qt")},
                   lambda m: m("qt", "acc en") >= m("base", "acc en") - 0.03)]
     small = f"needs a pretrained model of about 1B parameters, this one has {size:.2f} million; "
-    return [row | {"holds": None, "measured": small + row["measured"]} if size < 500 else row for row in rows]
+    return [row | {"verdict": NOT_TESTED, "measured": small + row["measured"]} if size < 500 else row for row in rows]
 
 
 # --- figure

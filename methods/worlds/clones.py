@@ -5,7 +5,7 @@ program in every language, so parallel text is exact. A clone has its own word f
 for "finds 4"; names, numbers, signs and task marks are shared. Training and test problems differ in (start, signs, amounts), whatever the
 verbs, names, items and language.
 
-    world, rng = World(), random.Random(0)
+    world, rng = CloneWorld(), random.Random(0)
     p = world.sample(rng)  # a training problem; or world.sample(rng, "test")
     world.text([*world.question(p, "a"), ANSWER, *world.solution(p, "en")])  # Eve has_a 7 coins_a . finds_a 4 . ... <a> finds 4 so ...
 
@@ -71,7 +71,7 @@ class Choice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class World:
+class CloneWorld:
     seed: int = 0  # draws the split, the facts, and which words are cognates
     languages: tuple[str, ...] = ("en", "a", "b", "c", "d")  # en and its clones
     verb_final: tuple[str, ...] = ("b", "d", "f")  # clones that put the verb behind the amount
@@ -207,11 +207,11 @@ class Mix:
     explained: float = 0.6  # share of en stories that are explained
     clone_explained: float = 0.5
     switched: float = 0.05  # share of clone stories in which every word is the clone's or en's by chance
-    gain: float = 0.5  # as in World.sample
+    gain: float = 0.5  # as in CloneWorld.sample
     zipf: float = 0.0
 
 
-def document(world: World, mix: Mix, rng: random.Random, progress: float = 1.0) -> list[int]:
+def document(world: CloneWorld, mix: Mix, rng: random.Random, progress: float = 1.0) -> list[int]:
     """One pretraining text, BOS ... EOS, of training problems only; progress: share of the steps done so far."""
     if len(mix.clones) != len(world.languages) - 1 or sum(mix.clones) > 1:
         raise InputError(f"Mix.clones needs a share for each of {world.languages[1:]}, at most 1 in all; it got {mix.clones}")
@@ -241,7 +241,7 @@ def document(world: World, mix: Mix, rng: random.Random, progress: float = 1.0) 
     return [BOS, *texts[0], *(i for text in texts[1:] for i in (SEP, *text)), EOS]
 
 
-def new_model(world: World, width: int, layers: int, generator: torch.Generator) -> Transformer:
+def new_model(world: CloneWorld, width: int, layers: int, generator: torch.Generator) -> Transformer:
     """An untrained model; input and output embeddings are separate (tied ones keep the clones apart), the former drawn large."""
     model = Transformer(ModelConfig(
         vocab_size=len(world.tokens), hidden_size=width, intermediate_size=22 * width // 64 * 8, num_hidden_layers=layers, rope_theta=100.0,
@@ -252,7 +252,7 @@ def new_model(world: World, width: int, layers: int, generator: torch.Generator)
 
 
 if __name__ == "__main__":
-    world, rng = World(), random.Random(0)
+    world, rng = CloneWorld(), random.Random(0)
     p, c = world.sample(rng), world.sample_choice(rng)
     for ids in (world.question(p, "en"), world.question(p, "a"), world.question(p, "b"), world.story(p, "a"), world.story(p, "en", True),
                 world.solution(p, "en"), world.program(p), world.drill(rng), world.choices(c, "a"),

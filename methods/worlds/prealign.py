@@ -33,7 +33,7 @@ def show(ids: Sequence[int]) -> str:
     return text.strip()
 
 
-class World:
+class TopicWorld:
     """Six topics with nouns, verbs and adjectives that go together, and persons who live in places. All of it is drawn from the seed."""
 
     def __init__(self, seed: int):
@@ -82,7 +82,7 @@ class World:
 Document = tuple[list[int], bool]  # token ids; may its words be switched? (is it in the source language?)
 
 
-def make_documents(cfg, world: World, seed: int, steps: int) -> list[Document]:
+def make_documents(cfg, world: TopicWorld, seed: int, steps: int) -> list[Document]:
     """The pretraining corpus in reading order, cfg.batch documents per step: fresh English ones, and at 1 : ratio documents of a small
     fixed clone corpus, drawn again and again. The clone's documents are other documents: nothing is ever said in both languages."""
     rng = random.Random(f"{seed}/documents")
@@ -91,7 +91,7 @@ def make_documents(cfg, world: World, seed: int, steps: int) -> list[Document]:
             for _ in range(steps * cfg.batch)]
 
 
-def split_dictionary(cfg, world: World, seed: int) -> tuple[list, list]:
+def split_dictionary(cfg, world: TopicWorld, seed: int) -> tuple[list, list]:
     """Entries that training sees, and the content words held out. hold_out tokens: every entry that has a token in common with the
     held-out ones is left out as well, so that a held-out word cannot profit from the pieces of others."""
     rng, share = random.Random(f"{seed}/held out"), 1 - cfg.dict_frac

@@ -52,7 +52,7 @@ def prompt(*turns: Sequence[int]) -> list[int]:
     return [i for n, turn in enumerate(turns) for i in ([*turn, EOS] if n % 2 else [BOS, USER, *turn, ASSISTANT])]
 
 
-class World:
+class ChatWorld:
     """What one chat model knows and does: food, pet and color of 40 persons, how to make 12 things, to refuse 12 others, to say what it is
     told. Stage 3 may ask all of it but the 30 `held` facts and `held_things`, 6 of each kind."""
 
