@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -750,7 +751,7 @@ def chat(cfg: Config) -> list[dict]:
     if cfg.quick:
         config = shape(cfg, 128, 64, 2, 2, tie_word_embeddings=True)
         plain = Transformer(config, generator(0, "init")).eval()
-        text = list(range(100))
+        text = list(range(90))
     else:
         plain, tokenizer = load_pretrained(file)
         text = tokenizer.encode(read_text(ROOT / "README.md"))[:2048]
@@ -812,9 +813,9 @@ def speed_rows(cfg: Config, plain: Transformer, models: dict, llama, text: list[
         llama.reset()
         llama.eval(long)
 
-    write = {name: lambda model=model: generate(model, [prompt], max_new_tokens=new) for name, model in models.items()}
+    write = {name: partial(generate, model, [prompt], max_new_tokens=new) for name, model in models.items()}
     write["transformers"] = peer_writes
-    reading = {name: lambda model=model: read(model) for name, model in models.items()}
+    reading = {name: partial(read, model) for name, model in models.items()}
     reading["transformers"] = peer_reads
     if llama is not None:
         write["llama.cpp"] = llama_writes
