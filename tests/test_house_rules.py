@@ -105,7 +105,7 @@ def test_the_shelves_by_example():
 def test_every_import_is_python_ours_or_a_declared_dependency(file):
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     declared = set(re.findall(r'(?m)^    "([\w-]+)[><=]', project)) | {"PIL"}  # Pillow, which matplotlib requires
-    declared |= {"transformers"} if file.stem == "bench" else set()  # the peer (extra `bench`)
+    declared |= {"transformers", "llama_cpp"} if file.stem == "bench" else set()  # the peers (extras `bench` and `llama`)
     unknown = {m.split(".")[0] for m in imports(file)} - declared - set(sys.stdlib_module_names) - set(PACKAGES) - set(SCRIPTS)
     assert not unknown, f"{name(file)} imports {sorted(unknown)}: declare it in pyproject.toml with its purpose, or do without"
 
