@@ -16,8 +16,9 @@ The blocks of a GGUF file are of this form (minilm/gguf.py), and are used as the
 
 The products are torch's own, which torchao and gpt-fast use: for CPUs, fast with bfloat16 inputs.
 Their names begin with an underscore, so a plain twin stands beside each: unpack, then multiply. The
-twin runs where there is no such product: on a GPU."""
+twin runs where there is no such product: on a GPU, which gains memory by it and no speed."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -30,6 +31,8 @@ from minilm.weights import find_checkpoint, load_pretrained
 
 GROUP = 32  # weights that share a scale and a zero
 ROWS = 16  # torch's product of 4 bits takes rows in multiples of it
+PRODUCT8 = getattr(torch.ops.aten, "_weight_int8pack_mm", None)
+PRODUCT4 = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 
 
 # --- layers
@@ -46,10 +49,10 @@ class Linear8(nn.Module):
         self.bias = bias
 
     def forward(self, x):
-        if x.is_cuda:
+        if PRODUCT8 is None or not x.is_cpu:
             return self.plain(x)
         rows = x.reshape(-1, x.shape[-1]).bfloat16()
-        y = torch.ops.aten._weight_int8pack_mm(rows, self.q, self.scale)
+        y = PRODUCT8(rows, self.q, self.scale)
         y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
@@ -67,7 +70,7 @@ class Linear8(nn.Module):
 class Linear4(nn.Module):
     """y = x W^T + bias with W = scale (q - 8) + zero in groups; q in 0..15 [out, in], scale and
     zero [out, in / GROUP]. `pack` puts q, two to a byte, into the order that torch's product wants
-    on this CPU; before, and on a GPU, the plain twin runs."""
+    on this CPU; before, and elsewhere, the plain twin runs."""
 
     def __init__(self, q, scale, zero, bias=None):
         super().__init__()
@@ -81,7 +84,7 @@ class Linear4(nn.Module):
         if not self.packed:
             return self.plain(x)
         rows = x.reshape(-1, x.shape[-1]).bfloat16()
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.q, GROUP, self.scale_zero)
+        y = PRODUCT4(rows, self.q, GROUP, self.scale_zero)
         y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
@@ -95,7 +98,7 @@ class Linear4(nn.Module):
         return ((groups - 8) * scale + zero).flatten(1)
 
     def pack(self):
-        if not self.packed and self.q.device.type == "cpu":
+        if PRODUCT4 is not None and self.q.is_cpu and not self.packed:
             self.q = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.q.int(), 2)
             self.scale_zero = self.scale_zero.transpose(0, 1).contiguous()  # (in / GROUP, out, 2)
             self.packed = True
@@ -142,6 +145,9 @@ def quantize(model: Transformer, bits: int, head_bits: int = 8) -> Transformer:
     as they are. For inference only: nothing can be trained or saved any more. Returns the model."""
     if bits not in (4, 8) or head_bits not in (4, 8):
         raise InputError(f"{bits} bits, {head_bits} in the head: give 4 or 8")
+    if not model.embed.weight.is_cpu:
+        warnings.warn("weights of few bits are unpacked for every product here: this saves memory, "
+                      "but no time", stacklevel=2)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear) and fits(*layer.weight.shape):

@@ -64,6 +64,17 @@ def test_the_products_of_torch_equal_their_plain_twins():
     assert four.q.nbytes == W.numel() // 2  # two to a byte
 
 
+def test_the_twins_take_over_where_torch_lacks_a_product(monkeypatch):
+    model = random_model("llama", vocab_size=128)
+    expected = {bits: logits(quantize(copy.deepcopy(model), bits)) for bits in (4, 8)}
+    monkeypatch.setattr("minilm.quantize.PRODUCT4", None)
+    monkeypatch.setattr("minilm.quantize.PRODUCT8", None)
+    for bits in (4, 8):
+        plain = quantize(copy.deepcopy(model), bits)
+        assert not getattr(plain.layers[0].mlp.down_proj, "packed", False)
+        close(logits(plain), expected[bits], 0.03)
+
+
 def test_layers_take_any_number_of_rows_a_bias_and_either_type():
     bias = torch.randn(48, generator=gen)
     four = Linear4(*round_to_4_bits(W), bias)
