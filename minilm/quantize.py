@@ -31,6 +31,7 @@ from minilm.weights import find_checkpoint, load_pretrained
 
 GROUP = 32  # weights that share a scale and a zero
 ROWS = 16  # torch's product of 4 bits takes rows in multiples of it
+MANY8, MANY4 = 16, 64  # rows from which on unpacking and multiplying plainly is faster
 PRODUCT8 = getattr(torch.ops.aten, "_weight_int8pack_mm", None)
 PRODUCT4 = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 
@@ -49,16 +50,18 @@ class Linear8(nn.Module):
         self.bias = bias
 
     def forward(self, x):
+        rows = x.reshape(-1, x.shape[-1])
         if PRODUCT8 is None or not x.is_cpu:
-            return self.plain(x)
-        rows = x.reshape(-1, x.shape[-1]).bfloat16()
-        y = PRODUCT8(rows, self.q, self.scale)
+            y = self.plain(rows)
+        elif len(rows) < MANY8:
+            y = PRODUCT8(rows.bfloat16(), self.q, self.scale)
+        else:
+            y = self.plain(rows.bfloat16())
         y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
-    def plain(self, x):
-        y = F.linear(x, self.q.to(x.dtype)) * self.scale.to(x.dtype)
-        return y if self.bias is None else y + self.bias
+    def plain(self, rows):
+        return F.linear(rows, self.q.to(rows.dtype)) * self.scale.to(rows.dtype)
 
     @staticmethod
     def concatenated(layers: list["Linear8"]) -> "Linear8":
@@ -69,45 +72,56 @@ class Linear8(nn.Module):
 
 class Linear4(nn.Module):
     """y = x W^T + bias with W = scale (q - 8) + zero in groups; q in 0..15 [out, in], scale and
-    zero [out, in / GROUP]. `pack` puts q, two to a byte, into the order that torch's product wants
-    on this CPU; before, and elsewhere, the plain twin runs."""
+    zero [out, in / GROUP]. Two q are a byte: the first half of a group low, the second high.
+
+    `pack` adds a copy of q in the order that torch's product wants on this CPU. So a weight takes 9
+    bits, and decoding reads 5 of them; a prompt's many rows are worth unpacking the other 5 for."""
 
     def __init__(self, q, scale, zero, bias=None):
         super().__init__()
         self.out_features = len(q)
-        self.packed = False
-        self.register_buffer("q", q.to(torch.uint8))
-        self.register_buffer("scale_zero", torch.stack((scale, zero), -1).bfloat16())
+        first, second = q.to(torch.uint8).view(len(q), -1, 2, GROUP // 2).unbind(2)
+        self.register_buffer("q", first | second << 4)  # (out, in / GROUP, GROUP / 2)
+        pairs = torch.stack((scale.T, zero.T), -1)  # (in / GROUP, out, 2), as torch wants it
+        self.register_buffer("scale_zero", pairs.bfloat16().contiguous())
+        self.packed = None
         self.bias = bias
 
     def forward(self, x):
-        if not self.packed:
-            return self.plain(x)
-        rows = x.reshape(-1, x.shape[-1]).bfloat16()
-        y = PRODUCT4(rows, self.q, GROUP, self.scale_zero)
+        rows = x.reshape(-1, x.shape[-1])
+        if self.packed is None:
+            y = self.plain(rows)
+        elif len(rows) < MANY4:
+            y = PRODUCT4(rows.bfloat16(), self.packed, GROUP, self.scale_zero)
+        else:
+            y = self.plain(rows.bfloat16())
         y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
-    def plain(self, x):
-        return F.linear(x, self.weights().to(x.dtype), self.bias)
+    def plain(self, rows):
+        return F.linear(rows, self.weights(rows.dtype))
 
-    def weights(self):
-        """W [out, in] in float32, of a layer that is not packed."""
-        groups = self.q.view(len(self.q), -1, GROUP).float()
-        scale, zero = self.scale_zero.float()[..., None, :].unbind(-1)  # (out, in / GROUP, 1)
-        return ((groups - 8) * scale + zero).flatten(1)
+    def weights(self, dtype=torch.float32):
+        """W [out, in]."""
+        scale, zero = self.scale_zero.transpose(0, 1)[..., None, :].float().unbind(-1)
+        start = zero - 8 * scale  # of q = 0; (out, in / GROUP, 1)
+        q = self.integers().to(dtype)
+        return q.mul_(scale.to(dtype)).add_(start.to(dtype)).flatten(1)
+
+    def integers(self):
+        return torch.cat((self.q & 15, self.q >> 4), -1)  # (out, in / GROUP, GROUP)
 
     def pack(self):
-        if PRODUCT4 is not None and self.q.is_cpu and not self.packed:
-            self.q = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.q.int(), 2)
-            self.scale_zero = self.scale_zero.transpose(0, 1).contiguous()  # (in / GROUP, out, 2)
-            self.packed = True
+        if PRODUCT4 is not None and self.q.is_cpu:
+            q = self.integers().flatten(1).int()
+            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 2)
         return self
 
     @staticmethod
     def concatenated(layers: list["Linear4"]) -> "Linear4":
-        q = torch.cat([layer.q for layer in layers])
-        scale, zero = torch.cat([layer.scale_zero for layer in layers]).unbind(-1)
+        q = torch.cat([layer.integers().flatten(1) for layer in layers])
+        pairs = torch.cat([layer.scale_zero for layer in layers], 1)
+        scale, zero = pairs.transpose(0, 1).unbind(-1)
         return Linear4(q, scale, zero, _biases(layers))
 
 
@@ -120,17 +134,18 @@ def _biases(layers: list):
 
 def round_to_8_bits(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """w [out, in] -> q int8 [out, in], scale [out]; off by half a step, scale / 2, at most."""
-    scale = w.float().abs().amax(1).clamp(min=1e-12) / 127
-    return (w / scale[:, None]).round().to(torch.int8), scale
+    scale = (w.float().abs().amax(1).clamp(min=1e-12) / 127).bfloat16().float()  # as it is kept
+    return (w / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def round_to_4_bits(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """w [out, in] -> q uint8 in 0..15 [out, in], scale and zero [out, in / GROUP]."""
     groups = w.float().view(len(w), -1, GROUP)
     low, high = groups.amin(-1), groups.amax(-1)
-    scale = ((high - low) / 15).clamp(min=1e-12)
-    q = ((groups - low[..., None]) / scale[..., None]).round()
-    return q.to(torch.uint8).flatten(1), scale, low + 8 * scale
+    scale = ((high - low) / 15).clamp(min=1e-12).bfloat16().float()  # as they are kept
+    zero = (low + 8 * scale).bfloat16().float()
+    q = ((groups - zero[..., None]) / scale[..., None] + 8).round().clamp(0, 15)
+    return q.to(torch.uint8).flatten(1), scale, zero
 
 
 def fits(out: int, in_: int) -> bool:

@@ -15,7 +15,7 @@ from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
 from minilm.data import generator
 from minilm.generate import generate
-from minilm.gguf import RULES
+from minilm.gguf import RULES, read_tokenizer
 from minilm.tokenizer import load_tokenizer, train_bpe
 from minilm.transformer import Config, Transformer
 from minilm.weights import find_checkpoint, load_pretrained, save_pretrained, to_hf
@@ -337,6 +337,19 @@ def test_smollm_s_rule_by_hand(tmp_path):
     _, tok = load_pretrained(chat_file(tmp_path, "gpt-2"))
     assert tok._words("a  1") == ["a", " ", " 1"]
     assert tok._words("a 12b") == ["a", " 12", "b"]
+
+
+def test_a_piece_that_is_a_token_needs_no_merges_and_accents_are_composed_where_the_rule_says():
+    def read(pre):
+        meta = tokenizer_meta(train_bpe(SOME_TEXT * 3, 300), pre)
+        meta["tokenizer.ggml.tokens"].append("Ġxyz")  # no merge makes it
+        meta["tokenizer.ggml.token_type"].append(1)
+        return read_tokenizer(meta)
+
+    assert len(read("llama-bpe").encode(" xyz")) == 1
+    assert len(read("smaug-bpe").encode(" xyz")) > 1
+    assert read("qwen2").encode("e\u0301") == read("qwen2").encode("\u00e9")
+    assert read("smaug-bpe").encode("e\u0301") != read("smaug-bpe").encode("\u00e9")
 
 
 def test_bos_stop_ids_and_the_chat_template_come_with_the_file(tmp_path):

@@ -31,37 +31,46 @@ def close(a, b, relative):
 # --- a layer
 
 def test_eight_bits_by_hand():
-    q, scale = round_to_8_bits(torch.tensor([[-2.54, 0.0, 1.27, 0.0101], [0.0, 0.0, 0.0, 0.0]]))
-    torch.testing.assert_close(scale[0], torch.tensor(0.02))  # 2.54 / 127
-    assert q.tolist() == [[-127, 0, 64, 1], [0, 0, 0, 0]]  # 63.5 and 0.505 are rounded
+    q, scale = round_to_8_bits(torch.tensor([[-2.54, 0.0, 1.281, 0.0101], [0.0, 0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(scale[0], torch.tensor(0.02), atol=0, rtol=2**-8)  # 2.54 / 127
+    assert q.tolist() == [[-127, 0, 64, 1], [0, 0, 0, 0]]  # 64.05 and 0.505 are rounded
 
 
 def test_four_bits_by_hand():
     row = torch.zeros(1, GROUP)
     row[0, :3] = torch.tensor([-0.5, 1.0, 0.26])
     q, scale, zero = round_to_4_bits(row)
-    torch.testing.assert_close(scale, torch.tensor([[0.1]]))  # 15 steps from -0.5 to 1
-    torch.testing.assert_close(zero, torch.tensor([[0.3]]))  # where q = 8 is
+    rounded = {"atol": 0, "rtol": 2**-8}  # to bfloat16
+    torch.testing.assert_close(scale, torch.tensor([[0.1]]), **rounded)  # 15 steps from -0.5 to 1
+    torch.testing.assert_close(zero, torch.tensor([[0.3]]), **rounded)  # where q = 8 is
     assert q[0, :4].tolist() == [0, 15, 8, 5]  # 7.6 is rounded; 0 is -0.5 + 5 steps
 
 
-def test_no_weight_moves_by_more_than_half_a_step():
+def test_no_weight_moves_by_more_than_about_half_a_step():
+    """Half, and what rounding the scale to bfloat16 takes from a group's largest."""
     q, scale = round_to_8_bits(W)
-    assert ((q * scale[:, None] - W).abs() <= scale[:, None] / 2 + 1e-6).all()
+    assert ((q * scale[:, None] - W).abs() <= 0.75 * scale[:, None]).all()  # the largest, rounded
     q, scale, zero = round_to_4_bits(W)
     groups = (q.view(48, -1, GROUP).float() - 8) * scale[..., None] + zero[..., None]
-    assert ((groups - W.view(48, -1, GROUP)).abs() <= scale[..., None] / 2 + 1e-6).all()
+    assert ((groups - W.view(48, -1, GROUP)).abs() <= 0.6 * scale[..., None]).all()
 
 
 def test_the_products_of_torch_equal_their_plain_twins():
     eight = Linear8(*round_to_8_bits(W))
-    close(eight(X.float()), eight.plain(X.float()), 2**-8)  # bfloat16 has 8 bits
+    rows = X[:, :2].reshape(6, 96).float()
+    close(eight(rows), eight.plain(rows), 2**-8)  # bfloat16 has 8 bits
     four = Linear4(*round_to_4_bits(W))
     close(four.weights(), W, 0.06)
-    plain = four(X.float())
-    assert not four.packed and torch.equal(plain, four.plain(X.float()))
-    close(four.pack()(X.float()), plain, 2**-7)  # its weights are rounded to bfloat16 as well
-    assert four.q.nbytes == W.numel() // 2  # two to a byte
+    plain = four(rows)
+    assert four.packed is None and torch.equal(plain, four.plain(rows))
+    close(four.pack()(rows), plain, 2**-7)  # its weights are rounded to bfloat16 as well
+    assert four.q.nbytes == four.packed.nbytes == W.numel() // 2  # two to a byte
+
+
+def test_many_rows_at_once_equal_the_same_rows_one_by_one():
+    rows = torch.randn(200, 96, generator=gen)
+    for layer in (Linear8(*round_to_8_bits(W)), Linear4(*round_to_4_bits(W)).pack()):
+        close(layer(rows), torch.cat([layer(row[None]) for row in rows]), 2**-7)
 
 
 def test_the_twins_take_over_where_torch_lacks_a_product(monkeypatch):
@@ -71,7 +80,7 @@ def test_the_twins_take_over_where_torch_lacks_a_product(monkeypatch):
     monkeypatch.setattr("minilm.quantize.PRODUCT8", None)
     for bits in (4, 8):
         plain = quantize(copy.deepcopy(model), bits)
-        assert not getattr(plain.layers[0].mlp.down_proj, "packed", False)
+        assert bits == 8 or plain.layers[0].mlp.down_proj.packed is None
         close(logits(plain), expected[bits], 0.03)
 
 
@@ -158,7 +167,7 @@ def test_a_file_s_four_bits_are_used_as_they_are(family, kind, tmp_path):
     model, _ = load_quantized(file, 4, torch.float32)
     plain, _ = load_pretrained(file)
     fused = model.layers[0].self_attn.qkv_proj
-    assert isinstance(fused, Linear4) and fused.packed
+    assert isinstance(fused, Linear4) and fused.packed is not None
     unpacked = fused(torch.eye(64)).T - (0 if fused.bias is None else fused.bias[:, None])
     own = kind != "Q8_0"
     heads = plain.layers[0].self_attn
