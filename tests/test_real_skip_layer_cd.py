@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from methods.real import skip_layer_cd
-from methods.real.skip_layer_cd import (WORDS, Config, Item, Loaded, Restricted, answer, choices, claims, exemplars, is_right,
+from methods.real.skip_layer_cd import (WORDS, Config, Item, Loaded, Restricted, answer, choices, claims, complete, exemplars,
+                                        is_right,
                                         make_decoder, read_task, score)
 from methods.skip_layer_cd import SkipLayers
 from methods.skip_layer_cd_baselines import DoLa
@@ -148,6 +149,17 @@ class Scripted(nn.Module):
         scores[:, -1, self.said[min(cache[0], len(self.said) - 1)]] = 1.0
         cache[0] += 1
         return Output(scores)
+
+
+def test_an_answer_ends_where_the_folder_says_though_the_tokenizer_has_another_end():
+    model, tokenizer = load_pretrained("model")
+    loaded = Loaded(model, tokenizer, None)
+    scripted = Scripted(loaded, "12")
+    scripted.said = [*tokenizer.encode("12"), tokenizer.bos_id, *tokenizer.encode("34")]
+    assert complete(scripted, loaded, "Question:", 10).startswith("1234")
+    scripted, model.generation_config = Scripted(loaded, "12"), {"eos_token_id": [tokenizer.eos_id, tokenizer.bos_id]}
+    scripted.said = [*tokenizer.encode("12"), tokenizer.bos_id, *tokenizer.encode("34")]
+    assert complete(scripted, loaded, "Question:", 10) == "12"
 
 
 def test_text_is_cut_at_the_blank_line_or_the_new_line_and_a_second_call_reads_digits_or_a_letter():
