@@ -19,9 +19,8 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minilm import InputError
-from minilm.data import read_json, read_text, reading
+from minilm.data import find_checkpoint, read_json, read_text, reading
 from minilm.tokenizer_json import named
-from minilm.weights import find_checkpoint
 
 # What a program writes in these two fields; anything else there is a user's text.
 WORDS = {

@@ -16,7 +16,8 @@ The blocks of a GGUF file are of this form (minilm/gguf.py), and are used as the
 
 The products are torch's own, which torchao and gpt-fast use: for CPUs, fast with bfloat16 inputs.
 Their names begin with an underscore, so a plain twin stands beside each: unpack, then multiply. The
-twin runs where there is no such product: on a GPU, which gains memory by it and no speed."""
+twin takes over where there is no such product (on a GPU, which gains memory by it and no speed),
+and for the many rows of a prompt, where it is faster."""
 
 import warnings
 from pathlib import Path
@@ -26,8 +27,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from minilm import InputError
+from minilm.data import find_checkpoint
 from minilm.transformer import MLP, Transformer
-from minilm.weights import find_checkpoint, load_pretrained
+from minilm.weights import load_pretrained
 
 GROUP = 32  # weights that share a scale and a zero
 ROWS = 16  # torch's product of 4 bits takes rows in multiples of it

@@ -13,12 +13,12 @@ import torch
 
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
-from minilm.data import generator
+from minilm.data import find_checkpoint, generator
 from minilm.generate import generate
 from minilm.gguf import RULES, read_tokenizer
 from minilm.tokenizer import load_tokenizer, train_bpe
 from minilm.transformer import Config, Transformer
-from minilm.weights import find_checkpoint, load_pretrained, save_pretrained, to_hf
+from minilm.weights import load_pretrained, save_pretrained, to_hf
 
 SHAPE = {
     "vocab_size": 99,
@@ -314,6 +314,7 @@ def test_a_text_is_cut_by_the_rule_that_the_file_names(pre, tmp_path):
 
     file = chat_file(tmp_path, pre, eos_token_id=1)
     model, ours = load_pretrained(file)
+    assert load_tokenizer(file).spec == ours.spec
     save_pretrained(model, tmp_path / "folder", ours)
     saved = transformers.AutoTokenizer.from_pretrained(tmp_path / "folder")
     again = load_tokenizer(tmp_path / "folder")
@@ -479,13 +480,14 @@ def test_a_name_is_looked_up_in_the_hugging_face_cache(tmp_path, monkeypatch):
     (model / "refs" / "main").write_text("abc123\n")
     with pytest.raises(FileNotFoundError, match="hf download"):  # begun, not finished
         load_pretrained("org/tiny")
-    expected = random_model("qwen3")
+    expected = random_model("qwen3", vocab_size=260)
     snapshot.mkdir(parents=True)
     file = write(expected, snapshot / "model.gguf")
     assert find_checkpoint("org/tiny") == file
     assert torch.equal(logits(load_pretrained("org/tiny")[0]), logits(expected))
-    save_pretrained(expected, snapshot)
+    save_pretrained(expected, snapshot, train_bpe(SOME_TEXT, 260))
     assert find_checkpoint("org/tiny") == snapshot
+    assert load_tokenizer("org/tiny").encode("the") == load_tokenizer(snapshot).encode("the")
     assert torch.equal(logits(load_pretrained("org/tiny")[0]), logits(expected))
     with pytest.raises(FileNotFoundError, match="no such folder; --checkpoint takes"):
         load_pretrained("a/b/c")
