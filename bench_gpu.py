@@ -34,7 +34,7 @@ from minilm.ops import (
     newton_schulz,
     rms_norm,
 )
-from minilm.results import ROOT, cli
+from minilm.results import ROOT, check_range, cli
 from minilm.training import autocast, make_optimizers, take_step
 from minilm.transformer import MLP, Transformer
 from minilm.transformer import Config as ModelConfig
@@ -440,6 +440,7 @@ BENCHMARKS: dict[str, Callable] = {"train": train_rows, "moe": moe_rows, "decode
 def main(cfg: Config) -> dict:
     """Checks and rows of every benchmark; what is left when the eight minutes are over is left
     out."""
+    check_range(cfg, "threads", least=1)
     if cfg.device not in ("cuda", "cpu"):
         raise InputError(f"--device {cfg.device}: give cuda or cpu")
     if cfg.device == "cuda" and not torch.cuda.is_available():
