@@ -64,7 +64,7 @@ from minilm.training import (
 from minilm.transformer import MLP, Transformer
 from minilm.transformer import Config as ModelConfig
 from minilm.weights import load_pretrained, save_pretrained
-from signals.mdm_experiment import matching_loss, spectrum
+from signals.mdm import matching_loss, spectrum
 from signals.networks import make_network
 
 
@@ -1105,7 +1105,7 @@ def peer_block(D: int, width: int, E: int, K: int) -> nn.Module:
 
 
 def distill(cfg: Config) -> list[dict]:
-    """The loss of signals/mdm_experiment.py in both domains and its gradient: all classes in one
+    """The loss of signals/mdm.py in both domains and its gradient: all classes in one
     batch, against one class after the other."""
     C, batch, spc, rounds = (3, 4, 1, 2) if cfg.quick else (11, 32, 5, 15)
     device = pick_device(cfg.device)
