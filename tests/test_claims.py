@@ -259,12 +259,9 @@ WITHOUT_A_TABLE = (
     "learning_preferences",
     "moe_lpr",
     "ockr",
-    "prealign",
     "question_alignment",
     "spontaneous_multilingual",
     "transllm",
-    "mdm_experiment",
-    "hallu_pi_experiment",
 )
 
 
