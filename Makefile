@@ -1,10 +1,15 @@
 # `make train`: set up and train a small model on the Python sources. `make test`: set up and run every test.
+# `make gpu`: every operation checked and timed on one GPU, eight minutes (DEVICE=cpu: the same commands with tiny shapes).
 # Both start from a machine with only Python >= 3.11 (with venv). PYTHON=python3.12 make ... picks another interpreter.
 PYTHON ?= python3
 BIN = .venv/bin
+DEVICE ?= cuda
 
 train: .venv/base
 	$(BIN)/python train.py
+
+gpu: .venv/base
+	$(BIN)/python bench_gpu.py --device $(DEVICE)
 
 test: .venv/test
 	$(BIN)/ruff check .
@@ -19,4 +24,4 @@ test: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
 	touch $@
 
-.PHONY: train test
+.PHONY: train test gpu

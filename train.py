@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from minilm import InputError
 from minilm.data import (
-    generator, make_folder, random_blocks, read_documents, read_text, read_tokens, write_tokens)
+    generator, make_folder, random_blocks, read_documents, read_text, read_tokens, reading,
+    write_tokens)
 from minilm.generate import generate
 from minilm.moe import load_balancing_loss
 from minilm.ops import linear_cross_entropy
@@ -445,16 +446,17 @@ def resume(run: Run) -> None:
                        f"from --steps; what it has learned is in {run.out}/: "
                        f"--checkpoint {run.out} --out NEW trains that further")
         raise InputError(f"{run.out}/training.pt was made with {', '.join(changed)}: {advice}")
-    if run.cfg.fsdp:
-        load_shards(run.out / state["shards"], run.loss_module, run.optimizers)
-    else:
-        run.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(run.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-    run.order.set_state(state["orders"][run.world.rank].cpu())
-    run.log = state["log"]
-    run.saved = state["step"]
-    run.seconds = state["seconds"]
+    with reading(run.out / "training.pt"):  # names it where an entry is missing
+        if run.cfg.fsdp:
+            load_shards(run.out / state["shards"], run.loss_module, run.optimizers)
+        else:
+            run.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(run.optimizers, state["optimizers"]):
+                optimizer.load_state_dict(saved)
+        run.order.set_state(state["orders"][run.world.rank].cpu())
+        run.log = state["log"]
+        run.saved = state["step"]
+        run.seconds = state["seconds"]
 
 
 def keep_earlier_run(run: Run) -> None:

@@ -7,6 +7,7 @@ parameters and configuration fields.
 Every field of config.json that changes what a model computes is read or refused by name; every
 other one (ids of special tokens, who made it) is kept beside the model and written back."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -423,11 +424,18 @@ def _load_weights(folder: Path, config: Config, dtype: torch.dtype, device) -> T
     report(folder, "has unexpected", unused, other_model.replace("is", "may be", 1))
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     state = {}
+    # A tensor used as it is stored stays a part of the mapped file: one mapping for all of them.
+    opened = {}
+    if torch.device(device).type == "cpu":
+        opened = {file: safe_open(file, "pt") for file in set(file_of.values())}
     for theirs, ours in our_name.items():
         name, part = stored_as[theirs]
         if part is not None:
             part = (*part, config.num_experts)
-        state[ours] = read_tensor(file_of[name], name, shapes[ours], dtype, device, part)
+        file = file_of[name]
+        state[ours] = read_tensor(
+            file, name, shapes[ours], dtype, device, part, opened.get(file)
+        )
     if tied:
         state["lm_head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)
@@ -478,10 +486,12 @@ def read_tensor(
     dtype: torch.dtype,
     device,
     part: tuple[int, str, int] | None = None,
+    opened=None,
 ) -> torch.Tensor:
-    """One tensor, converted. `part`: (expert, gate | up | down, number of experts) of a fused one.
+    """One tensor, converted. `part`: (expert, gate | up | down, number of experts) of a fused one;
+    `opened`: the file, where many tensors are read of it.
     InputError for another shape, for integers, and for NaN or infinite values."""
-    tensor = _map(file, name, shape, part)
+    tensor = _map(file, name, shape, part, opened)
     if tuple(tensor.shape) != shape:
         whose = "adapter" if "adapter" in file.name else "checkpoint"
         raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, {list(shape)} is needed: "
@@ -518,8 +528,9 @@ def _map(
     name: str,
     shape: tuple = (),
     part: tuple[int, str, int] | None = None,
+    opened=None,
 ) -> torch.Tensor:
-    with safe_open(file, "pt") as f:
+    with contextlib.nullcontext(opened) if opened else safe_open(file, "pt") as f:
         if part is None:
             return f.get_tensor(name)
         expert, which, num_experts = part
@@ -556,6 +567,8 @@ def save_pretrained(
     if any(".lora_" in name for name in model.state_dict()):
         raise InputError("the model has LoRA layers: save_adapter(model, folder), or "
                          "merge_lora(model, keep=False) and then save it")
+    if any(".qkv_proj." in name for name in model.state_dict()):
+        raise InputError("the model is fused for inference: save it before Transformer.fuse")
     family = model.config.model_type
     state = {to_hf(name, family): t.detach() for name, t in model.state_dict().items()}
     if model.config.tie_word_embeddings:

@@ -262,8 +262,6 @@ WITHOUT_A_TABLE = (
     "question_alignment",
     "spontaneous_multilingual",
     "transllm",
-    "mdm_experiment",
-    "hallu_pi_experiment",
 )
 
 

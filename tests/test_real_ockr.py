@@ -151,6 +151,11 @@ def test_the_prompt_forms(tmp_path):
     (tmp_path / "m" / "chat_template.jinja").write_text("{% for m in messages %}U: {{ m.content }}\nA: {% endfor %}", encoding="utf-8")
     assert "U: Convert to German\nXenoGlimmer\nA: " in text()
     assert Reader(Config(checkpoint=folder), tok).example(row)[1][-1] == tok.eos_id
+    (tmp_path / "m" / "chat_template.jinja").unlink()
+    plain = Reader(Config(checkpoint=folder), tok).prompt(row)
+    assert tok.bos_id not in plain  # the folder wants none
+    tok.add_bos = True
+    assert Reader(Config(checkpoint=folder), tok).prompt(row) == [tok.bos_id, *plain]
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path):
