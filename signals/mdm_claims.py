@@ -282,8 +282,7 @@ CHOSEN = [  # learned signals against chosen ones
         they_do_so_at_other_sizes,
         "more",
         method=acc("mdm spc 1", "mdm spc 20"),
-        baseline=acc("random spc 1", "random spc 20"),
-        controls=acc("herding spc 1", "herding spc 20"),
+        baseline=acc("random spc 1", "random spc 20", "herding spc 1", "herding spc 20"),
     ),
     Claim(
         "C1c",
