@@ -262,7 +262,6 @@ WITHOUT_A_TABLE = (
     "prealign",
     "question_alignment",
     "spontaneous_multilingual",
-    "transllm",
     "mdm_experiment",
     "hallu_pi_experiment",
 )
