@@ -1,4 +1,5 @@
-"""TransLLM's real path: every stage on a tiny chat model, the files it reads and writes, and what it refuses."""
+"""TransLLM's real path: every stage on a tiny chat model, the files it reads and writes, what it
+refuses, and the study of several seeds."""
 
 import json
 import shlex
