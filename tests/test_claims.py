@@ -259,11 +259,8 @@ WITHOUT_A_TABLE = (
     "learning_preferences",
     "moe_lpr",
     "ockr",
-    "prealign",
     "question_alignment",
     "spontaneous_multilingual",
-    "mdm_experiment",
-    "hallu_pi_experiment",
 )
 
 
