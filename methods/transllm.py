@@ -18,11 +18,17 @@ KD: it learns answers that the untouched model theta0 gave itself, in English an
 One adapter (LoRA) with the new rows of embedding and head learns in all three stages; theta0 stays
 as it is, bit for bit, so that the function to recover is never out of reach: it is at adapter 0.
 
-FOUND
+Found   (run 1 and pilots) Thinking in English answers .92 of the facts that stage 3 never asked,
+        answering at once .13. Stages 1 and 2 bring English from 1.00 down to .08, own answers bring
+        it back to .94. Another teacher's, in other words, do as well (.97, .87 beside .90): what
+        the answers say counts, not whose they are.
 Run     python methods/transllm.py                  # 2 CPU cores, ~1 min: look inside the stages
         python methods/experiments/transllm.py      # seeds, controls, claims, figure
         python methods/real/transllm.py --help      # your chat model, texts and translations
-Try     TRY
+Try     one arm of the experiment (run 1, right answers in English and in the new language)
+        --methods no-rkd            .00 and .85: English stays lost, the chain works all the same
+        --methods "value first"     .46 and .56: a teacher who turns the sentence round
+        --methods no-translation    .97 and .20: without stage 2 it thinks, and cannot say it
 """
 
 import copy
