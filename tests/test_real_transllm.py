@@ -278,9 +278,14 @@ def test_a_text_begins_with_bos_only_if_its_tokenizer_says_so(work, tmp_path, mo
         read.append(kinds["text"])
         return {}
 
+    def load(*given, **named):
+        model, tokenizer = load_pretrained(*given, **named)
+        tokenizer.add_bos = add_bos
+        return model, tokenizer
+
     form = form_of(folder)
     monkeypatch.setattr(transllm, "fit", note)
-    monkeypatch.setattr(type(form.tok), "add_bos", add_bos, raising=False)
+    monkeypatch.setattr(transllm, "load_pretrained", load)
     pairs = (str(folder / "de.txt"), str(folder / "en.txt"))
     go("translate", tmp_path / "out", pairs=pairs, block=16)
     ids = [i for read_, learned in read[0] for i in (*read_, *learned)]
@@ -431,7 +436,7 @@ def test_a_judges_scores_give_a_mean_per_turn_by_hand_and_two_files_score_the_sa
         "got 'None'": [{"turn": 1}],
     }
     for words, rows in wrong.items():
-        put(tmp_path / "c", rows)
+        (tmp_path / "c").write_text(json.dumps(rows))  # a JSON list is read as well
         with pytest.raises(InputError, match=words):
             go("eval", tmp_path / "out", scores=(a, c))
         assert not (tmp_path / "out").exists()
