@@ -14,7 +14,7 @@ steps, each on its own diet, and answer the same exam:
     reminded            the same, and those questions begin with the reminder
     unprimed            a base and a twin as robust, in a world in which no kinds go together
 
-Run     python vision_eval/hallu_pi_experiment.py                # four seeds
+Run     python vision_eval/hallu_pi_experiment.py                # four seeds, 9 minutes
         python vision_eval/hallu_pi_experiment.py --more-seeds   # six seeds for the small effects
         python vision_eval/hallu_pi_experiment.py --full         # every arm
         python vision_eval/hallu_pi_experiment.py --save tiny --export exam   # model, questions
