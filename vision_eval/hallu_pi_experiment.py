@@ -64,8 +64,16 @@ from minilm.results import (
 from vision_eval import vlm
 from vision_eval.exam import BEFORE, PLAIN, Block, Exam, ask, before, export
 from vision_eval.hallu_pi import OPS, SCENARIOS, show_example
-from vision_eval.hallu_pi_claims import CLAIMS as CLAIMS
-from vision_eval.hallu_pi_claims import HINTS, SHOWN, claims, figure, shown_scene
+from vision_eval.hallu_pi_claims import (  # noqa: F401  (tests and README ask this file for them)
+    CLAIMS,
+    FINDING,
+    HINTS,
+    SHOWN,
+    claims,
+    figure,
+    headline,
+    shown_scene,
+)
 from vision_eval.metrics import FIELDS, Item, discriminative, mentions, pi_score, score
 from vision_eval.scenes import KINDS, PARTNER
 from vision_eval.vlm import Diet, TinyVLM
