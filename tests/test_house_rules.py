@@ -123,7 +123,8 @@ def test_every_import_is_python_ours_or_a_declared_dependency(file):
     declared = set(re.findall(r'(?m)^    "([\w-]+)[><=]', project)) | {
         "PIL"
     }  # Pillow, which matplotlib requires
-    declared |= {"transformers"} if file.stem == "bench" else set()  # the peer (extra `bench`)
+    peers = {"transformers", "llama_cpp"}  # extras `bench` and `llama`
+    declared |= peers if file.stem == "bench" else set()
     unknown = (
         {m.split(".")[0] for m in imports(file)}
         - declared

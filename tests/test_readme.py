@@ -9,7 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from minilm.claims import HOLDS, NOT_REPRODUCED, NOT_TESTED, UNDECIDED, View
+from minilm.claims import HOLDS, NOT_REPRODUCED, NOT_TESTED, UNDECIDED, NotInThisRun, View
 from minilm.data import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +67,10 @@ def what_was_found(runs: dict, script: str) -> str:
         return ""
     if "default" not in runs or "stale" in runs["default"]:
         return module.FINDING
-    return f"{module.FINDING} {module.headline(View(runs['default']['metrics']))}"
+    try:
+        return f"{module.FINDING} {module.headline(View(runs['default']['metrics']))}"
+    except NotInThisRun:  # a run before the arms that the headline compares
+        return module.FINDING
 
 
 def deciding_rows(runs: dict) -> dict[str, dict]:
