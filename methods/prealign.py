@@ -24,7 +24,7 @@ Run     python methods/prealign.py                  # 2 CPU cores, ~1 min: look 
         python methods/real/prealign.py --help      # your corpora, dictionaries, checkpoint
 Try     --rho 0: stage 2 lets go of what it does not use, .49 of the facts cross over (.99 with .05)
         layers="top" where `main` calls `align`: .64, the lower layers are not aligned
-        without `.fill_diagonal_(False)`: .99 as well, only the loss has another floor
+        mode "vanilla" in place of "input" in `main`: 1.00, perplexity of the clone 2.73 (3.22)
 """
 
 import random

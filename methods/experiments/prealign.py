@@ -31,8 +31,8 @@ Honest  - The world is synthetic: 176 words, English and English-Clone (methods/
           perplexity of the clone 3.49 against 2.81, knowledge .97 against 1.00. It wins in what it
           writes: .3% against 3.8% of the probability after English text is on clone words, English
           perplexity 1.93 against 2.00.
-        - C1 asks for less than .75 of joint's perplexity: it is .741, interval .65 to .83 (seeds
-          50-53); of cs-only's, which has the same dictionary, .82.
+        - C1 asks for less than .75 of joint's perplexity: it is .736, interval .70 to .77 (seeds
+          50-57); of cs-only's, which has the same dictionary, .82.
         - C9 fails at both other widths: at 128 perplexity is .82 of joint's, at 32 it is 1.18 (bar
           .75); transfer and knowledge there: 1.00 and .95 against .16 and .16 at 128, .58 and .48
           against .15 and .14 at 32.
