@@ -1085,8 +1085,8 @@ def figure(results: dict):
         for values in series[name]["retained"]:
             mean = sum(values) / len(values)
             ax.plot(x, mean, "o", color=COLORS[0 if x < 3 else x - 2], markersize=8)
-    names = ["chat model", "+ Spanish\n(stage 1)", "+ translation\n(stage 2)"]
-    names += [f"+ {arm}".replace(" ", "\n", 2) for arm in ARMS]
+    names = ["chat model", "+ its text\n(stage 1)", "+ translation\n(stage 2)"]
+    names += ["+ " + arm.replace(" ", "\n") for arm in ARMS]
     ax.set_xticks(range(len(series)), names)
     ax.set(ylabel="mean log p per token")
     ax.set_title("The chat model's own English answers, held-out queries")
