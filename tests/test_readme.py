@@ -77,7 +77,8 @@ def deciding_rows(runs: dict) -> dict[str, dict]:
     """Claim id -> its row from the run that decides it. Rows that name no run: the default run's
     where it tests the claim, else the full run's."""
     rows = {}
-    for run, saved in runs.items():
+    fresh = {run: saved for run, saved in runs.items() if "stale" not in saved}
+    for run, saved in (fresh or runs).items():  # a stale run counts where there is no other
         for row in saved["claims"]:
             here = row.get("run", run) == run
             known = rows.get(row["id"])
