@@ -97,8 +97,8 @@ def in_words(folder: Path, runs: dict, script: str) -> str:
     held = sum(row["verdict"] == HOLDS for row in tested)
     word = "in part" if 0 < held < len(tested) else "yes" if held else "no"
     found = f"[{word}](results/README.md#{name_of(script)}): {held} of {len(tested)} claims"
-    stale = [run["stale"] for run in runs.values() if "stale" in run]
-    return found + (f" (stale: {stale[0]})" if stale else "")
+    stale = [run for run, saved in runs.items() if "stale" in saved]
+    return found + (f" (stale, to be run again: {', '.join(stale)})" if stale else "")
 
 
 def speed(folder: Path) -> str:
@@ -211,7 +211,7 @@ def test_a_row_by_hand(tmp_path):
     filled = fill(row, tmp_path).split("\n")[0]
     assert filled.endswith("| [in part](results/README.md#name): 2 of 3 claims | 4, 11 |")
     write_json(tmp_path / "name.json", {"wall_seconds": 1, "claims": [], "stale": "other text"})
-    assert "(stale: other text)" in fill(row, tmp_path)
+    assert "(stale, to be run again: default)" in fill(row, tmp_path)
 
 
 def test_a_claim_is_decided_by_the_run_that_it_names():
