@@ -1,13 +1,35 @@
 """The shared world: what it says in every language, what it never says, and that its test problems stay out of training."""
 
+import math
 import random
 import re
 
 import pytest
 import torch
 
+from methods.experiments import question_alignment, spontaneous_multilingual
+from methods.skip_layer_cd import TEXT
+from methods.skip_layer_cd import WORLD as SKIP_WORLD
+from methods.worlds.clones import (
+    ANSWER,
+    BOS,
+    CODE,
+    EOS,
+    ITEMS,
+    LETTERS,
+    PLACES,
+    SEP,
+    Choice,
+    CloneWorld,
+    Event,
+    Mix,
+    Problem,
+    chance,
+    document,
+    new_model,
+)
 from minilm import InputError
-from methods.worlds.clones import (ANSWER, BOS, CODE, EOS, ITEMS, PLACES, SEP, Choice, Event, Mix, Problem, CloneWorld, document, new_model)
+from minilm.results import fingerprints
 
 WORLD = CloneWorld()
 # Eve has 7 coins, finds 4 (11), sells 2 (9): nine coins, more than before
@@ -195,12 +217,150 @@ def test_an_untrained_model_fits_its_world_and_has_separate_embeddings():
     assert abs(model.embed.weight.std().item() - 0.5) < 0.02 and abs(model.lm_head.weight.std().item() - 0.075) < 0.005
 
 
-def test_wrong_settings_are_refused():
-    with pytest.raises(InputError, match="begin with en"):
-        CloneWorld(languages=("a", "en")).tokens  # noqa: B018
-    with pytest.raises(InputError, match="1 to 12 verbs"):
-        CloneWorld(verbs=13).tokens  # noqa: B018
+def test_positions_turn_fast_enough_for_texts_of_a_hundred_tokens():
+    # the longest text is far shorter than a wave of rope_theta 10,000: the slow half would stand still
+    assert new_model(WORLD, 64, 1, torch.Generator().manual_seed(0)).config.rope_theta == 100
+
+
+MISTAKES = [
+    ({"languages": ("a", "en")}, "begin with en"),
+    ({"languages": ("en", "a", "a")}, "each once"),
+    ({"languages": ("en", "German")}, "clones are called a, b"),
+    ({"verb_final": ("zz",)}, "clones are called a, b"),
+    ({"verbs": 13}, "1 to 12 verbs"),
+    ({"verbs": 0}, "1 to 12 verbs"),
+    ({"max_number": 0}, "max_number 0"),
+    ({"max_amount": 0}, "max_amount 0"),
+    ({"events": ()}, "events"),
+    ({"events": (0,)}, "events"),
+    ({"cognates": 2.0}, "cognates 2.0"),
+    ({"cognates": math.nan}, "cognates nan"),
+]
+
+
+@pytest.mark.parametrize("settings, words", MISTAKES)
+def test_a_world_that_cannot_be_is_refused_when_it_is_made(settings, words):
+    with pytest.raises(InputError, match=words):
+        CloneWorld(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"clones": (-0.1, 0.1, 0.1, 0.1)}, "clones"),
+        ({"clones": (0.5, 0.5, 0.5, 0.5)}, "clones"),
+        ({"drills": 0.9, "retellings": 0.9}, "drills retellings 0.9, 0.9"),
+        ({"labelled": 0.6, "knowledge": 0.6}, "labelled knowledge"),
+        ({"clone_retellings": 1.1}, "clone_retellings"),
+        ({"gain": math.nan}, "gain nan"),
+        ({"zipf": math.inf}, "zipf inf"),
+        ({"shots": 0}, "shots 0"),
+    ],
+)
+def test_shares_that_are_none_are_refused(settings, words):
+    with pytest.raises(InputError, match=words):
+        Mix(**settings)
+
+
+def test_what_no_draw_can_find_is_said_in_one_line_and_never_searched_for_without_end():
+    rng = random.Random(0)
+    for draw_one in (WORLD.sample, WORLD.sample_choice):
+        with pytest.raises(InputError, match="no split 'tets'"):
+            draw_one(rng, "tets")
+    crowded = CloneWorld(max_number=1, events=(9,))  # nine events of 1 on a line from 0 to 1
+    with pytest.raises(InputError, match="found no dev problem with max_number 1"):
+        crowded.sample(rng, "dev", gain=1.0)
+
+
+def test_words_and_languages_that_a_world_does_not_have_are_named():
+    for language in ("en", "a"):
+        with pytest.raises(InputError, match="no word 'nope'"):
+            WORLD.encode(["nope"], language)
     with pytest.raises(InputError, match="no language zz"):
         WORLD.question(EVE, "zz")
     with pytest.raises(InputError, match="a share for each"):
         document(WORLD, Mix(clones=(0.1,)), random.Random(0))
+
+
+# --- streams of random numbers
+
+
+def test_a_share_of_0_draws_nothing_and_a_share_of_1_always_happens():
+    rng = random.Random(0)
+    before = rng.getstate()
+    assert not chance(rng, 0.0) and rng.getstate() == before
+    assert all(chance(rng, 1.0) for _ in range(20)) and rng.getstate() != before
+
+
+# Every mix whose results are committed, and a hash of its first 500 documents. If one of these
+# changes, so do all results that it leads to: run them again, or mark them stale.
+QA = question_alignment.Config()
+SPONTANEOUS = spontaneous_multilingual.Config()
+STREAMS = {
+    "results/skip_layer_cd*.json": (SKIP_WORLD, TEXT, "f991d2e22c3c9529"),
+    "results/question_alignment*.json": (
+        CloneWorld(events=QA.events),
+        Mix(
+            (QA.clones,) * 4,
+            english_first=QA.english_first,
+            drills=QA.drills,
+            parallel=QA.parallel,
+            switched=QA.switched,
+            exercises=QA.exercises,
+            programs=QA.programs,
+            knowledge=QA.knowledge,
+        ),
+        "b14a0092463cfbb9",
+    ),
+    "results/spontaneous_multilingual*.json": (
+        CloneWorld(0, spontaneous_multilingual.LANGUAGES, cognates=SPONTANEOUS.cognates),
+        spontaneous_multilingual.pretraining_mix(SPONTANEOUS),
+        "859f645975e1a334",
+    ),
+}
+
+
+@pytest.mark.parametrize("stale", STREAMS)
+def test_the_texts_are_those_that_committed_results_were_made_from(stale):
+    world, mix, known = STREAMS[stale]
+    rng = random.Random("golden")
+    documents = [document(world, mix, rng, step / 500) for step in range(500)]
+    found = fingerprints({"text": documents})["text"]
+    assert found == known, f"{stale}: its texts have changed (hash {found})"
+
+
+def test_clones_that_occur_in_retellings_only_are_never_told_alone_and_mostly_translated():
+    clones = Mix(clones=(0.12,) * 4, clone_retellings=1.0, statements=0.5, parallel=0.8, labelled=0.3)
+    texts = draw(2000, mix=clones)
+    told = [ids for ids in texts if {WORLD.language_of[i] for i in ids} & set("abcd")]
+    assert 0.43 < len(told) / len(texts) < 0.53
+    assert all(ids.count(SEP) == 1 and ANSWER not in ids for ids in told)
+    translated = [ids for ids in told if "en" in {WORLD.language_of[i] for i in ids}]
+    assert 0.76 < len(translated) / len(told) < 0.84
+    asked = [ids for ids in told if "howmany" in WORLD.gloss(ids)]
+    assert 0.44 < len(asked) / len(told) < 0.56
+    rest = [ids for ids in texts if ids not in told]
+    assert {WORLD.language_of[i] for ids in rest for i in ids} == {None, "en"}
+
+
+# --- nothing is the same where it should be drawn anew
+
+
+def test_facts_and_cognates_are_drawn_from_the_seed():
+    assert CloneWorld(1).origin != CloneWorld(2).origin
+    assert CloneWorld(1, cognates=0.5).roots != CloneWorld(2, cognates=0.5).roots
+
+
+def test_the_right_letter_is_any_of_three():
+    rng = random.Random(0)
+    letters = [WORLD.sample_choice(rng).letter for _ in range(300)]
+    assert all(70 < letters.count(letter) < 130 for letter in LETTERS)
+
+
+def test_several_exercises_of_a_document_are_different_ones():
+    mix = Mix(clones=(0.0,) * 4, drills=0.0, retellings=0.0, exercises=1.0, shots=3)
+    several = [ids for ids in draw(60, mix=mix) if ids.count(SEP) == 2]
+    assert several
+    for ids in several:
+        first, second, third = parse(WORLD, ids)
+        assert not first == second == third
