@@ -260,7 +260,6 @@ WITHOUT_A_TABLE = (
     "moe_lpr",
     "ockr",
     "prealign",
-    "question_alignment",
     "spontaneous_multilingual",
     "transllm",
     "mdm_experiment",

@@ -363,7 +363,8 @@ def answers(model, world: CloneWorld, test: Sequence, task: str) -> dict:
         right_in_english = sum(en == g for _, en, g in both)
         own = [response_language(world, out) == language for out in outs]
         metrics["agreement", language] = fmean(a is not None and a == en for a, en, _ in both)
-        metrics["kept", language] = sum(a == en == g for a, en, g in both) / max(1, right_in_english)
+        kept = sum(a == en == g for a, en, g in both)
+        metrics["kept", language] = kept / max(1, right_in_english)
         metrics["consistency", language] = fmean(own)
     return metrics
 

@@ -494,7 +494,7 @@ CLAIMS = [
         controls=cells([R], ACC),
         gate=english_is_solved(R, ENGLISH),
         run="seeds",
-        sentence="Taught to answer in English, the model solves all questions of the taught languages",
+        sentence="Taught to answer them in English, it solves all questions of the taught clones",
     ),
     Claim(
         "E1u",
