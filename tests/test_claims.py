@@ -259,11 +259,8 @@ WITHOUT_A_TABLE = (
     "learning_preferences",
     "moe_lpr",
     "ockr",
-    "prealign",
     "spontaneous_multilingual",
     "transllm",
-    "mdm_experiment",
-    "hallu_pi_experiment",
 )
 
 
