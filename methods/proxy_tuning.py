@@ -11,11 +11,15 @@ All three read the same text: the prompt, and the tokens chosen from z. What bot
 expect alike cancels, right or wrong, and M decides there; where tuning moved the small model, it
 moves M. With alpha = 0, or S+ = S-, it is M; a model that is its own S- becomes S+.
 
-Found   FOUND
+Found   With question alignment, four seeds of run 2: a large untuned model answers .08 of the
+        questions in two other languages, steered by a small one's tuning .17, that small one
+        itself .37: it gains, and not above its expert. In English it rises from .52 to .75.
 Run     python methods/proxy_tuning.py                          # 2 CPU cores, about a minute
         python methods/experiments/question_alignment.py --full # with question alignment: C5
         python methods/real/question_alignment.py --help        # --stage proxy: your three models
-Try     TRY
+Try     --alpha 0 1 3: at 0 it is M; too much of the difference, and M has no say
+        expert and anti exchanged in `main`: M moves away from what tuning teaches
+        --small-width 64: the better the small model, the less there is left to gain over it
 """
 
 import copy
