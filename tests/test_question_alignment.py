@@ -554,7 +554,7 @@ def test_a_base_is_saved_read_again_and_refused_when_its_shape_differs(tmp_path)
 def verdict(id, change=None):
     claim = {claim.id: claim for claim in CLAIMS}[id]
     table = true_table(claim, seeds=8)
-    for arm in {cell.arm for cell in table}:
+    for arm in FULL:
         table.setdefault(Cell(arm, "acc en"), [0.99] * 8)
     return decide(claim, View(as_metrics(table | (change or {}))))
 
@@ -608,12 +608,9 @@ def test_multiple_choice_that_rises_to_its_chance_has_gained_nothing():
 
 
 def test_english_that_moves_either_way_has_moved():
-    for x in (0.94, 1.0):
-        change = {Cell("ralign", "acc en"): [0.97] * 8, Cell("qalign->ralign", "acc en"): [x] * 8}
-        expected = HOLDS if x == 1.0 else "not reproduced"
+    for x, expected in ((0.90, "not reproduced"), (0.96, HOLDS), (1.0, "not reproduced")):
+        change = {Cell("ralign", "acc en"): [0.95] * 8, Cell("qalign->ralign", "acc en"): [x] * 8}
         assert verdict("C2", change).verdict == expected
-    change = {Cell("ralign", "acc en"): [0.9] * 8, Cell("qalign->ralign", "acc en"): [0.94] * 8}
-    assert verdict("C2", change).verdict == "not reproduced"
 
 
 def test_the_figure_shows_the_arms_that_ran_and_the_layer_before_and_after_stage_1():
@@ -649,7 +646,7 @@ def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path,
     saved = json.loads((tmp_path / "question_alignment.json").read_text())
     assert {row["verdict"] for row in saved["claims"]} == {"smoke run"}
     assert set(saved["metrics"]) == {*DEFAULT, "verb-blind"}
-    assert "<tr>" in printed and "[finds" in printed.split("\n\n")[0]
+    assert "<s> <tr> " in printed and "<a> [" in printed
     for row in results["claims"]:
         assert f"\n{row['id']} " in printed
 

@@ -453,7 +453,7 @@ def test_low_rank_training_saves_an_ordinary_checkpoint_and_dtype_is_what_is_sav
     changed = {name for name in base if not torch.equal(base[name], low[name])}
     assert low.keys() == base.keys() and changed and all("proj" in name for name in changed)
     real.main(replace(cfg, stage="1", eval=None, dtype="bfloat16"))
-    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
 def test_a_model_proxy_tuned_by_itself_answers_as_the_expert_does(cfg):

@@ -311,9 +311,13 @@ def stage_2(cfg: Config, seed: int, arm: Answers):
             return translation(world, task, p, "en", languages.choice(ALIGNED))
         return solved(world, task, p)
 
-    rows = {"en": solved, "en-x": or_translated, "own": in_every_language}
-    row = rows.get(arm.taught, in_every_language)
-    return random.Random(f"{seed}/stage II/{arm.task}"), row
+    rows = {
+        "en": solved,
+        "en-x": or_translated,
+        "own": in_every_language,
+        "english": in_every_language,
+    }
+    return random.Random(f"{seed}/stage II/{arm.task}"), rows[arm.taught]
 
 
 def both_stages(cfg: Config, world: CloneWorld, seed: int) -> Iterator[list[Example]]:
