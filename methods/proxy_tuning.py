@@ -48,9 +48,9 @@ def proxy(z_M: torch.Tensor, z_plus: torch.Tensor, z_minus: torch.Tensor, alpha:
     from. Raw logits: log-probabilities would give the same choice (they differ by a number per
     position). In float32, as the difference of two large half-precision numbers is noise; cut to
     the ids that all three have, as some checkpoints add padding ids at the end."""
-    V = min(z.shape[-1] for z in (z_M, z_plus, z_minus))
-    z_M, z_plus, z_minus = (z[..., :V].float() for z in (z_M, z_plus, z_minus))
-    return z_M + alpha * (z_plus - z_minus)
+    V = min(z_M.shape[-1], z_plus.shape[-1], z_minus.shape[-1])
+    change = z_plus[..., :V].float() - z_minus[..., :V].float()
+    return z_M[..., :V].float() + alpha * change
 
 
 class ProxyTuned(nn.Module):
@@ -74,15 +74,18 @@ class ProxyTuned(nn.Module):
 
     def hidden(self, ids, *, cache=None, attention_mask=None) -> torch.Tensor:
         """[B, T, D_M + 2 D_S]: the three models' last states side by side."""
-        caches = cache or [None] * 3
-        both = zip(self.three(), caches)
-        states = [m.hidden(ids, cache=own, attention_mask=attention_mask) for m, own in both]
+        states = []
+        for m, own in zip(self.three(), cache or [None] * 3):
+            states.append(m.hidden(ids, cache=own, attention_mask=attention_mask))
         return torch.cat(states, -1)
 
     def lm_head(self, states: torch.Tensor) -> torch.Tensor:
-        parts = states.split([m.config.hidden_size for m in self.three()], -1)
-        z = [m.lm_head(part) for m, part in zip(self.three(), parts)]
-        return proxy(*z, self.alpha)
+        widths = [m.config.hidden_size for m in self.three()]
+        h_M, h_plus, h_minus = states.split(widths, -1)
+        z_M = self.model.lm_head(h_M)
+        z_plus = self.expert.lm_head(h_plus)
+        z_minus = self.anti.lm_head(h_minus)
+        return proxy(z_M, z_plus, z_minus, self.alpha)
 
     def forward(self, ids, *, cache=None, attention_mask=None) -> Output:
         return Output(self.lm_head(self.hidden(ids, cache=cache, attention_mask=attention_mask)))

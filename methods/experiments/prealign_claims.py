@@ -490,8 +490,10 @@ def figure(results: dict):
     """Left, middle: clone perplexity and knowledge during pretraining. Right: which layers know
     which words translate each other."""
     fig, (left, middle, right) = new_figure(1, 3, width=14, height=4.8)
+    colors = dict(zip(SHOWN, COLORS))  # an arm has one colour in every figure
     arms = [arm for arm in SHOWN if arm in results["series"]]
-    for color, arm in zip(COLORS, arms):
+    for arm in arms:
+        color = colors[arm]
         series = results["series"][arm]
         panels = [(left, "ppl clone"), (middle, "clka clone")]
         if arm != "full":  # with folded tokens it is perfect by construction
