@@ -23,9 +23,10 @@ Run     python methods/real/question_alignment.py --checkpoint DIR --stage1 gsm_
                    xcsqa   {"question": {"stem", "choices"}, "answerKey"}: the first A-E that stands
                            alone
 Paper   the defaults: LLaMA-2, all weights, 3 epochs, lr 2e-5, batch 128, 512 tokens. Here it is one
-        device and one model at a time: 16 bytes a weight while it trains in float32 (weights,
-        gradients, AdamW), and activations, so 112 GB for 7B; the run prints its peak. --lora-rank R
-        trains a low-rank difference instead: OUR addition, for smaller machines.
+        device and one model at a time: 16.5 bytes a weight (measured from 4M to 38M weights, all
+        four arms; weights, gradients and AdamW in float32 are 16), so 116 GB for 7B, and
+        activations; the run prints its peak. --lora-rank R trains a low-rank difference instead:
+        OUR addition, for smaller machines.
 Shown   results/question_alignment_real.json (with its command): the path, on a model of 0.17M
         weights made in seconds, which does not reason. Files as published: gsm_questions of github
         NJUNLP/QAlign, GSM8K's train.jsonl, mGSM.
