@@ -259,7 +259,6 @@ WITHOUT_A_TABLE = (
     "learning_preferences",
     "moe_lpr",
     "ockr",
-    "question_alignment",
     "spontaneous_multilingual",
 )
 
