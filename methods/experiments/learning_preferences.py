@@ -15,7 +15,7 @@ Arms    0:8 ... 8:0           the lesson's ratio m : n; then the same balanced t
         d32, d128, two tokens, style 4:4                                (--full)
 Run     python methods/experiments/learning_preferences.py         # 2 free CPU cores, ~5 min
         python methods/experiments/learning_preferences.py --full          # every arm, ~15 min
-        python methods/experiments/learning_preferences.py --more-seeds    # seeds 50-57, ~8 min
+        python methods/experiments/learning_preferences.py --more-seeds    # seeds 50-57, ~9 min
 Honest  - The model is trained from nothing on 60 + 60 invented persons: this is the paper's
           explanation, not its finding about real styles (C1 to C4 need a large pretrained model).
         - Two stages, first the lesson and then the conflict, are ours; the published generator
@@ -44,6 +44,7 @@ import torch
 from methods.experiments.learning_preferences_claims import (
     CLAIMS,
     FINDING,
+    RATIOS,
     claims,
     figure,
     headline,
@@ -147,7 +148,8 @@ ARMS = {
 }
 CORE = tuple(ARMS)[: tuple(ARMS).index("4:4 +2")]
 EIGHT = (  # arms whose claims need eight seeds
-    *("4:4", "4:4 swapped", "8:0", "8:0 exchanged", "no marks", "mixed 4:4", "erase"),
+    *RATIOS,
+    *("4:4 swapped", "8:0 exchanged", "no marks", "mixed 4:4", "erase"),
     *("A only", "B only", "4:4 A only", "4:4 B only", "4:4 +8", "8:0 +8"),
 )
 

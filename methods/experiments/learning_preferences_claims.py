@@ -228,6 +228,7 @@ CLAIMS = [
         method=pr(*RATIOS),
         gate=learned_in(*RATIOS),
         paper="preferences follow consistency with the rest of the data",
+        run="seeds",
         sentence="A preference for a meaningless mark can be instilled by consistency",
     ),
     Claim(
@@ -256,6 +257,7 @@ CLAIMS = [
         baseline=cells(["no marks"], ["pr before"]),
         margin=TOLERANCE,
         gate=learned_in(*RATIOS),
+        run="seeds",
     ),
     Claim(
         "C6b",
