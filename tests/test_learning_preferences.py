@@ -21,7 +21,7 @@ from methods.experiments.learning_preferences import (
     lesson_texts,
     test_texts as conflict_texts,
 )
-from methods.experiments.learning_preferences_claims import CLAIMS, RATIOS
+from methods.experiments.learning_preferences_claims import CLAIMS, RATIOS, seeds_for
 from methods.learning_preferences import (
     believed,
     biography,
@@ -45,7 +45,7 @@ from methods.worlds.learning_preferences import (
     make_people,
 )
 from minilm import InputError
-from minilm.claims import NOT_TESTED, View, as_metrics, decide, true_table
+from minilm.claims import NOT_TESTED, PerSeed, View, as_metrics, decide, true_table
 from minilm.data import generator
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Output, Transformer
@@ -465,6 +465,13 @@ def test_every_arm_of_the_full_run_is_read_by_a_claim():
         read |= {cell.arm for cell in (*claim.method, *claim.baseline, *claim.controls)}
         read |= {cell.arm for cell in claim.given}
     assert set(ARMS) == read
+
+
+def test_the_number_of_seeds_for_a_half_width_by_hand():
+    # sd .1: 1.96 * .1 / sqrt(n) is about .05 at n = 15; Student's t (2.110 at 17 d.o.f.) needs 18
+    x = PerSeed((0.4, 0.5, 0.6), "pr")
+    assert seeds_for(x, 0.05) == "+/- 0.05 needs 18 seeds"
+    assert seeds_for(x, 0.01) == "+/- 0.01 needs more than 200 seeds"
 
 
 @pytest.mark.parametrize("claim", [c for c in CLAIMS if c.gate], ids=lambda c: c.id)

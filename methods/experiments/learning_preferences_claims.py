@@ -14,13 +14,16 @@ from minilm.claims import (
     Cell,
     Claim,
     PerSeed,
+    Verdict,
     View,
     above,
     all_of,
     at_least,
     at_most,
     cells,
+    half_width,
     judge,
+    mean_sd,
     untestable,
     within,
 )
@@ -102,9 +105,20 @@ def half_difference(view: View, plain: str, swapped: str) -> PerSeed:
 
 
 def models_without_evidence_have_no_preference_on_average(view):
-    """Pr at 4:4, mean over the seeds, is within .1 of .5 (whole interval); else the number of seeds
-    that would decide."""
-    return near_half(view("4:4", "pr"))
+    """Pr at 4:4, mean over the seeds, is within .1 of .5 (whole interval). Beside it: how many
+    seeds would bring half of the interval to .05."""
+    pr = view("4:4", "pr")
+    verdict, measured = near_half(pr)
+    return Verdict(verdict, f"{measured}; {seeds_for(pr, 0.05)}")
+
+
+def seeds_for(x: PerSeed, half: float) -> str:
+    """The number of seeds whose interval is +/- half, if the deviation stays."""
+    sd = mean_sd(x.values)[1]
+    for n in range(2, 201):
+        if half_width(sd, n) <= half:
+            return f"+/- {half:g} needs {n} seeds"
+    return f"+/- {half:g} needs more than 200 seeds"
 
 
 def the_published_single_stage_has_none_either(view):
@@ -156,7 +170,10 @@ def a_style_is_not_preferred_for_itself(view):
 
 def the_effect_grows_with_width(view):
     "pr(8:0) - pr(0:8) is larger at each of the widths 32, 64, 128."
-    effects = [view(f"{w}8:0", "pr") - view(f"{w}0:8", "pr") for w in WIDTHS]
+    effects = []
+    for width in WIDTHS:
+        effect = view(f"{width}8:0", "pr") - view(f"{width}0:8", "pr")
+        effects.append(effect.called(f"effect at {width or 'd64 '}".strip()))
     return all_of(above(b - a) for a, b in pairwise(effects))
 
 
@@ -169,8 +186,8 @@ def without_marks_the_preference_vanishes(view):
 def repetition_lowers_trust_that_was_not_earned(view):
     """With 8 more texts of B (3 : 1) Pr falls by more than .1 at 4:4, by more than at 8:0, where it
     stays at least .6."""
-    fall = view("4:4", "pr") - view("4:4 +8", "pr")
-    trusted = view("8:0", "pr") - view("8:0 +8", "pr")
+    fall = (view("4:4", "pr") - view("4:4 +8", "pr")).called("fall at 4:4")
+    trusted = (view("8:0", "pr") - view("8:0 +8", "pr")).called("fall at 8:0")
     return all_of([above(fall, 0.1), above(fall - trusted), at_least(view("8:0 +8", "pr"), 0.6)])
 
 
@@ -203,7 +220,7 @@ def learned_in(*arms: str):
     return gate
 
 
-def pr(*arms: str) -> list[Cell]:
+def pr_of(*arms: str) -> list[Cell]:
     return cells(arms, ["pr"])
 
 
@@ -225,7 +242,7 @@ CLAIMS = [
         "C5",
         a_preference_for_a_meaningless_mark_can_be_instilled,
         "order",
-        method=pr(*RATIOS),
+        method=pr_of(*RATIOS),
         gate=learned_in(*RATIOS),
         paper="preferences follow consistency with the rest of the data",
         run="seeds",
@@ -235,7 +252,7 @@ CLAIMS = [
         "C5m",
         the_published_single_stage_instils_it_too,
         "order",
-        method=pr("mixed 0:8", "mixed 4:4", "mixed 8:0"),
+        method=pr_of("mixed 0:8", "mixed 4:4", "mixed 8:0"),
         given=given({"mixed 0:8": 0.2, "mixed 4:4": 0.5, "mixed 8:0": 0.8}),
         gate=learned_in("mixed 0:8", "mixed 4:4", "mixed 8:0"),
         paper="the same; this is its protocol",
@@ -244,7 +261,7 @@ CLAIMS = [
         "C5t",
         values_of_two_tokens_make_no_difference_to_it,
         "level",
-        method=pr("two tokens"),
+        method=pr_of("two tokens"),
         bound=STRONG,
         gate=learned_in("two tokens"),
         run="full",
@@ -263,9 +280,9 @@ CLAIMS = [
         "C6b",
         the_name_has_no_effect_of_its_own,
         "equal",
-        method=pr("4:4"),
-        baseline=pr("4:4 swapped"),
-        controls=pr("8:0 exchanged"),
+        method=pr_of("4:4"),
+        baseline=pr_of("4:4 swapped"),
+        controls=pr_of("8:0 exchanged"),
         given=given({"8:0": 0.9, "8:0 exchanged": 0.1}),
         margin=2 * TOLERANCE,
         gate=learned_in("4:4", "4:4 swapped", "8:0", "8:0 exchanged"),
@@ -275,7 +292,7 @@ CLAIMS = [
         "C6",
         models_without_evidence_have_no_preference_on_average,
         "equal",
-        method=pr("4:4"),
+        method=pr_of("4:4"),
         baseline=cells(["4:4"], ["pr before"]),
         margin=TOLERANCE,
         gate=learned_in("4:4"),
@@ -285,7 +302,7 @@ CLAIMS = [
         "C6m",
         the_published_single_stage_has_none_either,
         "equal",
-        method=pr("mixed 4:4"),
+        method=pr_of("mixed 4:4"),
         baseline=cells(["4:4"], ["pr before"]),
         margin=TOLERANCE,
         gate=learned_in("mixed 4:4"),
@@ -295,8 +312,8 @@ CLAIMS = [
         "C6c",
         a_single_model_without_evidence_takes_a_side_by_accident,
         "more",
-        method=pr("4:4"),
-        baseline=pr("no marks"),
+        method=pr_of("4:4"),
+        baseline=pr_of("no marks"),
         margin=0.05,
         gate=learned_in("4:4", "no marks"),
         run="seeds",
@@ -305,8 +322,8 @@ CLAIMS = [
         "C7",
         a_second_lesson_reverses_the_preference,
         "order",
-        method=pr("reverse", "erase", "8:0"),
-        controls=pr("again"),
+        method=pr_of("reverse", "erase", "8:0"),
+        controls=pr_of("again"),
         given=given({"reverse": 0.15, "erase": 0.5, "8:0": 0.9, "again": 0.9}),
         gate=learned_in("reverse", "erase", "8:0", "again"),
         paper="preferences can be erased and reversed",
@@ -315,7 +332,7 @@ CLAIMS = [
         "C7e",
         a_balanced_second_lesson_erases_it,
         "equal",
-        method=pr("erase"),
+        method=pr_of("erase"),
         baseline=cells(["4:4"], ["pr before"]),
         margin=TOLERANCE,
         gate=learned_in("erase"),
@@ -339,8 +356,8 @@ CLAIMS = [
         "C9",
         styles_do_what_source_names_do,
         "more",
-        method=pr("style 8:0"),
-        baseline=pr("style 0:8"),
+        method=pr_of("style 8:0"),
+        baseline=pr_of("style 0:8"),
         margin=STRONG - WEAK,
         given=given({"style 0:8": 0.1, "style 8:0": 0.9}),
         gate=learned_in("style 0:8", "style 8:0"),
@@ -350,7 +367,7 @@ CLAIMS = [
         "C9c",
         a_style_is_not_preferred_for_itself,
         "equal",
-        method=pr("style 4:4"),
+        method=pr_of("style 4:4"),
         baseline=cells(["style 4:4"], ["pr before"]),
         margin=TOLERANCE,
         gate=learned_in("style 4:4"),
@@ -360,7 +377,7 @@ CLAIMS = [
         "C10",
         the_effect_grows_with_width,
         "order",
-        method=pr("d32 8:0", "8:0", "d128 8:0"),
+        method=pr_of("d32 8:0", "8:0", "d128 8:0"),
         given=given({"d32 0:8": 0.2, "0:8": 0.2, "d128 0:8": 0.2}),
         gate=learned_in(*(width + ratio for width in WIDTHS for ratio in ("0:8", "8:0"))),
         paper="stronger in larger models",
@@ -370,9 +387,9 @@ CLAIMS = [
         "R1",
         without_marks_the_preference_vanishes,
         "equal",
-        method=pr("no marks"),
+        method=pr_of("no marks"),
         baseline=cells(["no marks"], ["pr before"]),
-        controls=pr("8:0"),
+        controls=pr_of("8:0"),
         given=given({"8:0": 0.9}),
         margin=TOLERANCE,
         gate=learned_in("no marks", "8:0"),
@@ -381,8 +398,8 @@ CLAIMS = [
         "F1",
         repetition_lowers_trust_that_was_not_earned,
         "more",
-        method=pr("4:4"),
-        baseline=pr("4:4 +8"),
+        method=pr_of("4:4"),
+        baseline=pr_of("4:4 +8"),
         margin=0.1,
         given=given({"8:0": 0.9, "8:0 +8": 0.85}),
         gate=learned_in("4:4", "4:4 +8", "8:0", "8:0 +8"),
@@ -392,7 +409,7 @@ CLAIMS = [
         "F2",
         the_more_copies_the_more_are_believed,
         "order",
-        method=pr(*copies_of("4:4")[::-1]),
+        method=pr_of(*copies_of("4:4")[::-1]),
         gate=learned_in(*copies_of("4:4")),
         run="full",
     ),
@@ -400,7 +417,7 @@ CLAIMS = [
         "F3",
         trust_outvotes_eight_to_one,
         "level",
-        method=pr("8:0 +28"),
+        method=pr_of("8:0 +28"),
         bound=0.5,
         gate=learned_in("8:0 +28"),
         run="full",
