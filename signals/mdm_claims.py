@@ -22,8 +22,9 @@ SHOWN = ("QAM16", "GFSK", "AM-SSB")  # classes in the figure
 
 FINDING = (
     "A few learned radio signals per class train a classifier better than chosen ones. Matching "
-    "the spectrum as well as time adds to that with the paper's kind of network, which lets plain "
-    "matching spoil the spectrum; with one that averages over time and does not, it adds nothing."
+    "the spectrum as well as time adds a few points where the network keeps the place of a "
+    "feature (the paper's kind) and plain matching spoils the spectrum; where it averages over "
+    "time neither happens."
 )
 
 
@@ -281,8 +282,7 @@ CHOSEN = [  # learned signals against chosen ones
         they_do_so_at_other_sizes,
         "more",
         method=acc("mdm spc 1", "mdm spc 20"),
-        baseline=acc("random spc 1", "random spc 20"),
-        controls=acc("herding spc 1", "herding spc 20"),
+        baseline=acc("random spc 1", "random spc 20", "herding spc 1", "herding spc 20"),
     ),
     Claim(
         "C1c",
