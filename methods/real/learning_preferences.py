@@ -816,12 +816,24 @@ def large_and_learned(view: View) -> str:
     return facts_are_learned(view)
 
 
+FORMAL = "formal texts are favoured"
+CLEAN = "texts without errors are favoured"
+FASTER = "preferred: learned faster"
+LARGER = "stronger in larger models, near none below 1B parameters"
+MADE = "preferences follow consistency with the rest of the data"
+
 CLAIMS = [
-    Claim("C1", the_first_style_beats_the_second, "more", gate=large_and_learned),
-    Claim("C2", clean_texts_beat_misspelled_ones, "more", gate=large_and_learned),
-    Claim("C3", preferred_styles_are_learned_faster, "open"),
-    Claim("C4", larger_models_prefer_more, "open"),
-    Claim("C5", a_preference_is_instilled_by_consistency, "more", gate=facts_are_learned),
+    Claim("C1", the_first_style_beats_the_second, "more", gate=large_and_learned, paper=FORMAL),
+    Claim("C2", clean_texts_beat_misspelled_ones, "more", gate=large_and_learned, paper=CLEAN),
+    Claim("C3", preferred_styles_are_learned_faster, "open", paper=FASTER),
+    Claim("C4", larger_models_prefer_more, "open", paper=LARGER),
+    Claim(
+        "C5",
+        a_preference_is_instilled_by_consistency,
+        "more",
+        gate=facts_are_learned,
+        paper=MADE,
+    ),
 ]
 
 
