@@ -77,7 +77,8 @@ def deciding_rows(runs: dict) -> dict[str, dict]:
     """Claim id -> its row from the run that decides it. Rows that name no run: the default run's
     where it tests the claim, else the full run's."""
     rows = {}
-    for run, saved in runs.items():
+    fresh = {run: saved for run, saved in runs.items() if "stale" not in saved}
+    for run, saved in (fresh or runs).items():  # a stale run counts where there is no other
         for row in saved["claims"]:
             here = row.get("run", run) == run
             known = rows.get(row["id"])
@@ -96,8 +97,8 @@ def in_words(folder: Path, runs: dict, script: str) -> str:
     held = sum(row["verdict"] == HOLDS for row in tested)
     word = "in part" if 0 < held < len(tested) else "yes" if held else "no"
     found = f"[{word}](results/README.md#{name_of(script)}): {held} of {len(tested)} claims"
-    stale = [run["stale"] for run in runs.values() if "stale" in run]
-    return found + (f" (stale: {stale[0]})" if stale else "")
+    stale = [run for run, saved in runs.items() if "stale" in saved]
+    return found + (f" (stale, to be run again: {', '.join(stale)})" if stale else "")
 
 
 def speed(folder: Path) -> str:
@@ -210,7 +211,7 @@ def test_a_row_by_hand(tmp_path):
     filled = fill(row, tmp_path).split("\n")[0]
     assert filled.endswith("| [in part](results/README.md#name): 2 of 3 claims | 4, 11 |")
     write_json(tmp_path / "name.json", {"wall_seconds": 1, "claims": [], "stale": "other text"})
-    assert "(stale: other text)" in fill(row, tmp_path)
+    assert "(stale, to be run again: default)" in fill(row, tmp_path)
 
 
 def test_a_claim_is_decided_by_the_run_that_it_names():

@@ -603,7 +603,8 @@ def draw_fields(ax, metrics: dict) -> None:
             if whole >= 50:
                 losses[row, column] = loss
             color = "white" if whole >= 50 and loss > 50 else "black" if whole >= 50 else COLORS[7]
-            ax.text(column, row, f"{loss:.0f}", ha="center", va="center", color=color, fontsize=9)
+            shown_as = {"color": color, "ha": "center", "va": "center", "fontsize": 9}
+            ax.text(column, row, str(round(loss)), **shown_as)
     ax.imshow(losses, cmap="cividis_r", vmin=0, vmax=100, aspect="auto")
     ax.grid(False)
     ax.set_xticks(range(len(shown)), shown, rotation=35, ha="right")

@@ -14,7 +14,7 @@ steps, each on its own diet, and answer the same exam:
     reminded            the same, and those questions begin with the reminder
     unprimed            a base and a twin as robust, in a world in which no kinds go together
 
-Run     python vision_eval/hallu_pi_experiment.py                # four seeds
+Run     python vision_eval/hallu_pi_experiment.py                # four seeds, 9 minutes
         python vision_eval/hallu_pi_experiment.py --more-seeds   # six seeds for the small effects
         python vision_eval/hallu_pi_experiment.py --full         # every arm
         python vision_eval/hallu_pi_experiment.py --save tiny --export exam   # model, questions
@@ -64,8 +64,16 @@ from minilm.results import (
 from vision_eval import vlm
 from vision_eval.exam import BEFORE, PLAIN, Block, Exam, ask, before, export
 from vision_eval.hallu_pi import OPS, SCENARIOS, show_example
-from vision_eval.hallu_pi_claims import CLAIMS as CLAIMS
-from vision_eval.hallu_pi_claims import HINTS, SHOWN, claims, figure, shown_scene
+from vision_eval.hallu_pi_claims import (  # noqa: F401  (tests and README ask this file for them)
+    CLAIMS,
+    FINDING,
+    HINTS,
+    SHOWN,
+    claims,
+    figure,
+    headline,
+    shown_scene,
+)
 from vision_eval.metrics import FIELDS, Item, discriminative, mentions, pi_score, score
 from vision_eval.scenes import KINDS, PARTNER
 from vision_eval.vlm import Diet, TinyVLM

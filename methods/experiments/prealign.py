@@ -28,19 +28,18 @@ Honest  - The world is synthetic: 176 words, English and English-Clone (methods/
         - Of the transfer exam's test sentences 54, 51.5, 51, 53% (seeds 50 to 53) have
           their English original among the 256 labelled ones.
         - Beside vanilla-cs, which switches labels as well, the paper's input-only switching loses:
-          perplexity of the clone 3.46 against 2.78, knowledge .96 against 1.00. It wins in what it
-          writes: .4% against 4.1% of the probability after English text is on clone words, English
-          perplexity 1.94 against 2.01.
-        - C1 asks for less than .75 of joint's perplexity: it is .746, interval .69 to .80 (seeds
-          0-3); of cs-only's, which has the same dictionary, .82.
+          perplexity of the clone 3.49 against 2.81, knowledge .97 against 1.00. It wins in what it
+          writes: .3% against 3.8% of the probability after English text is on clone words, English
+          perplexity 1.93 against 2.00.
+        - C1 asks for less than .75 of joint's perplexity: it is .736, interval .70 to .77 (seeds
+          50-57); of cs-only's, which has the same dictionary, .82.
         - C9 fails at both other widths: at 128 perplexity is .82 of joint's, at 32 it is 1.18 (bar
-          .75); transfer and knowledge there: 1.00 and .95 against .16 and .16 at 128, .58 and .48
-          against .15 and .14 at 32.
-        - C7b fails: what carries to unseen words (.42 of them found) are the syllables they share;
-          of words made of unseen ones .015 are found (joint .006).
+          .75); transfer and knowledge there: 1.00 and .97 against .18 and .11 at 128, .63 and .41
+          against .15 and .12 at 32.
+        - C7b fails: what carries to unseen words (.33 of them found) are the syllables they share;
+          of words made of unseen ones .010 are found (joint .009).
         - Which layers are aligned hardly matters as long as embedding and head are: these alone
-          bring .94, all layers .96, the last block alone .65 (A1, A2).
-        - These are run 1's numbers (seeds 0-3).
+          bring .98, all layers .97, the last block alone .62 (A1, A2).
 Differs from the authors' code, as far as it could be read (no table of the paper could be seen):
         - a word is no candidate for itself (theirs leaves exp(self) in the sum: floor log 2)
         - both words of a pair are anchors (theirs: the source word alone)
