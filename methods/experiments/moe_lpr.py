@@ -71,6 +71,7 @@ from minilm.results import (
     check_range,
     check_unused,
     cli,
+    flag,
     print_metrics,
     run_seeds,
     save_results,
@@ -357,6 +358,8 @@ def check(cfg: Config) -> None:
         check_unused(cfg, "methods", "with --full or --more-seeds")
     if cfg.quick:
         check_unused(cfg, "base_steps steps review_old eval_blocks", "with --quick")
+        if len(cfg.seeds) > 1 and cfg.seeds != Config.seeds:
+            raise InputError(f"{flag(cfg, 'seeds')}: --quick runs one seed, give one")
 
 
 def main(cfg: Config) -> dict:
