@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from methods.experiments import ockr
-from methods.experiments.ockr import (FULL, GATE, LEVELS, Config, Words, by_length, candidate_accuracy, chance, claims, everything, in_context, parse,
-                          retrieved)
+from methods.experiments.ockr import FULL, GATE, Config, candidate_accuracy, chance, claims, retrieved
+from methods.ockr import LEVELS, Words, accuracy, by_length, everything, in_context, parse, train
 from methods.ockr_tasks import FIRST, MINI, SECOND, SETTINGS, YEARS, Fact, BirthYears, build, clone, label, make_task
 from minilm.claims import held
 from minilm import InputError
@@ -174,12 +174,12 @@ def test_generation_and_candidate_scoring_agree_on_a_model_that_knows_its_answer
     w = world(k=2)
     words = Words(everything(w, "simple"))
     rows = [w.ask(f, 0, "target") for f in (w.year(w.Z[g]) for g in range(4))]
-    model, cfg = model_for(words), Config(batch=4, lr=1e-2)
-    for _ in ockr.train(cfg, model, by_length(words, rows), 120, generator(0, "order")):
+    model = model_for(words)
+    for _ in train(model, by_length(words, rows), 120, generator(0, "order"), batch=4, lr=1e-2):
         pass
-    assert ockr.accuracy(model, words, rows) == candidate_accuracy(model, words, rows) == 1.0
+    assert accuracy(model, words, rows) == candidate_accuracy(model, words, rows) == 1.0
     wrong = [row._replace(label=other.label) for row, other in zip(rows, rows[1:] + rows[:1])]
-    assert ockr.accuracy(model, words, wrong) == 0.0
+    assert accuracy(model, words, wrong) == 0.0
 
 
 def test_an_untrained_model_prefers_candidates_at_random_and_always_yes_scores_one_half():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from methods.experiments.ockr import answer_loss
+from methods.ockr import answer_loss
 from methods.ockr_tasks import Row
 from methods.real import ockr
 from methods.real.ockr import LANGUAGES, ROWS, Config, Reader, candidates, defects, examine, fine_tune, names, paths, read_rows, write_rows

@@ -34,25 +34,36 @@ Try     with --seeds 100 --cells "aa separate" "aa cot" (targets .42, .94)  --ol
 """
 
 import copy
-import random
-import re
 import time
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
-from methods.ockr_tasks import FIRST, MINI, PATTERNS, SECOND, SETTINGS, YEARS, Row, BirthYears, build, build_xling, clone, make_task
+from methods.ockr import (
+    Group,
+    Words,
+    accuracy,
+    ask,
+    by_length,
+    in_context,
+    is_right,
+    make_worlds,
+    new_model,
+    old_rows,
+    parse,
+    share,
+    train,
+    vocabulary,
+    with_replay,
+)
+from methods.ockr_tasks import FIRST, MINI, PATTERNS, SECOND, SETTINGS, YEARS, BirthYears, Row, build, make_task
 from minilm import InputError
-from minilm.data import IGNORE, batches, generator, prompt_masked
-from minilm.evaluate import continuation_logprobs
-from minilm.generate import generate
-from minilm.ops import linear_cross_entropy
 from minilm.claims import claim, print_claims, wilson
-from minilm.results import COLORS, Outcome, bar_seeds, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
-from minilm.training import make_optimizers, schedule, set_lr, take_step
-from minilm.transformer import Config as ModelConfig
+from minilm.data import generator
+from minilm.evaluate import continuation_logprobs
+from minilm.results import COLORS, Outcome, bar_seeds, cli, new_figure, plot_seeds, print_metrics, run_seeds, save_results
 from minilm.transformer import Transformer
 
 PAPER = "Out-of-context knowledge reasoning, Findings of EMNLP 2024, arXiv 2406.07393"
@@ -85,227 +96,172 @@ class Config:
     out: str | None = None  # folder for results in place of results/ or runs/
 
 
-# --- scorers
 
-def parse(text: str, label: str) -> str | None:
-    """The answer that a generated text gives, of the same type as the label; None if it gives none.
+# --- one training example of each kind
 
-    Only what follows the last "Therefore" counts: a premise in a chain of thought may well hold the right year for the wrong reason."""
-    text = text.rsplit("Therefore", 1)[-1]
-    if label in ("Yes", "No"):
-        found = re.search(r"\b(?:Yes|No)\b", text)  # whole words: NomadicEclipse is a name, not a No
-    elif re.fullmatch(r"(?:19|20)\d\d", label):
-        found = re.search(r"(?<!\d)(?:19|20)\d\d(?!\d)", text)  # (\b would miss 2010 in Chinese, whose letters have no gaps between them)
-    else:
-        return unicodedata.normalize("NFC", text.strip().rstrip(".!?。！？").strip()) or None
-    return found[0] if found else None
-
-
-class Words:
-    """A vocabulary of the mini sentences' pieces: name parts, words, numbers, marks. A space belongs to the piece that follows it."""
-
-    PAD, BOS, EOS = range(3)
-
-    def __init__(self, rows: Sequence[Row]):
-        names = [first + second for first, second in zip(FIRST, SECOND)]  # every part, in its place in a name
-        texts = " . ".join([*names, *SECOND, *(f"{row.prompt} {row.input} {row.answer}" for row in rows)])
-        self.pieces = ["", "<s>", "</s>", *sorted({piece for text in (texts, clone(texts)) for piece in self.cut(text)})]
-        self.id = {piece: i for i, piece in enumerate(self.pieces)}
-
-    @staticmethod
-    def cut(text: str) -> list[str]:
-        return re.findall(r" ?(?:[A-Z]?[a-z]+|\d+|[^\sA-Za-z\d])", " " + text)
-
-    def encode(self, text: str) -> list[int]:
-        return [self.id[piece] for piece in self.cut(text)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(self.pieces[i] for i in ids if i > self.EOS).strip()
-
-    def prompt(self, row: Row) -> list[int]:
-        return [self.BOS, *self.encode(row.prompt), *(self.encode(row.input) if row.input else [])]
-
-    def example(self, row: Row) -> tuple[list[int], list[int]]:
-        return self.prompt(row), [*self.encode(row.answer), self.EOS]
-
-
-# --- loss
-
-def answer_loss(model: Transformer, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """L = - mean over the tokens t of the answers of log p(w_t | prompt, w_<t). Ordinary supervised fine-tuning, nothing else."""
-    return linear_cross_entropy(model.hidden(inputs), model.lm_head.weight, labels, IGNORE)
-
-
-# --- train
-
-def by_length(words: Words, rows: Sequence[Row], weight: float = 1.0) -> list[tuple[list, float]]:
-    """Examples grouped so that rows of one step have like lengths -> (group, its weight: how often a step is drawn from it)."""
-    groups: dict[int, list] = {}
-    for prompt, answer in map(words.example, rows):
-        groups.setdefault((len(prompt) + len(answer)) // 8, []).append((prompt, answer))
-    return [(group, weight * len(group) / len(rows)) for group in groups.values()]
-
-
-def train(cfg: Config, model: Transformer, groups: Sequence[tuple[list, float]], steps: int, order: torch.Generator) -> Iterator[int]:
-    """Each step reads cfg.batch rows of one group, drawn by weight. Yields the number of steps done, before each step and at the end,
-    so that the caller may look at the model."""
-    optimizers = make_optimizers(model, "adamw", cfg.lr, cfg.weight_decay)
-    streams = [batches(len(examples), cfg.batch, order) for examples, _ in groups]
-    chosen = torch.multinomial(torch.tensor([weight for _, weight in groups]), steps, replacement=True, generator=order).tolist()
-    for step, group in enumerate(progress(chosen, "steps")):
-        yield step
-        set_lr(optimizers, schedule(step, steps, "cosine", warmup=steps // 20, final=0.05))
-        rows = [groups[group][0][i] for i in next(streams[group]).tolist()]
-        take_step(answer_loss(model, *prompt_masked(rows)), model, optimizers)
-    yield steps
-
-
-# --- evaluate
 
 def show_example(cfg: Config) -> None:
-    w = BirthYears([f + s for s in SECOND for f in FIRST], cfg.entities, MINI, "example")
+    names = [first + second for second in SECOND for first in FIRST]
+    w = BirthYears(names, cfg.entities, MINI, "example")
     print("One training row of each kind; only what stands after -> is learned:")
-    for task, setting in (("aa", "separate"), ("rr", "separate"), ("ar", "adjacent"), ("aa", "cot"), ("ar", "cot"), ("xling", "separate")):
-        row = build(w, task, setting)[0][-1]
-        print(f"  {task} {setting:9} {row.prompt} {row.input} -> {row.answer} </s>")
-
-
-def share(flags: Sequence[bool]) -> float:
-    return sum(flags) / len(flags)
-
-
-def ask_model(model: Transformer, words: Words, rows: Sequence[Row], new: int) -> list[str]:
-    """Greedy answers."""
-    prompts = [words.prompt(row) for row in rows]
-    texts = generate(model, prompts, new, eos_id=words.EOS)
-    return [words.decode(ids[len(p):]) for p, ids in zip(prompts, texts)]
-
-
-def accuracy(model: Transformer, words: Words, rows: Sequence[Row], new: int = 6) -> float:
-    return share([parse(text, row.label) == row.label for row, text in zip(rows, ask_model(model, words, rows, new))])
-
-
-def candidate_accuracy(model: Transformer, words: Words, rows: Sequence[Row]) -> float:
-    """The second scorer: which of the possible answers (2, or 20 years) is the most probable? Nothing to parse, the same chance."""
-    options = sorted({row.label for row in rows})
-    pairs = [(words.prompt(row), [*words.encode(row.answer.replace(row.label, option)), words.EOS]) for row in rows for option in options]
-    best = continuation_logprobs(model, pairs, batch=512).sum.view(len(rows), -1).argmax(1).tolist()
-    return share([options[i] == row.label for i, row in zip(best, rows)])
-
-
-def retrieved(world: BirthYears, row: Row, text: str) -> bool:
-    """Does the chain of thought begin with the right facts: both years, or anybody of the same year?"""
-    first, _, rest = text.partition(" . ")[0].partition(" , ")
-    a, relation, b = (first + "  ").split(" ")[:3]
-    if relation == "same":
-        return a != b and row.prompt.split()[1] == a and world.born[a] == world.born.get(b)
-    return f"{first} , {rest}" == row.answer.partition(" . ")[0]
-
-
-def is_premise(row: Row) -> bool:
-    return not re.search("target|bare", row.kind)
-
-
-def evaluate(model: Transformer, words: Words, world: BirthYears, test: Sequence[Row], hinted: bool) -> dict[str, float]:
-    metrics = {}
-    kinds = list(dict.fromkeys(row.kind for row in test))
+    kinds = ("aa separate", "rr separate", "ar adjacent", "aa cot", "ar cot", "xling separate")
     for kind in kinds:
-        rows = [row for row in test if row.kind == kind]
-        texts = ask_model(model, words, rows, 20 if hinted and kind == "target" or "(" in rows[0].answer else 6)
-        right = [parse(text, row.label) == row.label for row, text in zip(rows, texts)]
-        metrics[kind] = share(right)
-        if kind == "target":
-            metrics["unparsed"] = share([parse(text, row.label) is None for row, text in zip(rows, texts)])
-            for value in sorted({row.label for row in rows} & {"Yes", "No"}):
-                metrics[f"target {value}"] = share([ok for ok, row in zip(right, rows) if row.label == value])
-            if hinted:
-                metrics["retrieved"] = share([retrieved(world, row, text) for row, text in zip(rows, texts)])
-            else:
-                metrics["candidates"] = candidate_accuracy(model, words, rows)
-    premises = [row for row in test if is_premise(row)]
-    metrics["premises"] = sum(metrics[row.kind] for row in premises) / len(premises)
-    metrics["weakest premise"] = min(metrics[row.kind] for row in premises)
-    return metrics | {f"n {kind}": sum(row.kind == kind for row in test) for kind in kinds}
+        row = build(w, *kind.split())[0][-1]
+        print(f"  {kind:14} {row.prompt} {row.input} -> {row.answer} </s>")
 
 
 # --- one seed
 
+
+class Arm(NamedTuple):
+    task: str  # aa, ar, rr, xling, or aa-hard, ...
+    setting: str  # separate, adjacent, crd, cot, oracle
+    change: str = ""  # x3: three times the steps; compare: a base that has seen bare yes/no answers
+
+
+class Base(NamedTuple):
+    model: Transformer
+    told: list[Group]  # what it has read, to be replayed
+
+
 def run(cfg: Config, seed: int) -> Outcome:
     """All cells of one seed start from the same base model, which has read the old world only."""
-    names = [first + second for first in FIRST for second in SECOND]
-    random.Random(f"{seed}/names").shuffle(names)
-    take = lambda count: [names.pop() for _ in range(count)]
-    new = BirthYears(take(YEARS * (2 * cfg.entities + 1)), cfg.entities, MINI, f"{seed}/new")
-    old = BirthYears(take(YEARS * (2 * cfg.old_entities + 1)), cfg.old_entities, MINI, f"{seed}/old")
-    words, outcome, bases = Words([r for level in LEVELS for r in everything(old, level) + in_context(old, level)]), Outcome({}, {}), {}
+    new, old, names = make_worlds(seed, cfg.entities, cfg.old_entities)
+    words = vocabulary(old)
+    bases = {}
+    metrics = {}
+    series = {}
     for cell in cfg.cells:
-        task, setting, *more = cell.split()
-        kind = ("hard" if task.endswith("hard") else "simple", more == ["compare"])
+        arm = Arm(*cell.split())
+        level = "hard" if arm.task.endswith("hard") else "simple"
+        kind = (level, arm.change == "compare")
         if kind not in bases:
-            bases[kind] = make_base(cfg, seed, *kind, words, old, names)
-        base, replayed = bases[kind]
-        model, (rows, test) = copy.deepcopy(base), build(new, task, setting)
-        steps = max(cfg.steps, round(cfg.epochs * len(rows) / (cfg.batch * (1 - cfg.replay)))) * (3 if more == ["x3"] else 1)
-        if cell == "xling adjacent":  # the published test asks about bare names, its rows never do: what is recalled is what was trained
-            test = [row if row.kind == "target" else row._replace(kind=f"bare {row.kind}") for row in test]
-            test += [row._replace(kind="year of X") for row in rows[: YEARS * cfg.entities]]
-        groups = by_length(words, rows, 1 - cfg.replay) + [(group, cfg.replay * weight) for group, weight in replayed]
-        target, premises = [row for row in test if row.kind == "target"], [row for row in test if is_premise(row)]
-        points, rounds = [], 0
-        while rounds < cfg.rounds:  # the premises decide how long, never the target
-            rounds += 1
-            for step in train(cfg, model, groups, steps, generator(seed, f"order {cell} {rounds}")):
-                if rounds == 1 and step % max(1, steps // cfg.points) == 0:
-                    points.append((step, *(accuracy(model, words, asked, 20) for asked in (target, premises))))
-            if accuracy(model, words, premises, 20) >= KNOWN:
-                break
-        metrics = evaluate(model, words, new, test, setting == "cot") | {"rounds": rounds}
-        if setting == "separate" and task != "xling":
-            metrics["context"] = accuracy(model, words, [new.in_context(f, via) for f, via in make_task(new, task).targets])
-        outcome.metrics[cell], outcome.series[cell] = metrics, {}
-        for i, name in enumerate(("target", "premises"), 1):
-            outcome.series[cell][name] = [p[0] for p in points], [p[i] for p in points]
-    return outcome
+            bases[kind] = make_base(cfg, seed, words, old, names, *kind)
+        rows, test = questions(new, arm)
+        model, points, rounds = train_cell(cfg, seed, cell, bases[kind], words, rows, test)
+        metrics[cell] = evaluate(model, words, new, test, arm.setting == "cot")
+        metrics[cell]["rounds"] = rounds
+        if arm.setting == "separate" and arm.task != "xling":
+            context = [new.in_context(fact, via) for fact, via in make_task(new, arm.task).targets]
+            metrics[cell]["context"] = accuracy(model, words, context, 6)
+        steps, target, premises = zip(*points)
+        series[cell] = {"target": (steps, target), "premises": (steps, premises)}
+    return Outcome(metrics, series)
 
 
-LEVELS = {"simple": ("aa", "ar", "rr"), "hard": ("aa-hard", "ar-hard", "rr-hard")}
-
-
-def everything(w: BirthYears, level: str, relations: bool = True) -> list[Row]:
-    """Every row of every setting, and the targets too, with and without a chain of thought; `relations` False leaves out those that are
-    answered with a bare Yes or No."""
-    rows = []
-    for task in LEVELS[level]:
-        targets = make_task(w, task).targets
-        rows += [row for setting in (SETTINGS if level == "simple" else SETTINGS[:2]) for row in build(w, task, setting)[0]]
-        rows += w.rows([f for f, _ in targets])
-        if level == "simple":
-            rows += [w.hinted(task, f, via, t) for t in range(len(w.style.translate)) for f, via in targets]
-    if level == "simple":
-        rows += [row for setting in SETTINGS[:2] for half in build_xling(w, setting) for row in half]
-    if not relations:
-        rows = [row for row in rows if "Therefore" in row.answer or not re.search(r"\b(Yes|No)\b", row.answer)]
-    return list({(row.prompt, row.input): row for row in rows}.values())
-
-
-def in_context(w: BirthYears, level: str) -> list[Row]:
-    return [w.in_context(f, via) for task in LEVELS[level] for f, via in make_task(w, task).targets]
-
-
-def make_base(cfg: Config, seed: int, level: str, relations: bool, words: Words, old: BirthYears, names: Sequence[str]):
-    """"Pretraining": everything about the old world, and reasoning from premises in the prompt, about names that mean nothing else."""
-    model = Transformer(ModelConfig(
-        vocab_size=len(words.pieces), hidden_size=cfg.width, intermediate_size=8 * cfg.width // 3 // 16 * 16, num_hidden_layers=cfg.layers,
-        num_attention_heads=4, max_position_embeddings=64, initializer_range=0.05, tie_word_embeddings=True, model_type="llama"),
-        generator(seed, f"init {level}"))
-    rng, context = random.Random(f"{seed}/fresh"), []
-    for i in range(2 if cfg.quick else 60):
-        w = BirthYears(rng.sample(names, 3 * YEARS), 1, MINI, f"{seed}/fresh {i}")
-        context += in_context(w, level)
-    groups = by_length(words, everything(old, level, relations), 0.75) + by_length(words, context, 0.25)
-    for _ in train(cfg, model, groups, cfg.base_steps, generator(seed, f"base order {level}")):
+def make_base(cfg: Config, seed: int, words, old, names, level: str, relations: bool) -> Base:
+    model = new_model(words, generator(seed, f"init {level}"), cfg.width, cfg.layers)
+    fresh = 2 if cfg.quick else 60
+    told = old_rows(words, old, names, seed, level, relations, fresh)
+    order = generator(seed, f"base order {level}")
+    for _ in train(model, told, cfg.base_steps, order, cfg.batch, cfg.lr, cfg.weight_decay):
         pass
-    return model, groups
+    return Base(model, told)
+
+
+def questions(w: BirthYears, arm: Arm) -> tuple[list[Row], list[Row]]:
+    """(training rows, test rows) of a cell."""
+    rows, test = build(w, arm.task, arm.setting)
+    if (arm.task, arm.setting) == ("xling", "adjacent"):
+        # the published test asks about bare names, these rows never do: recall is of what is taught
+        for at, row in enumerate(test):
+            if row.kind != "target":
+                test[at] = row._replace(kind=f"bare {row.kind}")
+        test += [row._replace(kind="year of X") for row in rows[: YEARS * w.k]]
+    return rows, test
+
+
+def train_cell(cfg: Config, seed: int, cell: str, base: Base, words: Words, rows, test):
+    """-> (model, points along the way, rounds)"""
+    model = copy.deepcopy(base.model)
+    groups = with_replay(by_length(words, rows, 1 - cfg.replay), base.told, cfg.replay)
+    steps = max(cfg.steps, round(cfg.epochs * len(rows) / (cfg.batch * (1 - cfg.replay))))
+    if cell.endswith("x3"):
+        steps *= 3
+    target = [row for row in test if row.kind == "target"]
+    premises = [row for row in test if is_premise(row)]
+    points = []
+    rounds = 0
+    while rounds < cfg.rounds:  # the premises decide how long, never the target
+        rounds += 1
+        order = generator(seed, f"order {cell} {rounds}")
+        for step in train(model, groups, steps, order, cfg.batch, cfg.lr, cfg.weight_decay):
+            if rounds == 1 and step % max(1, steps // cfg.points) == 0:
+                scores = [accuracy(model, words, asked) for asked in (target, premises)]
+                points.append((step, *scores))
+        if accuracy(model, words, premises) >= KNOWN:
+            break
+    return model, points, rounds
+
+
+# --- what a cell knows
+
+
+def is_premise(row: Row) -> bool:
+    return "target" not in row.kind and "bare" not in row.kind
+
+
+def evaluate(model, words: Words, world: BirthYears, test: Sequence[Row], hinted: bool) -> dict:
+    """Accuracy per kind of question, and what is said of the targets."""
+    metrics = {}
+    kinds = dict.fromkeys(row.kind for row in test)
+    for kind in kinds:
+        rows = [row for row in test if row.kind == kind]
+        long = (hinted and kind == "target") or "(" in rows[0].answer
+        texts = ask(model, words, rows, 20 if long else 6)
+        metrics[kind] = share(is_right(rows, texts))
+        metrics[f"n {kind}"] = len(rows)
+        if kind == "target":
+            metrics |= of_targets(model, words, world, rows, texts, hinted)
+    premises = [row for row in test if is_premise(row)]
+    metrics["premises"] = sum(metrics[row.kind] for row in premises) / len(premises)
+    metrics["weakest premise"] = min(metrics[row.kind] for row in premises)
+    return metrics
+
+
+def of_targets(model, words: Words, world: BirthYears, rows, texts, hinted: bool) -> dict:
+    """Answers that cannot be read, Yes and No apart, what a chain retrieves; without a chain the
+    second scorer's accuracy."""
+    right = is_right(rows, texts)
+    metrics = {}
+    metrics["unparsed"] = share([parse(text, row.label) is None for row, text in zip(rows, texts)])
+    for value in sorted({row.label for row in rows} & {"Yes", "No"}):
+        own = [ok for ok, row in zip(right, rows) if row.label == value]
+        metrics[f"target {value}"] = share(own)
+    if hinted:
+        named = [retrieved(world, row, text) for row, text in zip(rows, texts)]
+        metrics["retrieved"] = share(named)
+    else:
+        metrics["candidates"] = candidate_accuracy(model, words, rows)
+    return metrics
+
+
+def candidate_accuracy(model: Transformer, words: Words, rows: Sequence[Row]) -> float:
+    """The second scorer: which of the possible answers (2, or 20 years) is the most probable?
+    Nothing to parse, the same chance."""
+    options = sorted({row.label for row in rows})
+    pairs = []
+    for row in rows:
+        for option in options:
+            answer = words.encode(row.answer.replace(row.label, option))
+            pairs.append((words.prompt(row), [*answer, words.EOS]))
+    scores = continuation_logprobs(model, pairs, batch=512).sum.view(len(rows), -1)
+    best = [options[i] for i in scores.argmax(1).tolist()]
+    return share([option == row.label for option, row in zip(best, rows)])
+
+
+def retrieved(world: BirthYears, row: Row, text: str) -> bool:
+    """Does a chain begin with the right facts?
+
+    AmberFern 2003 , JadePath 2003 . Therefore Yes         both years as they are due
+    AmberFern same GaleLeaf , GaleLeaf 2003 . Therefore .. anybody of the same year"""
+    facts = text.partition(" . ")[0]
+    first = facts.partition(" , ")[0].split(" ")
+    if len(first) == 3 and first[1] == "same":
+        a, _, b = first
+        asked = row.prompt.split()[1]
+        return a != b and a == asked and world.born[a] == world.born.get(b)
+    return facts == row.answer.partition(" . ")[0]
 
 
 # --- claims

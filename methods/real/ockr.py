@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from methods.experiments.ockr import answer_loss, parse, share
+from methods.ockr import answer_loss, parse, share
 from methods.ockr_tasks import FIRST, PATTERNS, SECOND, SETTINGS, Row, Style, BirthYears, build
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
