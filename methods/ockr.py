@@ -45,6 +45,7 @@ from methods.ockr_tasks import (
     build,
     build_xling,
     clone,
+    contexts,
     make_task,
 )
 from minilm.data import IGNORE, batches, generator, prompt_masked
@@ -209,8 +210,8 @@ def is_bare(row: Row) -> bool:
 
 def in_context(w: BirthYears, level: str = "simple") -> list[Row]:
     """Every target with its two premises in the prompt."""
-    targets = [target for task in LEVELS[level] for target in make_task(w, task).targets]
-    return [w.in_context(fact, via) for fact, via in targets]
+    tasks = (*LEVELS[level], "xling") if level == "simple" else LEVELS[level]
+    return [row for task in tasks for row in contexts(w, task)]
 
 
 def make_worlds(seed: int, k: int, old_k: int) -> tuple[BirthYears, BirthYears, list[str]]:
@@ -340,7 +341,7 @@ def main(cfg: Config) -> None:
     show(walk_through(models["cot"], words, new, fact), ["premise 1", "premise 2", "chain"])
 
     print("\nright answers       premises   targets (chance .50)   with both premises in the prompt")
-    context = [new.in_context(fact, via) for fact, via in make_task(new, "aa").targets]
+    context = contexts(new, "aa")
     for setting, (_, test) in rows.items():
         target = [row for row in test if row.kind == "target"]
         premises = [row for row in test if row.kind != "target"]

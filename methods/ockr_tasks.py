@@ -9,7 +9,12 @@ that teach how a conclusion is asked; `build` turns it into (training rows, test
     adjacent    ... and also both in one sample, of two questions and two answers
     crd         complete reasoning data: for X the premises and the conclusion are trained
     cot         chain of thought: for X the conclusion is trained with both premises before it
-    oracle      our control: half of the targets themselves are trained
+
+and three controls of ours:
+
+    oracle        half of the targets themselves are trained
+    random        crd, but whether a conclusion is a yes or a no is drawn
+    untranslated  seventh task: separate without the translations of names
 
 Which persons a row pairs, how many rows there are and which of them are shown in three paraphrases
 is section 3 of the paper. How a fact becomes a sentence is a `Style`: the three-word sentences of
@@ -138,6 +143,9 @@ class BirthYears:
         self.k = k
         self.style = style
         self.seed = seed
+        others = sorted(self.born)
+        random.Random(f"{seed}/abroad").shuffle(others)
+        self.namesake = dict(zip(sorted(self.born), others))  # whose name, backwards, one has abroad
         # The tasks' tables are written in columns, of one entry per group g and number i:
         self.y = flat(self.Y)
         self.z = flat([[z] * k for z in self.Z])
@@ -155,6 +163,10 @@ class BirthYears:
     def years(self, names: Sequence[str]) -> list[Fact]:
         return [self.year(name) for name in names]
 
+    def abroad(self, name: str) -> str:
+        """The name in Clone. No rule gives it: its parts are another person's, drawn at random."""
+        return clone(self.namesake[name])
+
     def question(self, fact: Fact, t: int = 0) -> str:
         """In paraphrase t, as everywhere below."""
         return self.style.forms[fact.form][t][0].format(a=fact.a, b=fact.b)
@@ -169,7 +181,8 @@ class BirthYears:
         return form.format(v=label(fact), s=self.state(fact, t))
 
     def turn(self, fact: Fact, t: int) -> Fact:
-        """`same` is symmetric: its names stand in random order, drawn once per fact and t."""
+        """`same` is symmetric: its names stand in random order, drawn once per fact and t. Not in
+        a chain, whose question and hint name the one first through whose partner it leads."""
         if fact.form == "same" and random.Random(f"{self.seed}/{fact}/{t}").random() < 0.5:
             return fact._replace(a=fact.b, b=fact.a)
         return fact
@@ -355,9 +368,12 @@ def build(w: BirthYears, task: str, setting: str) -> tuple[list[Row], list[Row]]
         train += [w.adjacent(one, other, t) for t in templates for one, other in T.adjacent]
     if setting == "crd":
         train += w.rows(T.conclusions)
+    if setting == "random":
+        rng = random.Random(f"{w.seed}/{task}/random")
+        train += w.rows([fact._replace(value=rng.random() < 0.5) for fact in T.conclusions])
     if setting == "cot":
         train += w.rows(T.shown)
-        train += [w.hinted(pattern, w.turn(f, t), via, t) for t in templates for f, via in T.chains]
+        train += [w.hinted(pattern, fact, via, t) for t in templates for fact, via in T.chains]
         target = [w.hinted(pattern, fact, via, 0, "target") for fact, via in T.targets]
     if setting == "oracle":  # every second Y
         known = {y for group in w.Y for y in group[::2]}
@@ -370,14 +386,15 @@ def build(w: BirthYears, task: str, setting: str) -> tuple[list[Row], list[Row]]
 
 def build_xling(w: BirthYears, setting: str) -> tuple[list[Row], list[Row]]:
     """English year of X, and X's name in Clone; asked is the year, in Clone. Year questions in
-    Clone are shown for Y. Separate: names are translated in rows of their own; adjacent: the
-    name's translation stands beside it."""
-    if setting == "separate":
-        train = w.rows([w.year(x) for x in w.x])
-        train += [translation(w, x, t) for t in range(len(w.style.translate)) for x in w.x]
-    else:
-        both = [Fact("year", f"{x}(Clone: {clone(x)})", "", w.born[x]) for x in w.x]
+    Clone are shown for Y, whose names nobody translates. Separate: names are translated in rows of
+    their own; adjacent: the name's translation stands beside it."""
+    if setting == "adjacent":
+        both = [w.year(x)._replace(a=f"{x}(Clone: {w.abroad(x)})") for x in w.x]
         train = w.rows(both)
+    else:
+        train = w.rows(w.years(w.x))
+    if setting == "separate":
+        train += [translation(w, x, t) for t in range(len(w.style.translate)) for x in w.x]
     train += [year_in_clone(w, y) for y in w.y]
     test = [w.ask(w.year(x), 0, "year of X") for x in w.x]
     test += [translation(w, x, 0, "translation") for x in w.x]
@@ -385,11 +402,26 @@ def build_xling(w: BirthYears, setting: str) -> tuple[list[Row], list[Row]]:
 
 
 def year_in_clone(w: BirthYears, name: str, kind: str = "") -> Row:
-    """nehw RebmaNref ? -> RebmaNref 2003"""
-    fact = w.year(name)
+    """nehw EdajFael ? -> EdajFael 2003"""
+    fact = w.year(name)._replace(a=w.namesake[name])
     return Row(clone(w.question(fact)), clone(w.answer(fact)), "", label(fact), kind)
 
 
 def translation(w: BirthYears, name: str, t: int, kind: str = "") -> Row:
-    """translate AmberFern -> RebmaNref"""
-    return Row(w.style.translate[t], clone(name), name, clone(name), kind)
+    """translate AmberFern -> EdajFael"""
+    return Row(w.style.translate[t], w.abroad(name), name, w.abroad(name), kind)
+
+
+def xling_in_context(w: BirthYears, name: str) -> Row:
+    """AmberFern EdajFael . AmberFern 2003 . nehw EdajFael ? -> EdajFael 2003"""
+    given = [w.state(w.year(name)), f"{name} {w.abroad(name)}"]
+    random.Random(f"{w.seed}/{name}").shuffle(given)
+    row = year_in_clone(w, name, "context")
+    return row._replace(prompt=f"{given[0]} . {given[1]} . {row.prompt}")
+
+
+def contexts(w: BirthYears, task: str) -> list[Row]:
+    """The control in context for every target of a task, in the order of `build`'s targets."""
+    if task == "xling":
+        return [xling_in_context(w, x) for x in w.x]
+    return [w.in_context(fact, via) for fact, via in make_task(w, task).targets]

@@ -258,7 +258,6 @@ EXPERIMENTS = [f for f in EXPERIMENTS if f.stem != "__init__" and not f.stem.end
 WITHOUT_A_TABLE = (
     "learning_preferences",
     "moe_lpr",
-    "ockr",
     "prealign",
     "question_alignment",
     "spontaneous_multilingual",
