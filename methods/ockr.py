@@ -229,7 +229,11 @@ def make_worlds(seed: int, k: int, old_k: int) -> tuple[BirthYears, BirthYears, 
 
 
 def vocabulary(old: BirthYears) -> Words:
-    return Words([row for level in LEVELS for row in everything(old, level) + in_context(old, level)])
+    """Of both levels, so that every base reads the same pieces."""
+    rows = []
+    for level in LEVELS:
+        rows += everything(old, level) + in_context(old, level)
+    return Words(rows)
 
 
 def new_model(words: Words, gen: torch.Generator, width: int = 64, layers: int = 2) -> Transformer:
@@ -340,13 +344,13 @@ def main(cfg: Config) -> None:
     print("trained with chains of thought of other persons:")
     show(walk_through(models["cot"], words, new, fact), ["premise 1", "premise 2", "chain"])
 
-    print("\nright answers       premises   targets (chance .50)   with both premises in the prompt")
+    print("\nright answers       premises   targets (chance .5)   with both premises in the prompt")
     context = contexts(new, "aa")
     for setting, (_, test) in rows.items():
         target = [row for row in test if row.kind == "target"]
         premises = [row for row in test if row.kind != "target"]
         scores = [accuracy(models[setting], words, x) for x in (premises, target, context)]
-        print("{:20}{:8.2f}{:10.2f}{:32.2f}".format(setting, *scores))
+        print("{:20}{:8.2f}{:10.2f}{:31.2f}".format(setting, *scores))
     print("One model: this proves nothing. Seeds, controls: methods/experiments/ockr.py")
 
 

@@ -56,9 +56,10 @@ class Row(NamedTuple):
 class Style(NamedTuple):
     """How facts become sentences. {a}, {b}: the persons, {y}: the year."""
 
-    forms: dict[str, list[tuple[str, str, str]]]  # per form, in every paraphrase: the question, the
-    # fact stated, its negation stated
-    answers: tuple[str, str]  # to a question for a year, to a yes/no question: {v} value, {s} stated
+    # per form, in every paraphrase: the question, the fact stated, its negation stated
+    forms: dict[str, list[tuple[str, str, str]]]
+    # to a question for a year, to a yes/no question; {v}: the label, {s}: the fact stated
+    answers: tuple[str, str]
     chain: str  # an answer that states both premises first
     hints: dict[str, str]  # per pattern, appended to the question
     translate: list[str]
@@ -143,9 +144,10 @@ class BirthYears:
         self.k = k
         self.style = style
         self.seed = seed
-        others = sorted(self.born)
-        random.Random(f"{seed}/abroad").shuffle(others)
-        self.namesake = dict(zip(sorted(self.born), others))  # whose name, backwards, one has abroad
+        # whose name, spelled backwards, a person has abroad: drawn, so that no rule gives it
+        everybody = sorted(self.born)
+        drawn = random.Random(f"{seed}/abroad").sample(everybody, len(everybody))
+        self.namesake = dict(zip(everybody, drawn))
         # The tasks' tables are written in columns, of one entry per group g and number i:
         self.y = flat(self.Y)
         self.z = flat([[z] * k for z in self.Z])

@@ -62,9 +62,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
-import torch
-from torch import nn
-
 from methods.experiments.ockr_claims import CLAIMS, FINDING, claims, figure, headline
 from methods.ockr import (
     Group,

@@ -528,12 +528,11 @@ def figure(results: dict):
     for ax in axes[0]:
         ax.remove()
     draw_cells(fig.add_subplot(grid[0, :]), view)
-    panels = (
-        ("Yes or no (chance .5)", ("aa separate", "aa cot", "rr separate", "rr cot", "rr crd", "rr random")),
-        ("Years (chance .05)", ("ar separate", "ar cot", *ABROAD, "xling untranslated")),
-    )
-    for ax, (title, arms) in zip(axes[1], panels):
-        draw_training(ax, results["series"], title, arms)
+    series = results["series"]
+    of_relations = ("rr separate", "rr cot", "rr crd", "rr random")
+    of_years = ("ar separate", "ar cot", *ABROAD, "xling untranslated")
+    draw_training(axes[1, 0], series, "Yes or no", ("aa separate", "aa cot", *of_relations))
+    draw_training(axes[1, 1], series, "Years", of_years)
     return fig
 
 
