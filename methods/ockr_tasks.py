@@ -382,7 +382,7 @@ def build(w: BirthYears, task: str, setting: str) -> tuple[list[Row], list[Row]]
         train += w.rows([fact for fact, _ in T.targets if fact.a in known])
         for at, (fact, _) in enumerate(T.targets):
             if fact.a in known:
-                target[at] = target[at]._replace(kind="trained target")
+                target[at] = w.ask(w.turn(fact, 0), 0, "trained target")  # as it is trained
     return train, test + target
 
 

@@ -275,7 +275,8 @@ def test_chains_hold_the_years_of_x_and_plain_rows_those_of_y():
 def test_the_oracle_trains_every_second_y_and_asks_for_the_others():
     w = world()
     rows, test = build(w, "aa", "oracle")
-    told = {row.prompt.split()[1] for row in test if row.kind == "trained target"}
+    told = {name for row in test if row.kind == "trained target" for name in row.prompt.split()}
+    told &= set(w.y)  # (trained, and so asked, in either order)
     asked = {row.prompt.split()[1] for row in test if row.kind == "target"}
     assert not told & asked and len(told) == len(asked) == YEARS * w.k // 2
     compared = [row.prompt for row in rows if row.label in ("Yes", "No")]
@@ -391,18 +392,22 @@ def test_generation_and_candidate_scoring_agree_on_a_model_that_knows_its_answer
 
 
 def test_the_worked_example_shows_what_was_trained_and_nothing_else():
-    """One A+A pair. Without the rows of a premise, or of chains, that line is another."""
+    """One A+A pair of different years, trained on both premises, on the chain alone, on all."""
     w = world(k=2)
     words = Words(everything(w))
-    fact = make_task(w, "aa").targets[0][0]
-    premises = [w.ask(premise) for premise in w.premises(fact, None)]
+    fact = make_task(w, "aa").targets[-1][0]
+    premises = {"premise 1", "premise 2"}
+    one, other = (w.ask(premise) for premise in w.premises(fact, None))
     chain = w.hinted("aa", fact, None)
-    for left_out in ("premise 1", "premise 2", "chain"):
-        rows = dict(zip(("premise 1", "premise 2", "chain"), (*premises, chain)))
-        del rows[left_out]
-        table = walk_through(learn(words, list(rows.values()), 60), words, w, fact)
-        right = {name for name, (_, due, said) in table.items() if due == said}
-        assert right >= set(rows) and left_out not in right
+    assert one.label != other.label and chain.label == "No"
+
+    def shown_right(*rows):
+        table = walk_through(learn(words, rows, 100), words, w, fact)
+        return {name for name, (_, due, said) in table.items() if due == said}
+
+    assert shown_right(one, other) == premises  # the target does not follow
+    assert "chain" in shown_right(chain) and not premises <= shown_right(chain)
+    assert shown_right(one, other, chain) >= {*premises, "chain"}
 
 
 def test_an_untrained_model_prefers_candidates_at_random_and_always_yes_scores_one_half():
@@ -453,9 +458,11 @@ def test_the_first_fact_of_a_chain_can_be_given_and_the_rest_is_asked_for():
 def test_what_a_cell_must_know_is_what_its_rows_teach(cell):
     rows, test = questions(world(3), ARMS[cell])
     trained = {(row.prompt, row.input): row.answer for row in rows}
-    taught = [row for row in test if is_premise(row) or "format" in row.kind]
-    assert taught and all(trained[row.prompt, row.input] == row.answer for row in taught)
     untold = [row for row in test if row.kind == "target" or "bare" in row.kind]
+    taught = [row for row in test if row not in untold]
+    assert all(trained[row.prompt, row.input] == row.answer for row in taught)
+    assert any(is_premise(row) for row in taught) and not any(map(is_premise, untold))
+    assert not any(is_premise(row) for row in test if "trained" in row.kind)
     assert untold and not any((row.prompt, row.input) in trained for row in untold)
     kinds = {row.kind for row in test}
     assert ("format Yes" in kinds) == ("format No" in kinds) == cell.startswith("aa")
@@ -526,7 +533,8 @@ def test_metrics_of_a_cell_by_hand(monkeypatch):
     _, test = questions(w, Arm("aa", "cot"))
 
     def said(model, words, rows, new=20):
-        return [row.answer if row.kind == "year of Z" else "A 1999 . Therefore Yes" for row in rows]
+        wrong = "A 1999 , B 1999 . Therefore Yes" if rows[0].kind == "target" else "A 1999"
+        return [row.answer if row.kind == "year of Z" else wrong for row in rows]
 
     monkeypatch.setattr(ockr, "ask", said)
     monkeypatch.setattr(ockr, "accuracy", lambda model, words, rows, new=20: 0.25)

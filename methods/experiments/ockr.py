@@ -34,6 +34,8 @@ Honest  - A tiny model (0.11 million weights, all of them trained; no LoRA), thr
           them less often. Arms of a seed share base, steps and replay; their rows differ.
         - "not grandparents" pairs of R+R hard are trained here; the published probes of them are
           200 pairs that are never trained.
+        - Until run 4 the oracle's trained targets were asked in an order of names that half of them
+          were not trained in.
         - Intervals are over seeds. A seed "has combined" if the 99.9% Wilson interval of its target
           lies above chance: a claim looks at up to 24 models, of which 95% would call one by luck.
 Runs    run  seeds  held                  failed, and why
@@ -311,8 +313,8 @@ def train_cell(cfg: Config, seed: int, arm: Arm, base: Base, words: Words, new, 
 
 
 def is_premise(row: Row) -> bool:
-    """What a cell must know, of what it is asked: the premises, and in the oracle's case what it
-    was told of the targets is a question of its own."""
+    """Whether a test row asks for a premise: not for a target (the oracle's trained ones are known
+    or not by a claim of their own), nor for bare names that no row shows, nor for the format."""
     return not any(word in row.kind for word in ("target", "bare", "format"))
 
 
