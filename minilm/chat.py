@@ -19,7 +19,7 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minilm import InputError
-from minilm.data import read_json, read_text, reading
+from minilm.data import find_checkpoint, read_json, read_text, reading
 from minilm.tokenizer_json import named
 
 # What a program writes in these two fields; anything else there is a user's text.
@@ -32,7 +32,12 @@ WORDS = {
 def load_chat_template(folder: str | Path) -> str | None:
     """The template of chat_template.jinja or tokenizer_config.json ("default", if there are
     several); None if the folder has none."""
-    file, config = Path(folder) / "chat_template.jinja", Path(folder) / "tokenizer_config.json"
+    folder = find_checkpoint(folder)
+    if folder.suffix == ".gguf":
+        from minilm.gguf import open_gguf  # needs the extra `gguf`
+
+        return open_gguf(folder)[1].get("tokenizer.chat_template")
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.exists():
         return read_text(file)
     template = read_json(config).get("chat_template") if config.exists() else None

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import platform
 import shutil
 import time
@@ -26,6 +27,30 @@ def generator(seed: int, name: str) -> torch.Generator:
     arm, moves no other number."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """A folder, a FILE.gguf, or a name such as Qwen/Qwen3-0.6B -> what is on this disk: the path as
+    it is, or that model's folder in Hugging Face's cache (its one .gguf file, if it holds nothing
+    else). Nothing is downloaded; FileNotFoundError names the command that does."""
+    path = Path(name)
+    if path.is_dir() or path.suffix == ".gguf":
+        return path
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        raise FileNotFoundError(
+            f"{name}: no such folder; --checkpoint takes a Hugging Face folder (config.json, "
+            "model.safetensors), a .gguf file, or the name of a model in Hugging Face's cache")
+    model = cache / ("models--" + str(name).replace("/", "--"))
+    current = model / "refs" / "main"
+    snapshot = model / "snapshots" / (current.read_text().strip() if current.is_file() else "")
+    if not current.is_file() or not snapshot.is_dir():
+        raise FileNotFoundError(f"{name}: no such folder, and not in Hugging Face's cache "
+                                f"({cache}): fetch it with: hf download {name}")
+    files = list(snapshot.glob("*.gguf"))
+    alone = len(files) == 1 and not (snapshot / "config.json").exists()
+    return files[0] if alone else snapshot
 
 
 def read_text(path: str | Path) -> str:

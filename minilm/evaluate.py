@@ -71,6 +71,7 @@ def continuation_logprobs(
             counted[row, first : first + len(continuation)] = 1
         logprobs = token_logprobs(model, ids.to(device)).cpu()
         total[chosen] = (logprobs * counted).sum(1)
+    _refuse_nan(total)
     tokens = torch.tensor([float(len(continuation)) for _, continuation in pairs])
     per_character = None
     if characters is not None:
@@ -92,7 +93,15 @@ def perplexity(model, rows: Sequence[Sequence[int]], batch: int = 64) -> float:
         scored = mask[:, 1:]
         total += float((token_logprobs(model, ids.to(device)).cpu() * scored).sum())
         count += int(scored.sum())
-    return float(torch.tensor(-total / count).exp())
+    mean = torch.tensor(-total / count)
+    _refuse_nan(mean)
+    return float(mean.exp())
+
+
+def _refuse_nan(scores: torch.Tensor) -> None:
+    if scores.isnan().any():
+        raise InputError("the model's log-probabilities hold NaN: its numbers are too large for "
+                         "their type; use --dtype bfloat16 or float32")
 
 
 def last_number(text: str) -> str | None:

@@ -1,4 +1,5 @@
-"""LoRA: train a low-rank difference instead of the weights (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+"""LoRA: train a low-rank difference instead of the weights
+(Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
     y = W x + s B A x       W [out, in] frozen, A [r, in], B [out, r]
     s = alpha / r           (rsLoRA: alpha / sqrt(r), https://arxiv.org/abs/2312.03732)

@@ -34,15 +34,17 @@ class Linear(nn.Linear):
     def forward(self, x):
         weight = self.weight
         out, in_ = weight.shape
-        if x.numel() != in_ or x.is_cuda or x.dtype != weight.dtype or torch.is_grad_enabled():
+        one_token = x.numel() == in_ and x.dtype == weight.dtype
+        if not one_token or x.is_cuda or torch.is_grad_enabled():
             return F.linear(x, weight, self.bias)
         if SLICED and x.dtype == torch.float32 and out % 4 == 0:
             y = sliced_product(weight, x)
             return y if self.bias is None else y + self.bias
+        vector = x.reshape(in_)
         if self.bias is None:
-            y = torch.mv(weight, x.reshape(in_))
+            y = torch.mv(weight, vector)
         else:
-            y = torch.addmv(self.bias, weight, x.reshape(in_))
+            y = torch.addmv(self.bias, weight, vector)
         return y.view(*x.shape[:-1], out)
 
 
@@ -53,7 +55,8 @@ def sliced_product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     # `.T` of a row, not a column: the strides (1, in) make MKL read the matrix in order, with
     # (1, 1) it is four times slower.
     column = x.reshape(1, in_).T.expand(4, in_, 1)
-    return torch.bmm(weight.view(4, out // 4, in_), column).view(*x.shape[:-1], out)
+    slices = weight.view(4, out // 4, in_)
+    return torch.bmm(slices, column).view(*x.shape[:-1], out)
 
 
 # --- the norm
@@ -71,16 +74,19 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     half = x.dtype != torch.float32
     grad = torch.is_grad_enabled()
     if half and (grad or x.is_cuda):
-        return F.rms_norm(x.float(), (D,), None, eps).to(x.dtype) * weight
+        y = F.rms_norm(x.float(), (D,), None, eps)
+        return y.to(x.dtype) * weight
     if x.is_cuda:
         return F.rms_norm(x, (D,), weight, eps)
     if grad:
         return _RMSNorm.apply(x, weight, eps)
     if x.numel() <= 2048:
         # x and -x side by side have mean 0 and variance mean(x^2): one kernel does the rest.
-        both = F.layer_norm(torch.cat((x, -x), -1), (2 * D,), eps=eps)
-        return both[..., :D] * weight
-    return (x * _inverse_rms(x, eps)).to(x.dtype).mul_(weight)
+        both = torch.cat((x, -x), -1)
+        y = F.layer_norm(both, (2 * D,), eps=eps)
+        return y[..., :D] * weight
+    y = x * _inverse_rms(x, eps)
+    return y.to(x.dtype).mul_(weight)
 
 
 def _inverse_rms(x, eps):
@@ -104,9 +110,11 @@ class _RMSNorm(torch.autograd.Function):
         dx = r g - x r^3 mean(g x),   dweight = sum over tokens of grad * x * r"""
         x, weight, r = ctx.saved_tensors
         gx = grad * x
-        mean = gx.matmul(weight)[..., None].mul_(r.pow(3)).div_(-x.shape[-1])
+        D = x.shape[-1]
+        mean = gx.matmul(weight)[..., None].mul_(r.pow(3)).div_(-D)
         dx = (grad * weight).mul_(r).addcmul_(x, mean)
-        dweight = r.reshape(1, -1).mm(gx.reshape(-1, x.shape[-1]))[0]
+        by_token = gx.reshape(-1, D)
+        dweight = r.reshape(1, -1).mm(by_token)[0]
         return dx, dweight, None
 
 
@@ -150,7 +158,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 y = labels[chunk].masked_fill(~keep, 0)[:, None]
                 logits = (x @ w.T).float()  # (rows, V)
                 log_z = logits.logsumexp(-1, keepdim=True)
-                total += ((log_z - logits.gather(1, y)) * keep[:, None]).sum()
+                losses = log_z - logits.gather(1, y)
+                total += (losses * keep[:, None]).sum()
                 if not (need_h or need_w):
                     continue
                 grad = logits.sub_(log_z).exp_()  # softmax, in the memory of the logits
@@ -172,8 +181,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out):
-        scaled = [None if g is None else g * grad_out.to(g.dtype) for g in ctx.saved_tensors]
-        return *scaled, None, None, None
+        grads = []
+        for grad in ctx.saved_tensors:
+            grads.append(None if grad is None else grad * grad_out.to(grad.dtype))
+        return *grads, None, None, None
 
 
 # --- products of a mixture of experts
@@ -189,7 +200,8 @@ def grouped_linear(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) ->
 
 def grouped_linear_plain(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
-    return torch.cat([F.linear(rows, w) for rows, w in zip(x.split(counts), weight)])
+    groups = zip(x.split(counts), weight)
+    return torch.cat([F.linear(rows, w) for rows, w in groups])
 
 
 def can_group(device: torch.device, dtype: torch.dtype, shapes) -> bool:
@@ -201,7 +213,8 @@ def can_group(device: torch.device, dtype: torch.dtype, shapes) -> bool:
         fits = recent and dtype == torch.bfloat16
     else:
         fits = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return fits and all(side * dtype.itemsize % 16 == 0 for shape in shapes for side in shape)
+    sides = [side for shape in shapes for side in shape]
+    return fits and all(side * dtype.itemsize % 16 == 0 for side in sides)
 
 
 # --- the step of Muon
@@ -219,7 +232,8 @@ def newton_schulz(G: torch.Tensor, steps: int = 5) -> torch.Tensor:
     tall = G.shape[-2] > G.shape[-1]
     if tall:  # the smaller Gram matrix
         X = X.mT
-    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # the largest singular value is at most 1
+    norm = X.norm(dim=(-2, -1), keepdim=True)
+    X = X / (norm + 1e-7)  # the largest singular value is at most 1
     for _ in range(steps):
         A = X @ X.mT
         X = a * X + (b * A + c * A @ A) @ X

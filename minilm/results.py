@@ -33,7 +33,9 @@ from minilm.claims import SMOKE, key, mean_sd, pm
 from minilm.data import write_atomically, write_json
 
 ROOT = Path(minilm.__file__).resolve().parents[1]
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe & Ito: safe for the colour-blind
+COLORS = (  # Okabe & Ito: safe for the colour-blind
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999",
+)  # fmt: skip
 
 
 def cli(main: Callable, Config: type) -> None:
@@ -111,9 +113,10 @@ class Outcome(NamedTuple):
     # values); x must be the same for every seed
 
 
-def run_seeds(run: Callable, cfg, seeds: Sequence[int], workers: int | None = None) -> list[Outcome]:
-    """[run(cfg, seed) for seed in seeds], each in a process of its own with one thread, `workers` (default: one per core) at a time.
-    One thread also when nothing runs beside it: the number of threads changes the order of sums, and with it the last digits."""
+def run_seeds(run: Callable, cfg, seeds: Sequence[int], workers: int | None = None) -> list:
+    """[run(cfg, seed) for seed in seeds], each an Outcome from a process of its own with a thread,
+    `workers` (default: one per core) at a time. One thread also when nothing runs beside it: the
+    number of threads changes the order of sums, and with it the last digits."""
     if not seeds or (workers or 1) < 1:
         raise InputError(f"--seeds {list(seeds)}, --workers {workers}: give at least one of each")
     workers = min(workers or os.cpu_count() or 1, len(seeds))
@@ -143,7 +146,8 @@ def _start_worker(counter):
 
 def progress(iterable, desc: str, total: int | None = None) -> tqdm:
     """A progress bar that keeps to its own row when several seeds run at once."""
-    return tqdm(iterable, desc=desc, total=total, position=_bar_row, leave=False, dynamic_ncols=True)
+    row = {"position": _bar_row, "leave": False, "dynamic_ncols": True}
+    return tqdm(iterable, desc=desc, total=total, **row)
 
 
 def collect(outcomes: Sequence[Outcome]) -> tuple[dict, dict]:
@@ -168,11 +172,14 @@ def collect(outcomes: Sequence[Outcome]) -> tuple[dict, dict]:
 
 def print_metrics(metrics: dict, columns: Sequence[str], digits: int = 2) -> None:
     """One row per arm, "mean +/- sd" per column; a dash where the arm has no such metric."""
-    table = [["", *columns], *([arm, *(pm(row[c], digits) if c in row else "-" for c in columns)] for arm, row in metrics.items())]
-    widths = [max(map(len, column)) for column in zip(*table)]
+    table = [["", *columns]]
+    for arm, row in metrics.items():
+        table.append([arm, *(pm(row[c], digits) if c in row else "-" for c in columns)])
+    first, *others = (max(map(len, column)) for column in zip(*table))
     print()
     for arm, *cells in table:
-        print(arm.ljust(widths[0]) + "".join(cell.rjust(width + 3) for cell, width in zip(cells, widths[1:])))
+        shown = [cell.rjust(width + 3) for cell, width in zip(cells, others)]
+        print(arm.ljust(first) + "".join(shown))
 
 
 NEUTRAL = ("workers", "device", "out")  # fields that change no number
@@ -257,8 +264,8 @@ def fingerprints(depends: dict) -> dict:
 
         fingerprints({"text": documents[:200], "exam": questions, "weights": untrained_model})
 
-    A test makes them anew and compares (`same_fingerprints`): a change that moves a stream of random
-    numbers names the results that it makes stale."""
+    A test makes them anew and compares (`same_fingerprints`): a change that moves a stream of
+    random numbers names the results that it makes stale."""
     found = {}
     for name, value in depends.items():
         if isinstance(value, torch.nn.Module):
@@ -272,22 +279,30 @@ def fingerprints(depends: dict) -> dict:
 
 def same_fingerprints(saved: dict, now: dict) -> bool:
     """Hashes are equal, weights equal to 1e-5 (kinds of CPU differ in the last bits)."""
+
     def same(a, b):
         return a == b if isinstance(a, str) else np.allclose(a, b, rtol=1e-5, atol=1e-5)
+
     return saved.keys() == now.keys() and all(same(saved[name], now[name]) for name in saved)
 
 
 def _relative_argv() -> list[str]:
     """The command line without this machine's folders, also in --flag=PATH."""
+
     def shown(path: str) -> str:
         full = Path(path).resolve()
         inside = str(full.relative_to(ROOT)) if full.is_relative_to(ROOT) else full.name
         return inside if Path(path).is_absolute() else path
-    return ["=".join(map(shown, word.split("=", 1))) if word.startswith("--") else shown(word) for word in sys.argv]
+
+    words = []
+    for word in sys.argv:
+        parts = word.split("=", 1) if word.startswith("--") else [word]
+        words.append("=".join(map(shown, parts)))
+    return words
 
 
 def _plain(x):
-    """Values that JSON has: tuples become lists, numpy numbers Python's, NaN and infinities None."""
+    """Values that JSON has: lists of tuples, Python's numbers of numpy's, None of NaN, infinity."""
     if isinstance(x, dict):
         return {str(k): _plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
@@ -302,16 +317,24 @@ def _plain(x):
 def hardware() -> dict:
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
-        cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo", encoding="utf-8") if line.startswith("model name")), cpu)
-    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "threads": 1}
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "threads": 1}
 
 
 def commit() -> str | None:
-    """The repository's commit, with "+" when tracked files differ from it; None outside a git checkout."""
+    """The repository's commit, with "+" when tracked files differ from it; None outside a git
+    checkout."""
+
     def git(*args):
-        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        run = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -319,28 +342,46 @@ def commit() -> str | None:
 # --- figures
 
 def new_figure(rows: int = 1, columns: int = 1, width: float = 11.0, height: float = 3.8):
-    """A figure in the house style, readable when shown 800 pixels wide -> (figure, axes as plt.subplots returns them)."""
+    """A figure in the house style, readable when shown 800 pixels wide -> (figure, axes as
+    plt.subplots returns them)."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    with rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 13, "legend.frameon": False,
-                     "legend.fontsize": 10.5, "lines.linewidth": 2.0, "axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 110}):
+
+    style = {
+        "font.size": 12,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 13,
+        "legend.frameon": False,
+        "legend.fontsize": 10.5,
+        "lines.linewidth": 2.0,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "figure.dpi": 110,
+    }
+    with rc_context(style):
         fig = Figure(figsize=(width, height), layout="constrained")
         return fig, fig.subplots(rows, columns)
 
 
 def plot_seeds(ax, x, values, label: str, color: str, **style) -> None:
-    """Mean over seeds as a line, every seed as a thin line under it. values: [seed][x]; None (not measured) leaves a gap."""
+    """Mean over seeds as a line, every seed as a thin line under it. values: [seed][x]; None (not
+    measured) leaves a gap."""
     values = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=float)
     for row in values:
         ax.plot(x, row, color=color, alpha=0.25, linewidth=0.8)
     ax.plot(x, values.mean(0), color=color, label=label, **style)
 
 
-def bar_seeds(ax, x: float, values, color: str, width: float = 0.8, label: str | None = None) -> None:
+def bar_seeds(ax, x: float, values, color: str, width: float = 0.8, label=None) -> None:
     """A bar at the mean over seeds, with every seed as a dot on it."""
     ax.bar(x, np.mean(values), width, color=color, alpha=0.55, label=label)
-    ax.plot([x] * len(values), values, "o", color=color, markersize=4, markeredgecolor="white", markeredgewidth=0.5)
+    dots = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    ax.plot([x] * len(values), values, "o", color=color, **dots)
 
 
 def save_figure(fig, path: Path) -> None:
-    write_atomically(path, lambda temporary: fig.savefig(temporary, format="png", dpi=150, metadata={"Software": None}))
+    def write(temporary: Path) -> None:
+        fig.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+
+    write_atomically(path, write)

@@ -21,7 +21,7 @@ import tiktoken
 
 from minilm import InputError
 from minilm.bpe import CHAR_TO_BYTE, PATTERN, continue_merges, learn_merges, merge, spell
-from minilm.data import read_json, read_text, reading, write_json
+from minilm.data import find_checkpoint, read_json, read_text, reading, write_json
 from minilm.tokenizer_json import (LISTS, NAMES, Added, Settings, byte_level, content, read_added,
                                    read_model, sentencepiece, starts_with)
 
@@ -477,8 +477,14 @@ def _added_entries(special: Sequence[str], first: int) -> list[dict]:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """A folder's tokenizer.json, with what tokenizer_config.json, special_tokens_map.json (which
     wins), the ids of config.json and chat_template.jinja say beside it. InputError for a kind or a
-    setting that is not read exactly, and for a token that the files disagree about."""
-    file = Path(folder) / "tokenizer.json"
+    setting that is not read exactly, and for a token that the files disagree about. `folder` may
+    be whatever load_pretrained takes."""
+    folder = find_checkpoint(folder)
+    if folder.suffix == ".gguf":
+        from minilm.gguf import open_gguf, read_tokenizer  # needs the extra `gguf`
+
+        return read_tokenizer(open_gguf(folder)[1])
+    file = folder / "tokenizer.json"
     spec, config = read_json(file), _optional(file, "tokenizer_config.json")
     with reading(file):
         for key, value in _optional(file, "special_tokens_map.json").items():

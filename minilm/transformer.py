@@ -157,6 +157,8 @@ class LayerCache:
 def concatenated(linears: list[Linear]) -> Linear:
     """One layer for several that read the same input: its output is theirs side by side."""
     first = linears[0]
+    if not isinstance(first, Linear):  # of integers, see quantize.py
+        return first.concatenated(linears)
     weight = torch.cat([m.weight for m in linears])
     with torch.device("meta"):  # the weights come below
         one = Linear(first.in_features, len(weight), bias=first.bias is not None)

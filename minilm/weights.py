@@ -7,6 +7,7 @@ parameters and configuration fields.
 Every field of config.json that changes what a model computes is read or refused by name; every
 other one (ids of special tokens, who made it) is kept beside the model and written back."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minilm import InputError
-from minilm.data import read_json, reading, write_atomically, write_json
+from minilm.data import find_checkpoint, read_json, reading, write_atomically, write_json
 from minilm.generate import stop_ids, token_ids
 from minilm.rotary import inverse_frequencies
 from minilm.tokenizer import load_tokenizer
@@ -362,10 +363,11 @@ def load_pretrained(
     `other_fields`. Tensors are memory-mapped and converted one by one: the peak stays near the
     weights in the target dtype. Everything in the file is used or refused: InputError names the
     first missing, unexpected, misshapen or non-finite tensors, and a file that is cut short."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; --checkpoint takes a Hugging Face "
-                                "folder (config.json, model.safetensors)")
+    folder = find_checkpoint(folder)
+    if folder.suffix == ".gguf":
+        from minilm.gguf import load_gguf  # needs the extra `gguf`
+
+        return load_gguf(folder, dtype, device)
     config = read_config(folder)
     model = _load_weights(folder, config, dtype, device)
     model.other_fields = _read_ids(folder / "config.json")
@@ -423,11 +425,18 @@ def _load_weights(folder: Path, config: Config, dtype: torch.dtype, device) -> T
     report(folder, "has unexpected", unused, other_model.replace("is", "may be", 1))
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     state = {}
+    # A tensor used as it is stored stays a part of the mapped file: one mapping for all of them.
+    opened = {}
+    if torch.device(device).type == "cpu":
+        opened = {file: safe_open(file, "pt") for file in set(file_of.values())}
     for theirs, ours in our_name.items():
         name, part = stored_as[theirs]
         if part is not None:
             part = (*part, config.num_experts)
-        state[ours] = read_tensor(file_of[name], name, shapes[ours], dtype, device, part)
+        file = file_of[name]
+        state[ours] = read_tensor(
+            file, name, shapes[ours], dtype, device, part, opened.get(file)
+        )
     if tied:
         state["lm_head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)
@@ -478,10 +487,12 @@ def read_tensor(
     dtype: torch.dtype,
     device,
     part: tuple[int, str, int] | None = None,
+    opened=None,
 ) -> torch.Tensor:
-    """One tensor, converted. `part`: (expert, gate | up | down, number of experts) of a fused one.
+    """One tensor, converted. `part`: (expert, gate | up | down, number of experts) of a fused one;
+    `opened`: the file, where many tensors are read of it.
     InputError for another shape, for integers, and for NaN or infinite values."""
-    tensor = _map(file, name, shape, part)
+    tensor = _map(file, name, shape, part, opened)
     if tuple(tensor.shape) != shape:
         whose = "adapter" if "adapter" in file.name else "checkpoint"
         raise InputError(f"{file}: {name} has shape {list(tensor.shape)}, {list(shape)} is needed: "
@@ -518,8 +529,9 @@ def _map(
     name: str,
     shape: tuple = (),
     part: tuple[int, str, int] | None = None,
+    opened=None,
 ) -> torch.Tensor:
-    with safe_open(file, "pt") as f:
+    with contextlib.nullcontext(opened) if opened else safe_open(file, "pt") as f:
         if part is None:
             return f.get_tensor(name)
         expert, which, num_experts = part
@@ -556,6 +568,11 @@ def save_pretrained(
     if any(".lora_" in name for name in model.state_dict()):
         raise InputError("the model has LoRA layers: save_adapter(model, folder), or "
                          "merge_lora(model, keep=False) and then save it")
+    if any(name.endswith(".q") for name in model.state_dict()):  # a Linear4 or Linear8
+        raise InputError("the model is quantised for inference and cannot be saved: "
+                         "save it before it is quantised")
+    if any(".qkv_proj." in name for name in model.state_dict()):
+        raise InputError("the model is fused for inference: save it before Transformer.fuse")
     family = model.config.model_type
     state = {to_hf(name, family): t.detach() for name, t in model.state_dict().items()}
     if model.config.tie_word_embeddings:

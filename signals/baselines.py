@@ -7,8 +7,11 @@ import torch.nn.functional as F
 
 
 def herding(features: torch.Tensor, count: int) -> list[int]:
-    """Greedily those rows of features [n, F] whose mean stays nearest to the mean of all; lowest index on ties, none twice."""
-    mean, total, chosen = features.mean(0), torch.zeros_like(features[0]), []
+    """Greedily those rows of features [n, F] whose mean stays nearest to the mean of all; lowest
+    index on ties, none twice."""
+    mean = features.mean(0)
+    total = torch.zeros_like(mean)
+    chosen = []
     for t in range(count):
         distance = (mean - (total + features) / (t + 1)).norm(dim=1)
         distance[chosen] = torch.inf
@@ -18,7 +21,7 @@ def herding(features: torch.Tensor, count: int) -> list[int]:
 
 
 def kcenter(features: torch.Tensor, count: int) -> list[int]:
-    """The row nearest to the mean of all, then again and again the row farthest from all chosen ones."""
+    """The row nearest to the mean of all, then ever again the one farthest from all chosen."""
     chosen = [int((features - features.mean(0)).norm(dim=1).argmin())]
     while len(chosen) < count:
         distance = (features[:, None] - features[chosen]).norm(dim=2).min(1).values
@@ -28,30 +31,51 @@ def kcenter(features: torch.Tensor, count: int) -> list[int]:
 
 
 def most_forgotten(forgotten: torch.Tensor, count: int) -> list[int]:
-    """Those which a network, while it was trained on all, most often had right and then wrong again (Toneva et al. 2019)."""
+    """Those which a network, while it was trained on all, most often had right and then wrong again
+    (Toneva et al. 2019)."""
     return forgotten.argsort(descending=True, stable=True)[:count].tolist()
 
 
 def select(method: str, features: torch.Tensor, forgotten: torch.Tensor, count: int) -> list[int]:
-    """Which `count` signals of one class a method picks; features and forgotten come from a network trained on the full set."""
-    return {"herding": herding, "kcenter": kcenter}[method](features, count) if method != "forgetting" else most_forgotten(forgotten, count)
+    """Which `count` signals of one class a method picks; features [n, F] and forgotten [n] come
+    from a network trained on the full set."""
+    if method == "herding":
+        return herding(features, count)
+    if method == "kcenter":
+        return kcenter(features, count)
+    return most_forgotten(forgotten, count)
 
 
-def gradient_distance(net: torch.nn.Module, real: Sequence[torch.Tensor], syn: Sequence[torch.Tensor]) -> torch.Tensor:
-    """DC (Zhao, Mopuri & Bilen 2021): the training gradients on the synthetic signals of a class should point where those on the real
-    ones do: sum over classes, layers and output units of 1 - cos. real, syn: one [B, 2, N] per class; differentiable in syn."""
-    weights, total = [p for p in net.parameters() if p.dim() > 1], 0
+def gradient_distance(
+    net: torch.nn.Module, real: Sequence[torch.Tensor], syn: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """DC (Zhao, Mopuri & Bilen 2021): the training gradients on the synthetic signals of a class
+    should point where those on the real ones do: sum over classes, layers and output units of
+    1 - cos. real, syn: one [B, 2, N] per class; differentiable in syn."""
+    weights = [p for p in net.parameters() if p.dim() > 1]
+    total = 0
     for c, (x, s) in enumerate(zip(real, syn)):
         label = torch.tensor(c, device=x.device)
-        wanted = torch.autograd.grad(F.cross_entropy(net(x), label.expand(len(x))), weights)
-        given = torch.autograd.grad(F.cross_entropy(net(s), label.expand(len(s))), weights, create_graph=True)
-        total = total + sum((1 - F.cosine_similarity(a.flatten(1), b.flatten(1))).sum() for a, b in zip(wanted, given))
+        loss = F.cross_entropy(net(x), label.expand(len(x)))
+        wanted = torch.autograd.grad(loss, weights)
+        loss = F.cross_entropy(net(s), label.expand(len(s)))
+        given = torch.autograd.grad(loss, weights, create_graph=True)
+        cosines = [F.cosine_similarity(a.flatten(1), b.flatten(1)) for a, b in zip(wanted, given)]
+        total = total + sum((1 - cosine).sum() for cosine in cosines)
     return total
 
 
-def match_gradients(S: torch.Tensor, optimizer: torch.optim.Optimizer, steps: Iterable[int], new_network: Callable, draw: Callable, C: int,
-                    inner: int = 10) -> None:
-    """Trains the leaf S [C * SPC, 2, N]. Networks start afresh every `inner` steps and train on S in between."""
+def match_gradients(
+    S: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    steps: Iterable[int],
+    new_network: Callable,
+    draw: Callable,
+    C: int,
+    inner: int = 10,
+) -> None:
+    """Trains the leaf S [C * SPC, 2, N]. Networks start afresh every `inner` steps and train on S
+    in between."""
     y = torch.arange(C, device=S.device).repeat_interleave(len(S) // C)
     for step in steps:
         if step % inner == 0:

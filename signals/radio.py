@@ -1,12 +1,16 @@
-"""Eleven modulations, pulse shaping, an analogue message and a radio channel: the labelled signals that signals/mdm_experiment.py distills.
+"""Eleven modulations, pulse shaping, an analogue message and a radio channel: the labelled signals
+that signals/mdm.py distills.
 
-Letters: n signals, K symbols, L samples before the channel, N = 128 samples after it. The sampling rate is 1, so frequencies are in cycles
-per sample. A signal is complex, z = I + jQ (in-phase and quadrature), and becomes float32 [2, N] for the networks. The classes and their
-numbers (8 samples per symbol, roll-off 0.35, modulation indices) are those of RadioML 2016.10a. Three of that set's known faults are not
-repeated: its noise *amplitude* is 10^(-SNR/10), its AM-SSB is empty, and all its signals come from one text and one podcast.
+Letters: n signals, K symbols, L samples before the channel, N = 128 samples after it. The sampling
+rate is 1, so frequencies are in cycles per sample. A signal is complex, z = I + jQ (in-phase and
+quadrature), and becomes float32 [2, N] for the networks. The classes and their numbers (8 samples
+per symbol, roll-off 0.35, modulation indices) are those of RadioML 2016.10a. Three of that set's
+known faults are not repeated: its noise *amplitude* is 10^(-SNR/10), its AM-SSB is empty, and all
+its signals come from one text and one podcast. Its three fading paths are the channel "fading";
+the others, "free" among them, have none.
 
-    python signals/radio.py                      # one page: constellation, waveform and spectrum of every class
-    python signals/radio.py --snr 0 --multipath
+    python signals/radio.py                      # one page: constellation, waveform, spectrum
+    python signals/radio.py --snr 0 --channel fading
 """
 
 from collections.abc import Sequence
@@ -18,11 +22,14 @@ import numpy as np
 from minilm import InputError
 from minilm.results import COLORS, cli, destination, new_figure, save_figure
 
-CLASSES = ("8PSK", "AM-DSB", "AM-SSB", "BPSK", "CPFSK", "GFSK", "PAM4", "QAM16", "QAM64", "QPSK", "WBFM")  # the label is the position
+LINEAR = ("8PSK", "BPSK", "PAM4", "QAM16", "QAM64", "QPSK")  # one pulse, one rate: one spectrum
+CLASSES = tuple(sorted((*LINEAR, "AM-DSB", "AM-SSB", "CPFSK", "GFSK", "WBFM")))  # place: label
 SPS = 8  # samples per symbol
 ROLL_OFF = 0.35
 SPAN = 8  # the root-raised-cosine pulse reaches this many symbols to either side
-N, L, DROPPED = 128, 192, 16  # samples of a finished signal; of a waveform before the channel; left out at the beginning
+N = 128  # samples of a finished signal
+L = 192  # of a waveform before the channel
+DROPPED = 16  # of them left out at the beginning
 BAND = (0.0015, 0.03)  # of the analogue message: 300 Hz to 6 kHz at 200 kHz
 
 
@@ -38,12 +45,16 @@ class Signals(NamedTuple):
 @dataclass(frozen=True)
 class Channel:
     phase: float = np.pi  # the carrier phase is uniform within +- this (pi: unknown)
-    offset: float = 0.0025  # carrier frequency offset, uniform within +- this many cycles per sample (0.5 kHz at 200 kHz)
+    offset: float = 0.0025  # carrier frequency offset in cycles per sample, uniform within +- this
     drift: float = 2.5e-4  # sample-rate offset, uniform within +- this share
     multipath: bool = False  # three Rician paths
 
 
-CHANNELS = {"free": Channel(), "sync": Channel(phase=np.pi / 12, offset=5e-4)}  # sync: the receiver has nearly found the carrier
+CHANNELS = {
+    "free": Channel(),
+    "sync": Channel(phase=np.pi / 12, offset=5e-4),  # the receiver has nearly found the carrier
+    "fading": Channel(multipath=True),  # free, and three paths, as in RadioML
+}
 
 
 def rng(seed: int, name: str) -> np.random.Generator:
@@ -52,6 +63,7 @@ def rng(seed: int, name: str) -> np.random.Generator:
 
 
 # --- linear modulations
+
 
 def constellation(name: str) -> np.ndarray:
     """All symbols of a linear modulation, complex [M], with mean power 1."""
@@ -65,51 +77,69 @@ def constellation(name: str) -> np.ndarray:
 
 
 def rrc(sps: int = SPS, span: int = SPAN, b: float = ROLL_OFF) -> np.ndarray:
-    """Root-raised-cosine pulse, 2 span sps + 1 taps with sum h^2 = 1. The receiver filters with the same pulse, and the two together
-    are zero at every other symbol's instant. With t in symbols
+    """Root-raised-cosine pulse, 2 span sps + 1 taps with sum h^2 = 1. The receiver filters with the
+    same pulse, and the two together are zero at every other symbol's instant. With t in symbols
 
         h(t) = [sin(pi t (1 - b)) + 4 b t cos(pi t (1 + b))] / [pi t (1 - (4 b t)^2)]
 
     and its limits at t = 0 and at t = +-1 / (4b), where this is 0/0."""
     t = np.arange(-span * sps, span * sps + 1) / sps
-    at_zero, at_edge = t == 0, np.isclose(np.abs(t), 1 / (4 * b))
+    at_zero = t == 0
+    at_edge = np.isclose(np.abs(t), 1 / (4 * b))
     safe = np.where(at_zero | at_edge, 0.123, t)
-    h = (np.sin(np.pi * safe * (1 - b)) + 4 * b * safe * np.cos(np.pi * safe * (1 + b))) / (np.pi * safe * (1 - (4 * b * safe) ** 2))
-    h = np.where(at_zero, 1 - b + 4 * b / np.pi, h)
+    above = np.sin(np.pi * safe * (1 - b)) + 4 * b * safe * np.cos(np.pi * safe * (1 + b))
+    below = np.pi * safe * (1 - (4 * b * safe) ** 2)
+    h = np.where(at_zero, 1 - b + 4 * b / np.pi, above / below)
     angle = np.pi / (4 * b)
-    h = np.where(at_edge, b / np.sqrt(2) * ((1 + 2 / np.pi) * np.sin(angle) + (1 - 2 / np.pi) * np.cos(angle)), h)
+    limit = (1 + 2 / np.pi) * np.sin(angle) + (1 - 2 / np.pi) * np.cos(angle)
+    h = np.where(at_edge, b / np.sqrt(2) * limit, h)
     return h / np.sqrt(np.sum(h**2))
 
 
 def pulse_matrix(symbols: int, length: int) -> np.ndarray:
-    """[K, length] with which symbols @ matrix = s,  s[i] = sqrt(sps) sum_k a_k h[i - k sps],  counted from where the first symbol's
-    pulse has ended: every sample sees all the symbols that reach it."""
+    """[K, length] with which symbols @ matrix = s,  s[i] = sqrt(sps) sum_k a_k h[i - k sps],
+    counted from where the first symbol's pulse has ended: every sample sees all symbols that reach
+    it."""
     h = rrc()
-    tap = np.arange(length)[None, :] + len(h) - 1 - SPS * np.arange(symbols)[:, None]  # (K, length)
-    return np.sqrt(SPS) * np.where((tap >= 0) & (tap < len(h)), h[np.clip(tap, 0, len(h) - 1)], 0)
+    last = len(h) - 1
+    tap = np.arange(length)[None, :] + last - SPS * np.arange(symbols)[:, None]  # (K, length)
+    reached = (tap >= 0) & (tap <= last)
+    return np.sqrt(SPS) * np.where(reached, h[np.clip(tap, 0, last)], 0)
 
 
-def start_anywhere(s: np.ndarray, rng: np.random.Generator, length: int, last: int | None = None) -> np.ndarray:
-    """A window of `length` samples from every row, starting at a random one of the places 0..last (default: wherever it fits)."""
+def start_anywhere(
+    s: np.ndarray, rng: np.random.Generator, length: int, last: int | None = None
+) -> np.ndarray:
+    """A window of `length` samples from every row, starting at a random one of the places 0..last
+    (default: wherever it fits)."""
     last = s.shape[1] - length if last is None else last
     start = rng.integers(0, last + 1, len(s))
     return np.take_along_axis(s, start[:, None] + np.arange(length), 1)
 
 
 def linear(name: str, n: int, rng: np.random.Generator, length: int) -> np.ndarray:
-    """Independent uniform symbols, shaped by the pulse; the receiver does not know where a symbol begins."""
-    a = rng.choice(constellation(name), (n, -(-(length + SPS) // SPS) + 2 * SPAN))
-    return start_anywhere(a @ pulse_matrix(a.shape[1], length + SPS - 1), rng, length)
+    """Independent uniform symbols, shaped by the pulse; the receiver does not know where a symbol
+    begins."""
+    K = -(-(length + SPS) // SPS) + 2 * SPAN
+    a = rng.choice(constellation(name), (n, K))
+    s = a @ pulse_matrix(K, length + SPS - 1)
+    return start_anywhere(s, rng, length)
 
 
 # --- frequency modulations
 
-def frequency_shift(n: int, rng: np.random.Generator, length: int, index: float, pulse: np.ndarray | None = None) -> np.ndarray:
-    """phi[n] = phi[n-1] + pi h d[n] / sps,  s = exp(j phi):  bits d = +-1 held for a symbol, optionally smoothed (GFSK)."""
+
+def frequency_shift(
+    n: int, rng: np.random.Generator, length: int, index: float, pulse: np.ndarray | None = None
+) -> np.ndarray:
+    """phi[n] = phi[n-1] + pi h d[n] / sps,  s = exp(j phi):  bits d = +-1 held for a symbol,
+    optionally smoothed (GFSK)."""
     d = np.repeat(rng.choice((-1.0, 1.0), (n, length // SPS + 7)), SPS, axis=1)
     if pulse is not None:
-        d = sum(g * d[:, i : d.shape[1] - len(pulse) + 1 + i] for i, g in enumerate(pulse))
-    return start_anywhere(np.exp(1j * np.cumsum(np.pi * index * d / SPS, 1)), rng, length, SPS - 1)
+        kept = d.shape[1] - len(pulse) + 1
+        d = sum(g * d[:, i : kept + i] for i, g in enumerate(pulse))
+    phi = np.cumsum(np.pi * index * d / SPS, 1)
+    return start_anywhere(np.exp(1j * phi), rng, length, SPS - 1)
 
 
 def gaussian(bt: float = 0.35, span: int = 2) -> np.ndarray:
@@ -121,18 +151,21 @@ def gaussian(bt: float = 0.35, span: int = 2) -> np.ndarray:
 
 # --- analogue modulations
 
+
 def message(n: int, rng: np.random.Generator, length: int) -> np.ndarray:
-    """A stand-in for audio as its analytic signal m + j H(m), [n, 4 length]: white Gaussian noise in BAND; the real part has variance 1.
-    (The analytic signal keeps the positive half of the spectrum, doubled.)"""
+    """A stand-in for audio as its analytic signal m + j H(m), [n, 4 length]: white Gaussian noise
+    in BAND; the real part has variance 1. (The analytic signal keeps the positive half of the
+    spectrum, doubled.)"""
     f = np.fft.fftfreq(4 * length)
-    spectrum = np.fft.fft(rng.standard_normal((n, 4 * length))) * 2 * ((f >= BAND[0]) & (f <= BAND[1]))
-    m = np.fft.ifft(spectrum)
+    in_band = (f >= BAND[0]) & (f <= BAND[1])
+    white = np.fft.fft(rng.standard_normal((n, 4 * length)))
+    m = np.fft.ifft(white * 2 * in_band)
     return m / m.real.std(1, keepdims=True)
 
 
 def waveforms(name: str, n: int, rng: np.random.Generator, length: int = L) -> np.ndarray:
     """n random signals of one class before the channel, complex [n, length], mean power 1."""
-    if name in ("8PSK", "BPSK", "PAM4", "QAM16", "QAM64", "QPSK"):
+    if name in LINEAR:
         return linear(name, n, rng, length)
     if name == "CPFSK":
         return frequency_shift(n, rng, length, index=0.5)
@@ -145,10 +178,13 @@ def waveforms(name: str, n: int, rng: np.random.Generator, length: int = L) -> n
         return (1 + 0.5 * m.real) / np.sqrt(1.25) + 0j  # with carrier: power 1 + 0.5^2
     if name == "AM-SSB":
         return m / np.sqrt(2)  # upper sideband, no carrier
-    return np.exp(2j * np.pi * 75 / 220.5 * 0.25 * np.cumsum(np.clip(m.real, -3, 3), 1))  # WBFM
+    # WBFM: 75 kHz of deviation at 220.5 kHz, as broadcast radio has it. The factor .25 is ours: the
+    # noise peaks at three deviations, and without it the signal would fold over the whole band.
+    return np.exp(2j * np.pi * 75 / 220.5 * 0.25 * np.cumsum(np.clip(m.real, -3, 3), 1))
 
 
 # --- channel
+
 
 def resample(z: np.ndarray, rate: np.ndarray) -> np.ndarray:
     """z at the times n * rate [n signals], by linear interpolation."""
@@ -159,30 +195,41 @@ def resample(z: np.ndarray, rate: np.ndarray) -> np.ndarray:
 
 
 def paths(n: int, rng: np.random.Generator, rician: float = 4.0) -> np.ndarray:
-    """Impulse responses of three paths, complex [n, 8]:  q[n] = sum_i A_i g_i sinc(n - 3 - tau_i),  g_i a fixed part of random phase
-    plus a scattered Gaussian part with a power ratio K = rician (0: Rayleigh fading). They stand still within one signal."""
-    delay, amplitude = np.array([0, 0.9, 1.7]), np.array([1, 0.8, 0.3])
+    """Impulse responses of three paths, complex [n, 8]:  q[n] = sum_i A_i g_i sinc(n - 3 - tau_i).
+
+    g_i is a fixed part of random phase plus a scattered Gaussian part with a power ratio
+    K = rician (0: Rayleigh fading). They stand still within one signal."""
+    delay = np.array([0, 0.9, 1.7])
+    amplitude = np.array([1, 0.8, 0.3])
     scattered = (rng.standard_normal((n, 3)) + 1j * rng.standard_normal((n, 3))) / np.sqrt(2)
-    g = np.sqrt(rician / (rician + 1)) * np.exp(2j * np.pi * rng.random((n, 3))) + np.sqrt(1 / (rician + 1)) * scattered
+    fixed = np.exp(2j * np.pi * rng.random((n, 3)))
+    g = np.sqrt(rician / (rician + 1)) * fixed + np.sqrt(1 / (rician + 1)) * scattered
     return (amplitude * g) @ np.sinc(np.arange(8)[None, :] - 3 - delay[:, None])
 
 
 def add_noise(z: np.ndarray, snr: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """White Gaussian noise of the power P 10^(-SNR/10), P the measured power of each signal, half of it on each axis."""
+    """White Gaussian noise of the power P 10^(-SNR/10), P the measured power of each signal, half
+    of it on each axis."""
     power = np.mean(np.abs(z) ** 2, 1, keepdims=True) * 10 ** (-np.asarray(snr)[:, None] / 10)
-    return z + np.sqrt(power / 2) * (rng.standard_normal(z.shape) + 1j * rng.standard_normal(z.shape))
+    noise = rng.standard_normal(z.shape) + 1j * rng.standard_normal(z.shape)
+    return z + np.sqrt(power / 2) * noise
 
 
-def transmit(z: np.ndarray, snr: np.ndarray, rng: np.random.Generator, channel: Channel) -> np.ndarray:
-    """Waveforms [n, L] -> what the receiver records, complex [n, N], unit power. In this order: sample-rate offset, multipath, cut,
-    carrier offset and phase, noise, normalisation."""
+def transmit(
+    z: np.ndarray, snr: np.ndarray, rng: np.random.Generator, channel: Channel
+) -> np.ndarray:
+    """Waveforms [n, L] -> what the receiver records, complex [n, N], unit power. In this order:
+    sample-rate offset, multipath, cut, carrier offset and phase, noise, normalisation."""
     n = len(z)
     z = resample(z, 1 + channel.drift * rng.uniform(-1, 1, n))
     if channel.multipath:
         length = z.shape[1] + 7
-        z = np.fft.ifft(np.fft.fft(z, length) * np.fft.fft(paths(n, rng), length))[:, : z.shape[1]]
+        response = np.fft.fft(paths(n, rng), length)
+        z = np.fft.ifft(np.fft.fft(z, length) * response)[:, : z.shape[1]]
     z = z[:, DROPPED : DROPPED + N]
-    turn = 2 * np.pi * channel.offset * rng.uniform(-1, 1, n)[:, None] * np.arange(N) + channel.phase * rng.uniform(-1, 1, n)[:, None]
+    offset = channel.offset * rng.uniform(-1, 1, n)[:, None]
+    phase = channel.phase * rng.uniform(-1, 1, n)[:, None]
+    turn = 2 * np.pi * offset * np.arange(N) + phase
     z = add_noise(z * np.exp(1j * turn), snr, rng)
     return z / np.sqrt(np.mean(np.abs(z) ** 2, 1, keepdims=True))
 
@@ -192,61 +239,92 @@ def to_channels(z: np.ndarray) -> np.ndarray:
     return np.stack([z.real, z.imag], 1).astype(np.float32)
 
 
-def make_signals(per_class: int, snrs: Sequence[int], seed: int, part: str, channel: Channel | None = None,
-                 classes: Sequence[str] = CLASSES) -> Signals:
-    """A balanced set: per_class signals of each class, the SNRs in turn. Every (seed, part, class) has a generator of its own."""
-    x, y, snr = [], [], np.resize(np.asarray(snrs, dtype=np.int64), per_class)
+def make_signals(
+    per_class: int,
+    snrs: Sequence[int],
+    seed: int,
+    part: str,
+    channel: Channel | None = None,
+    classes: Sequence[str] = CLASSES,
+) -> Signals:
+    """A balanced set: per_class signals of each class, the SNRs in turn. Every (seed, part, class)
+    has a generator of its own."""
+    channel = channel or CHANNELS["free"]
+    snr = np.resize(np.asarray(snrs, dtype=np.int64), per_class)
+    x, y = [], []
     for label, name in enumerate(classes):
         draw = rng(seed, f"{part}/{name}")
-        x.append(to_channels(transmit(waveforms(name, per_class, draw), snr, draw, channel or CHANNELS["free"])))
+        sent = waveforms(name, per_class, draw)
+        x.append(to_channels(transmit(sent, snr, draw, channel)))
         y.append(np.full(per_class, label))
     return Signals(np.concatenate(x), np.concatenate(y), np.tile(snr, len(classes)), tuple(classes))
 
 
 # --- the page
 
+
 @dataclass(frozen=True)
 class Config:
     snr: int = 18  # in dB, of the drawn signals
-    channel: str = "sync"  # sync (constellations stand still) or free (any carrier phase)
-    multipath: bool = False  # three Rician paths
+    channel: str = "sync"  # sync (constellations stand still), free (any carrier phase) or fading
     seed: int = 0  # of everything drawn
     classes: tuple[str, ...] = CLASSES  # which to draw
     out: str | None = None  # folder for the page, in place of results/ or runs/
 
 
+def symbols_of(name: str, snr: int, draw: np.random.Generator) -> np.ndarray:
+    """What a receiver with the right carrier sees after its matched filter; of a modulation that is
+    not linear, the samples."""
+    z = add_noise(waveforms(name, 20, draw, 512), np.full(20, snr), draw)
+    if name not in LINEAR:
+        return z.ravel()
+    z = np.stack([np.convolve(row, rrc(), "valid") for row in z]) / np.sqrt(SPS)
+    found = []
+    for row in z:
+        power = [np.mean(np.abs(row[k::SPS]) ** 2) for k in range(SPS)]
+        found.append(row[np.argmax(power) :: SPS])  # power is largest at the symbols
+    return np.concatenate(found)
+
+
+def draw_class(row, cfg: Config, name: str, x: np.ndarray) -> None:
+    """One row of the page; x [n, 2, N], received signals."""
+    cloud = symbols_of(name, cfg.snr, rng(cfg.seed, f"constellation/{name}"))
+    reach = max(2, np.abs(cloud.real).max(), np.abs(cloud.imag).max())
+    row[0].plot(cloud.real, cloud.imag, ".", color=COLORS[0], markersize=1.5, alpha=0.5)
+    row[0].set(aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach))
+    row[0].set(xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+    row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    row[1].plot(x[0, 0], color=COLORS[0], linewidth=1.4)
+    row[1].plot(x[0, 1], color=COLORS[1], linewidth=1.4)
+    row[1].set(ylim=(-2.5, 2.5), xticks=(0, 64, 127), yticks=(-2, 0, 2))
+    window = np.hanning(N)
+    spectra = np.fft.fft((x[:, 0] + 1j * x[:, 1]) * window)
+    power = np.mean(np.abs(spectra) ** 2, 0) / np.sum(window**2)
+    frequency = np.fft.fftshift(np.fft.fftfreq(N))
+    decibel = 10 * np.log10(np.fft.fftshift(power))
+    row[2].plot(frequency, decibel, color=COLORS[2], linewidth=1.4)
+    row[2].set(ylim=(-30, 20), yticks=(-20, 0, 20), xticks=(-0.4, -0.2, 0, 0.2, 0.4))
+
+
 def main(cfg: Config) -> None:
-    """Left: the symbols that a receiver with the right carrier sees after its matched filter (other classes: the samples). Middle: one
-    signal over time. Right: mean power spectrum of the class."""
+    """Left: symbols. Middle: one signal over time. Right: mean power spectrum of the class."""
     if cfg.channel not in CHANNELS:
-        raise InputError(f"--channel {cfg.channel} is not known; give {' or '.join(CHANNELS)}")
-    channel = Channel(CHANNELS[cfg.channel].phase, CHANNELS[cfg.channel].offset, multipath=cfg.multipath)
-    data = make_signals(200, [cfg.snr], cfg.seed, "page", channel, cfg.classes)
+        raise InputError(f"--channel {cfg.channel} is not known; give {', '.join(CHANNELS)}")
+    if not cfg.classes:
+        raise InputError("--classes: give at least one")
+    data = make_signals(200, [cfg.snr], cfg.seed, "page", CHANNELS[cfg.channel], cfg.classes)
     fig, axes = new_figure(len(cfg.classes), 3, width=10.0, height=len(cfg.classes) + 0.8)
-    axes, frequency = axes.reshape(-1, 3), np.fft.fftshift(np.fft.fftfreq(N))
+    axes = axes.reshape(-1, 3)
     for name, row, x in zip(cfg.classes, axes, np.split(data.x, len(cfg.classes))):
-        draw = rng(cfg.seed, f"constellation/{name}")
-        cloud = add_noise(waveforms(name, 20, draw, 512), np.full(20, cfg.snr), draw)
-        if name.endswith("PSK") or name.startswith(("PAM", "QAM")):
-            cloud = np.stack([np.convolve(z, rrc(), "valid") for z in cloud]) / np.sqrt(SPS)
-            timing = np.argmax([[np.mean(np.abs(z[k::SPS]) ** 2) for k in range(SPS)] for z in cloud], 1)  # power is largest at symbols
-            cloud = np.concatenate([z[k::SPS] for z, k in zip(cloud, timing)])
-        row[0].plot(cloud.real.ravel(), cloud.imag.ravel(), ".", color=COLORS[0], markersize=1.5, alpha=0.5)
-        row[0].set(aspect="equal", xlim=(-2, 2), ylim=(-2, 2), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-        row[1].plot(x[0, 0], color=COLORS[0], linewidth=1.4)
-        row[1].plot(x[0, 1], color=COLORS[1], linewidth=1.4)
-        row[1].set(ylim=(-2.5, 2.5), xticks=(0, 64, 127), yticks=(-2, 0, 2))
-        window = np.hanning(N)
-        power = np.mean(np.abs(np.fft.fft((x[:, 0] + 1j * x[:, 1]) * window)) ** 2, 0) / np.sum(window**2)
-        row[2].plot(frequency, 10 * np.log10(np.fft.fftshift(power)), color=COLORS[2], linewidth=1.4)
-        row[2].set(ylim=(-30, 20), yticks=(-20, 0, 20), xticks=(-0.4, -0.2, 0, 0.2, 0.4))
-        for ax in row if name != cfg.classes[-1] else ():
-            ax.set_xticklabels([])
-    for column, title, unit in zip(range(3), ("symbols (or samples)", "one signal (blue I, orange Q)", "mean power spectrum (dB)"),
-                               ("I (vertical: Q)", "sample", "cycles per sample")):
-        axes[0, column].set_title(title)
-        axes[-1, column].set_xlabel(unit)
+        draw_class(row, cfg, name, x)
+        if name != cfg.classes[-1]:
+            for ax in row:
+                ax.set_xticklabels([])
+    titles = ("symbols (or samples)", "one signal (blue I, orange Q)", "mean power spectrum (dB)")
+    units = ("I (vertical: Q)", "sample", "cycles per sample")
+    for column in range(3):
+        axes[0, column].set_title(titles[column])
+        axes[-1, column].set_xlabel(units[column])
     path = destination(__file__, cfg).with_suffix(".png")
     save_figure(fig, path)
     print(f"wrote {path.name}: {len(cfg.classes)} classes at {cfg.snr} dB")

@@ -1,19 +1,38 @@
-"""bench.py: its arithmetic by hand, and every benchmark once with tiny shapes. No assertion on a time: that is bench.py's own job."""
+"""bench.py: its arithmetic by hand, and every benchmark once with tiny shapes. No assertion on a
+time: that is bench.py's own job."""
 
+import copy
 import json
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import bench
-from bench import BENCHMARKS, Classical, Config, alternate, first_below, main, medians, merge, products, ratio, row, time_row
+from bench import (
+    BENCHMARKS,
+    Classical,
+    Config,
+    alternate,
+    compare,
+    first_below,
+    interval,
+    main,
+    medians,
+    merge,
+    products,
+    ratio,
+    row,
+    time_row,
+)
 from minilm import InputError
 from minilm.data import generator
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
 
 # --- arithmetic
+
 
 def test_a_row_meets_its_target_on_the_right_side_and_at_the_limit():
     assert row("speed", 1.3, "x", ">= 1.3")["ok"] is True
@@ -30,27 +49,52 @@ def test_what_could_not_be_measured_misses_its_target_and_stays_valid_json():
 
 
 def test_a_ratio_is_the_median_over_rounds_so_one_disturbed_round_does_not_count():
-    # rounds 4/2 = 2, 40/20 = 2 (both slowed together), 6/2 = 3: the median is 2; the ratio of the medians would be 6/2 = 3
+    # rounds 4/2 = 2, 40/20 = 2 (both slowed together), 6/2 = 3: the median is 2;
+    # the ratio of the medians would be 6/2 = 3
     times = {"a": [4.0, 40.0, 6.0], "b": [2.0, 20.0, 2.0]}
     assert ratio(times, "a", "b") == 2.0 and ratio(times, "b", "a") == 0.5
     assert medians({"ours": [0.002, 0.001, 0.009]}) == "ours 2 ms"
 
 
+def test_the_interval_of_a_median_leaves_out_what_the_sign_test_allows():
+    # n = 5: P(all on one side) = 2/32 > 5%, so nothing may go;
+    # n = 6: 2/64 < 5%, still the extremes themselves;
+    # n = 9: P(at most 1 of 9) = 10/512 < 2.5%, P(at most 2) = 46/512: one goes on either side
+    assert interval([5.0, 1.0, 3.0, 2.0, 4.0]) == (1.0, 5.0)
+    assert interval([float(i) for i in range(6)]) == (0.0, 5.0)
+    assert interval([float(i) for i in range(9)]) == (1.0, 7.0)
+    assert compare("speed", {"a": [4.0, 6.0, 9.0], "b": [2.0, 2.0, 3.0]}, "a", "b")["interval"] == [
+        2.0,
+        3.0,
+    ]
+
+
 def test_functions_take_turns_and_the_first_turn_does_not_count():
     calls = []
-    times = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, desc="turns")
+    times = alternate(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, desc="turns"
+    )
     assert calls == list("abababab") and [len(t) for t in times.values()] == [3, 3]
 
 
 def test_the_time_to_a_loss_is_the_first_point_at_or_below_it():
     curve = [(1.0, 3.0), (2.0, 1.88), (3.0, 1.9), (4.0, 1.7)]
-    assert first_below(curve, 1.88) == 2.0 and first_below(curve, 1.8) == 4.0 and first_below(curve, 1.0) is None
+    assert (
+        first_below(curve, 1.88) == 2.0
+        and first_below(curve, 1.8) == 4.0
+        and first_below(curve, 1.0) is None
+    )
 
 
 def test_a_peer_that_never_arrives_gives_a_bound_and_a_run_of_ours_that_does_not_gives_none():
     curves = {"minilm": [(1.0, 3.0), (2.0, 1.8)], "classical": [(10.0, 2.5), (20.0, 1.9)]}
     both, bound = (time_row(curves, loss, "<= 0.125", "") for loss in (1.9, 1.88))
-    assert both["value"] == bound["value"] == 0.1 and bound["ok"] and "at most" in bound["what"] and "at most" not in both["what"]
+    assert (
+        both["value"] == bound["value"] == 0.1
+        and bound["ok"]
+        and "at most" in bound["what"]
+        and "at most" not in both["what"]
+    )
     assert "more than 20.0 s" in bound["conditions"]
     never = time_row(curves, 1.0, "<= 0.125", "")
     assert never["value"] is None and never["ok"] is False
@@ -62,17 +106,32 @@ def test_merging_replaces_one_benchmark_and_keeps_the_others(tmp_path):
     merge(path, "loss", [row("b", 2)], {"threads": 1})
     merge(path, "train", [row("c", 3)], {"threads": 2})
     results = json.loads(path.read_text())
-    assert [r["what"] for r in results["train"]["rows"]] == ["c"] and results["train"]["conditions"] == {"threads": 2}
-    assert [r["what"] for r in results["loss"]["rows"]] == ["b"] and list(tmp_path.iterdir()) == [path]
+    assert [r["what"] for r in results["train"]["rows"]] == ["c"] and results["train"][
+        "conditions"
+    ] == {"threads": 2}
+    assert [r["what"] for r in results["loss"]["rows"]] == ["b"] and list(tmp_path.iterdir()) == [
+        path
+    ]
 
 
 # --- what is compared
 
+
 def test_the_bound_multiplies_what_a_training_step_must_multiply():
-    # by hand: a token costs 2 operations per weight and product, three products; attention's 2 T D per matrix (q k^T and p v), again and
-    # twice backward, are counted by torch as well. Embedding look-ups cost nothing; the head counts.
+    # by hand: a token costs 2 operations per weight and product, three products; attention's 2 T D
+    # per matrix (q k^T and p v), again and twice backward, are counted by torch as well. Embedding
+    # look-ups cost nothing; the head counts.
     from torch.utils.flop_counter import FlopCounterMode
-    model = Transformer(ModelConfig(vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2))
+
+    model = Transformer(
+        ModelConfig(
+            vocab_size=40,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        )
+    )
     ids = torch.zeros(2, 8, dtype=torch.int64)
     with FlopCounterMode(display=False) as bound:
         products(model, 2, 8)()
@@ -82,12 +141,71 @@ def test_the_bound_multiplies_what_a_training_step_must_multiply():
     attention = bound.get_flop_counts()["Global"]
     linear = sum(n for op, n in attention.items() if "attention" not in str(op))
     assert linear == 3 * 2 * weights * 16
-    assert bound.get_total_flops() <= step.get_total_flops() < 1.02 * bound.get_total_flops()  # the norms' own sums are no products
+    assert (
+        bound.get_total_flops() <= step.get_total_flops() < 1.02 * bound.get_total_flops()
+    )  # the norms' own sums are no products
+
+
+def test_a_token_is_one_product_with_each_matrix_whatever_is_fused(monkeypatch):
+    model = Transformer(
+        ModelConfig(
+            vocab_size=40,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            tie_word_embeddings=True,
+        )
+    ).eval()
+    for net, matrices in ((model, 7 * 2 + 1), (copy.deepcopy(model).fuse(), 4 * 2 + 1)):
+        one_token = bench.products_of_a_token(net)
+        read = []
+        for where, name in ((F, "linear"), (torch, "mv"), (bench, "sliced_product")):
+            monkeypatch.setattr(where, name, counting(getattr(where, name), read))
+        one_token()
+        monkeypatch.undo()
+        assert (
+            len(read) == matrices and sum(read) == 2 * (4 * 32 * 32 + 3 * 32 * 64) + 40 * 32
+        )  # each number once
+
+
+def counting(product, read):
+    """The product, which also writes down how many numbers its matrix has."""
+
+    def counted(*arguments):
+        read.append(max(t.numel() for t in arguments))
+        return product(*arguments)
+
+    return counted
+
+
+def test_another_checkout_decodes_in_its_turn(tmp_path):
+    model = Transformer(
+        ModelConfig(
+            vocab_size=40,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+    )
+    bench.save_pretrained(model, tmp_path)
+    turn = bench.decoder_elsewhere(
+        Config(beside=str(bench.ROOT)), str(tmp_path), torch.float32, [[1, 2]], 3
+    )
+    assert turn() is turn() is None
+    broken = bench.decoder_elsewhere(
+        Config(beside=str(bench.ROOT)), str(tmp_path / "none"), torch.float32, [[1, 2]], 3
+    )
+    with pytest.raises(InputError, match="did not decode"):
+        broken()
 
 
 def test_the_classical_recipe_has_its_size_and_no_character_sees_the_future():
     model = Classical(65, 128, 4, 4, 64, generator(0, "init"))
-    assert sum(p.numel() for p in model.parameters()) - model.position.weight.numel() == 795_904  # "0.8M", as usually counted
+    assert (
+        sum(p.numel() for p in model.parameters()) - model.position.weight.numel() == 795_904
+    )  # "0.8M", as usually counted
     ids = torch.randint(65, (1, 64), generator=generator(0, "ids"))
     changed = ids.clone()
     changed[0, 40] = (ids[0, 40] + 1) % 65
@@ -98,14 +216,26 @@ def test_the_classical_recipe_has_its_size_and_no_character_sees_the_future():
 
 
 def test_the_peer_has_the_same_weights_and_gives_the_same_logits():
-    model = Transformer(ModelConfig(vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)).eval()
+    model = Transformer(
+        ModelConfig(
+            vocab_size=40,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        )
+    ).eval()
     ids = torch.randint(40, (2, 8), generator=generator(0, "ids"))
     with torch.no_grad():
-        torch.testing.assert_close(bench.peer_of(model)(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            bench.peer_of(model)(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4
+        )
 
 
 def test_peak_memory_sees_what_is_allocated_and_freed_again():
-    assert bench.peak_memory(Config(quick=True), allocate, 64) == pytest.approx(64 * 2**20, rel=0.15)
+    assert bench.peak_memory(Config(quick=True), allocate, 64) == pytest.approx(
+        64 * 2**20, rel=0.15
+    )
 
 
 def allocate(megabytes):
@@ -113,6 +243,7 @@ def allocate(megabytes):
 
 
 # --- the whole script
+
 
 def test_every_benchmark_runs_with_tiny_shapes_and_writes_its_rows(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
@@ -123,9 +254,28 @@ def test_every_benchmark_runs_with_tiny_shapes_and_writes_its_rows(tmp_path, mon
     assert list(measured) == list(written) == list(BENCHMARKS)
     for name in BENCHMARKS:
         assert written[name]["rows"] == measured[name] and measured[name]
-        assert all(set(r) == {"what", "value", "unit", "target", "ok", "conditions"} and r["ok"] is None for r in measured[name])
-        assert {"cpu", "cores", "threads", "torch", "transformers"} <= set(written[name]["conditions"])
+        fields = {"what", "value", "interval", "unit", "target", "ok", "conditions"}
+        assert all(set(r) == fields and r["ok"] is None for r in measured[name])
+        assert {"cpu", "cores", "threads", "torch", "transformers"} <= set(
+            written[name]["conditions"]
+        )
     assert not (tmp_path / "results").exists()
+    monkeypatch.setitem(bench.BENCHMARKS, "loss", lambda cfg: pytest.fail("measured again"))
+    assert (
+        main(Config(what=("loss",), quick=True, resume=True)) == {}
+    )  # the same commit, machine and versions
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"threads": 0}, "--threads 0: give a number of at least 1"),
+        ({"beside": "nowhere"}, "--beside nowhere: no checkout"),
+    ],
+)
+def test_flags_that_nothing_can_be_measured_with_are_refused(change, words):
+    with pytest.raises(InputError, match=words):
+        main(Config(quick=True, **change))
 
 
 def test_an_unknown_benchmark_is_one_readable_error_and_nothing_is_written(tmp_path):
@@ -141,5 +291,8 @@ def test_the_committed_rows_agree_with_their_own_targets():
     for name, result in json.loads(path.read_text()).items():
         assert name in BENCHMARKS and result["conditions"]["quick"] is False
         for r in result["rows"]:
-            again = row(r["what"], math.nan if r["value"] is None else r["value"], r["unit"], r["target"], r["conditions"])
-            assert again == r
+            value = math.nan if r["value"] is None else r["value"]
+            again = row(
+                r["what"], value, r["unit"], r["target"], r["conditions"], r.get("interval")
+            )
+            assert again == {"interval": None} | r

@@ -258,12 +258,9 @@ EXPERIMENTS = [f for f in EXPERIMENTS if f.stem != "__init__" and not f.stem.end
 WITHOUT_A_TABLE = (
     "learning_preferences",
     "moe_lpr",
-    "prealign",
     "question_alignment",
     "spontaneous_multilingual",
     "transllm",
-    "mdm_experiment",
-    "hallu_pi_experiment",
 )
 
 

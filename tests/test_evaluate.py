@@ -78,6 +78,14 @@ def test_perplexity_by_hand():
     assert perplexity(BIGRAM, [[2, 0, 1, 0, 2]][:1]) == pytest.approx((3 * 4 * 10 * 4) ** 0.25)
 
 
+def test_logits_that_overflow_are_an_error_and_no_score():
+    model = tiny()
+    model.lm_head.weight.data[3] = float("nan")
+    for call in (lambda: perplexity(model, [[1, 2, 3]]), lambda: continuation_logprobs(model, [([1], [2, 3])])):
+        with pytest.raises(InputError, match="log-probabilities hold NaN: .* use --dtype bfloat16 or float32"):
+            call()
+
+
 def test_the_perplexity_of_a_uniform_model_is_its_vocabulary():
     assert perplexity(Bigram([[0.25] * 4] * 4), [[0, 1, 2, 3], [3, 3]]) == pytest.approx(4)
 

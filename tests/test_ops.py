@@ -1,5 +1,5 @@
-"""Each operation of ops.py against its plain twin: the fused loss against cross-entropy of all logits, Newton-Schulz against an SVD.
-(The experts' grouped product has its twin in test_moe.py.)"""
+"""Each operation of ops.py against its plain twin: the fused loss against cross-entropy of all
+logits, Newton-Schulz against an SVD. (The experts' grouped product has its twin in test_moe.py.)"""
 
 import pytest
 import torch
@@ -14,7 +14,10 @@ from minilm.ops import Linear, linear_cross_entropy, newton_schulz, rms_norm
 
 def problem(N=23, D=8, V=31, seed=0, dtype=torch.float32):
     gen = generator(seed, "problem")
-    h, weight = torch.randn(N, D, generator=gen).to(dtype), torch.randn(V, D, generator=gen).to(dtype)
+    h, weight = (
+        torch.randn(N, D, generator=gen).to(dtype),
+        torch.randn(V, D, generator=gen).to(dtype),
+    )
     labels = torch.randint(V, (N,), generator=gen)
     labels[::4] = IGNORE
     return h.requires_grad_(), weight.requires_grad_(), labels
@@ -27,7 +30,9 @@ def test_loss_by_hand():
 
 
 @settings(max_examples=40, deadline=None)
-@given(N=st.integers(1, 40), V=st.integers(2, 70), rows=st.integers(1, 50), seed=st.integers(0, 10**6))
+@given(
+    N=st.integers(1, 40), V=st.integers(2, 70), rows=st.integers(1, 50), seed=st.integers(0, 10**6)
+)
 def test_loss_and_both_gradients_equal_the_plain_twin_for_every_size_and_chunk(N, V, rows, seed):
     h, weight, labels = problem(N, 8, V, seed)
     labels[-1] = V - 1  # at least one label counts
@@ -52,7 +57,9 @@ def test_a_loss_that_is_only_evaluated_costs_one_matrix_product():
     h, weight, labels = problem(N=16, D=8, V=32)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         assert not linear_cross_entropy(h, weight, labels).requires_grad
-    assert counter.get_total_flops() == 2 * 16 * 8 * 32  # h W^T, and no gradient of a weight that asks for one
+    assert (
+        counter.get_total_flops() == 2 * 16 * 8 * 32
+    )  # h W^T, and no gradient of a weight that asks for one
 
 
 def test_batch_and_time_axes_may_stay_and_half_precision_keeps_its_types():
@@ -60,12 +67,16 @@ def test_batch_and_time_axes_may_stay_and_half_precision_keeps_its_types():
     loss = linear_cross_entropy(h.view(2, 12, 8), weight, labels.view(2, 12))
     loss.backward()
     assert loss.dtype == torch.float32 and h.grad.dtype == weight.grad.dtype == torch.bfloat16
-    torch.testing.assert_close(loss, F.cross_entropy(F.linear(h.float(), weight.float()), labels), atol=0.02, rtol=0.01)
+    torch.testing.assert_close(
+        loss, F.cross_entropy(F.linear(h.float(), weight.float()), labels), atol=0.02, rtol=0.01
+    )
 
 
 def test_a_second_derivative_is_refused_rather_than_wrong():
     h, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    grad, = torch.autograd.grad(linear_cross_entropy(h, weight, torch.tensor([0, 1, 2])).square(), h, create_graph=True)
+    (grad,) = torch.autograd.grad(
+        linear_cross_entropy(h, weight, torch.tensor([0, 1, 2])).square(), h, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
@@ -77,11 +88,14 @@ def test_a_mean_over_no_label_is_nan_as_in_torch():
 
 # --- Newton-Schulz
 
+
 @pytest.mark.parametrize("shape", [(16, 16), (12, 40), (40, 12), (3, 16, 24)])
 def test_newton_schulz_keeps_the_singular_vectors_and_brings_every_singular_value_near_one(shape):
     G = torch.randn(shape, generator=generator(0, "G"))
     U, S, Vh = torch.linalg.svd(G, full_matrices=False)
-    values = torch.einsum("...mk,...mn,...kn->...k", U, newton_schulz(G), Vh)  # the diagonal of U^T X V
+    values = torch.einsum(
+        "...mk,...mn,...kn->...k", U, newton_schulz(G), Vh
+    )  # the diagonal of U^T X V
     strong = S / S.norm(dim=-1, keepdim=True) > 0.01  # five steps lift what is above 1% of the norm
     assert values[strong].min() > 0.6 and values[strong].max() < 1.3
     rest = newton_schulz(G) - torch.einsum("...mk,...k,...kn->...mn", U, values, Vh)
@@ -107,19 +121,27 @@ def test_newton_schulz_does_not_see_the_gradients_scale_and_leaves_zero_alone():
 
 # --- the norm and the product with a single token
 
+
 @pytest.mark.parametrize("shape", [(5, 7, 12), (3, 4, 2, 6), (1, 8)])
 def test_rms_norm_and_both_gradients_equal_the_plain_twin(shape):
     gen = generator(0, "norm")
-    x, weight = torch.randn(shape, generator=gen).requires_grad_(), torch.randn(shape[-1], generator=gen).requires_grad_()
+    x, weight = (
+        torch.randn(shape, generator=gen).requires_grad_(),
+        torch.randn(shape[-1], generator=gen).requires_grad_(),
+    )
     grad = torch.randn(shape, generator=gen)
     plain, ours = F.rms_norm(x, (shape[-1],), weight, 1e-6), rms_norm(x, weight, 1e-6)
     torch.testing.assert_close(ours, plain)
-    for got, want in zip(torch.autograd.grad(ours, (x, weight), grad), torch.autograd.grad(plain, (x, weight), grad)):
+    for got, want in zip(
+        torch.autograd.grad(ours, (x, weight), grad), torch.autograd.grad(plain, (x, weight), grad)
+    ):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 8), (1, 1, 64), (3, 4, 2, 6), (40, 70)])  # few numbers and many: two roads
+@pytest.mark.parametrize(
+    "shape", [(1, 8), (1, 1, 64), (3, 4, 2, 6), (40, 70)]
+)  # few numbers and many: two roads
 @torch.no_grad()
 def test_a_norm_without_gradients_equals_the_plain_twin_too(shape, dtype):
     gen = generator(0, "norm")
@@ -139,14 +161,28 @@ def test_the_norm_of_a_zero_vector_is_zero_and_its_gradient_is_finite():
 
 @pytest.mark.parametrize("sliced", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("out, in_, bias", [(8, 6, False), (12, 5, False), (7, 6, False), (8, 6, True)])  # 7 rows cannot be cut into four
+@pytest.mark.parametrize(
+    "out, in_, bias", [(8, 6, False), (12, 5, False), (7, 6, False), (8, 6, True)]
+)  # 7 rows cannot be cut into four
 @torch.no_grad()
-def test_one_token_gets_the_same_product_whichever_routine_reads_the_matrix(out, in_, bias, dtype, sliced, monkeypatch):
+def test_one_token_gets_the_same_product_whichever_routine_reads_the_matrix(
+    out, in_, bias, dtype, sliced, monkeypatch
+):
     monkeypatch.setattr("minilm.ops.SLICED", sliced)
     linear = Linear(in_, out, bias=bias).to(dtype)
-    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
-    transposed = torch.randn(in_, 2, generator=generator(0, "y")).T[:1]  # a row that is not contiguous
-    for x in [*(torch.randn(shape, generator=generator(0, "x")) for shape in [(in_,), (1, in_), (1, 1, in_), (2, 3, in_)]), transposed]:
+    tolerance = (
+        {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
+    )
+    transposed = torch.randn(in_, 2, generator=generator(0, "y")).T[
+        :1
+    ]  # a row that is not contiguous
+    for x in [
+        *(
+            torch.randn(shape, generator=generator(0, "x"))
+            for shape in [(in_,), (1, in_), (1, 1, in_), (2, 3, in_)]
+        ),
+        transposed,
+    ]:
         x = x.to(dtype)
         torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias), **tolerance)
         assert linear(x).shape == (*x.shape[:-1], out) and linear(x).dtype == dtype

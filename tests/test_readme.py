@@ -9,7 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from minilm.claims import HOLDS, NOT_REPRODUCED, NOT_TESTED, UNDECIDED, View
+from minilm.claims import HOLDS, NOT_REPRODUCED, NOT_TESTED, UNDECIDED, NotInThisRun, View
 from minilm.data import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,8 +17,10 @@ README = ROOT / "README.md"
 CLAIMS = ROOT / "results" / "README.md"
 RUNS = {"default": "", "full": "_full", "seeds": "_seeds"}  # run -> ending of its file
 FLAGS = {"default": "", "full": " --full", "seeds": " --more-seeds"}
-SCRIPT = r"(?:methods/experiments|methods|signals|vision_eval)/\w+\.py"
-ROW = re.compile(rf"^\|([^|]*)\|([^|]*)\|([^|]*\]\(({SCRIPT})\)[^|]*)\|[^|]*\|[^|]*\|$", re.MULTILINE)
+SCRIPT = r"(?:methods/experiments/\w+|\w+/\w+_experiment)\.py"
+ROW = re.compile(
+    rf"^\|([^|]*)\|([^|]*)\|([^|]*\]\(({SCRIPT})\)[^|]*)\|[^|]*\|[^|]*\|$", re.MULTILINE
+)
 
 
 def fill(text: str, folder: Path = ROOT / "results") -> str:
@@ -65,14 +67,18 @@ def what_was_found(runs: dict, script: str) -> str:
         return ""
     if "default" not in runs or "stale" in runs["default"]:
         return module.FINDING
-    return f"{module.FINDING} {module.headline(View(runs['default']['metrics']))}"
+    try:
+        return f"{module.FINDING} {module.headline(View(runs['default']['metrics']))}"
+    except NotInThisRun:  # a run before the arms that the headline compares
+        return module.FINDING
 
 
 def deciding_rows(runs: dict) -> dict[str, dict]:
     """Claim id -> its row from the run that decides it. Rows that name no run: the default run's
     where it tests the claim, else the full run's."""
     rows = {}
-    for run, saved in runs.items():
+    fresh = {run: saved for run, saved in runs.items() if "stale" not in saved}
+    for run, saved in (fresh or runs).items():  # a stale run counts where there is no other
         for row in saved["claims"]:
             here = row.get("run", run) == run
             known = rows.get(row["id"])
@@ -91,8 +97,8 @@ def in_words(folder: Path, runs: dict, script: str) -> str:
     held = sum(row["verdict"] == HOLDS for row in tested)
     word = "in part" if 0 < held < len(tested) else "yes" if held else "no"
     found = f"[{word}](results/README.md#{name_of(script)}): {held} of {len(tested)} claims"
-    stale = [run["stale"] for run in runs.values() if "stale" in run]
-    return found + (f" (stale: {stale[0]})" if stale else "")
+    stale = [run for run, saved in runs.items() if "stale" in saved]
+    return found + (f" (stale, to be run again: {', '.join(stale)})" if stale else "")
 
 
 def speed(folder: Path) -> str:
@@ -122,20 +128,35 @@ def claims_page(readme: str, folder: Path = ROOT / "results") -> str:
         "stand in each file's `claims`, and as functions in the experiments.\n",
     ]
     for row in ROW.finditer(readme):
-        paper, script = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row[1]).strip(), row[4]
+        paper = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row[1]).strip()
+        script = row[4]
+        name = name_of(script)
         runs = committed_runs(folder, script)
-        parts.append(f"## {name_of(script)}\n\n{paper}. {what_was_found(runs, script)}".rstrip() + "\n")
-        for run, saved in runs.items():
-            seeds = ", ".join(map(str, saved["seeds"]))
-            line = f"- `python {script}{FLAGS[run]}`: seeds {seeds}; commit {saved['commit']}"
-            parts.append(line + (f"; **stale**: {saved['stale']}" if "stale" in saved else ""))
-        parts.append("\n| | claim | verdict | measured | the paper |\n|---|---|---|---|---|")
-        for id, claim in deciding_rows(runs).items():
-            verdict = claim["verdict"] if claim["verdict"] == HOLDS else f"**{claim['verdict']}**"
-            own = (claim["statement"], verdict, claim["measured"], claim["paper"] or "-")
-            parts.append(f"| {id} | " + " | ".join(cell.replace("|", "/") for cell in own) + " |")
-        parts.append("")
+        parts.append(f"## {name}\n\n{paper}. {what_was_found(runs, script)}".rstrip() + "\n")
+        parts += [run_line(f"python {script}{FLAGS[run]}", saved) for run, saved in runs.items()]
+        parts += claims_table(deciding_rows(runs).values())
+        own = {folder / f"{name}{ending}.json" for ending in RUNS.values()}
+        for file in sorted(set(folder.glob(f"{name}_*.json")) - own):  # real files, real models
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            if saved.get("claims"):
+                parts.append(f"{file.name}:\n\n" + run_line(saved["command"], saved))
+                parts += claims_table(saved["claims"])
     return "\n".join(parts)
+
+
+def run_line(command: str, saved: dict) -> str:
+    seeds = ", ".join(map(str, saved["seeds"]))
+    stale = f"; **stale**: {saved['stale']}" if "stale" in saved else ""
+    return f"- `{command}`: seeds {seeds}; commit {saved['commit']}{stale}"
+
+
+def claims_table(rows) -> list[str]:
+    lines = ["\n| | claim | verdict | measured | the paper |\n|---|---|---|---|---|"]
+    for row in rows:
+        verdict = row["verdict"] if row["verdict"] == HOLDS else f"**{row['verdict']}**"
+        shown = (row["id"], row["statement"], verdict, row["measured"], row["paper"] or "-")
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in shown) + " |")
+    return [*lines, ""]
 
 
 # --- the tests
@@ -144,7 +165,9 @@ def claims_page(readme: str, folder: Path = ROOT / "results") -> str:
 def test_the_tables_of_papers_and_of_speed_are_up_to_date():
     text = README.read_text(encoding="utf-8")
     assert fill(text) == text, "run: python tests/test_readme.py"
-    assert claims_page(text) == CLAIMS.read_text(encoding="utf-8"), "run: python tests/test_readme.py"
+    assert claims_page(text) == CLAIMS.read_text(encoding="utf-8"), (
+        "run: python tests/test_readme.py"
+    )
 
 
 def test_every_experiment_with_a_committed_run_has_a_row():
@@ -162,10 +185,17 @@ LINKS = "[read](methods/name.py), [doubt](methods/experiments/name.py)"
 
 def test_the_least_python_is_the_same_wherever_it_is_named():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    named = {"requires-python": re.findall(r'requires-python = ">=(3\.\d+)"', project),
-             "ruff": [f"3.{minor}" for minor in re.findall(r'target-version = "py3(\d+)"', project)],
-             **{file: re.findall(r"Python >= (3\.\d+)", (ROOT / file).read_text(encoding="utf-8")) for file in ("README.md", "Makefile")}}
-    assert all(named.values()) and {version for versions in named.values() for version in versions} == {"3.11"}, named
+    named = {
+        "requires-python": re.findall(r'requires-python = ">=(3\.\d+)"', project),
+        "ruff": [f"3.{minor}" for minor in re.findall(r'target-version = "py3(\d+)"', project)],
+        **{
+            file: re.findall(r"Python >= (3\.\d+)", (ROOT / file).read_text(encoding="utf-8"))
+            for file in ("README.md", "Makefile")
+        },
+    }
+    assert all(named.values()) and {
+        version for versions in named.values() for version in versions
+    } == {"3.11"}, named
 
 
 def test_a_row_by_hand(tmp_path):
@@ -181,7 +211,7 @@ def test_a_row_by_hand(tmp_path):
     filled = fill(row, tmp_path).split("\n")[0]
     assert filled.endswith("| [in part](results/README.md#name): 2 of 3 claims | 4, 11 |")
     write_json(tmp_path / "name.json", {"wall_seconds": 1, "claims": [], "stale": "other text"})
-    assert "(stale: other text)" in fill(row, tmp_path)
+    assert "(stale, to be run again: default)" in fill(row, tmp_path)
 
 
 def test_a_claim_is_decided_by_the_run_that_it_names():

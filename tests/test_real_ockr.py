@@ -291,6 +291,11 @@ def test_the_prompt_forms(tmp_path):
     (tmp_path / "m" / "chat_template.jinja").write_text(template, encoding="utf-8")
     assert "U: Convert to German\nXenoGlimmer\nA: " in text()
     assert Reader(Config(checkpoint=folder), tok).example(row)[1][-1] == tok.eos_id
+    (tmp_path / "m" / "chat_template.jinja").unlink()
+    plain = Reader(Config(checkpoint=folder), tok).prompt(row)
+    assert tok.bos_id not in plain  # the folder wants none
+    tok.add_bos = True
+    assert Reader(Config(checkpoint=folder), tok).prompt(row) == [tok.bos_id, *plain]
 
 
 def test_bos_stands_in_front_if_the_tokenizers_own_file_asks_for_it(tmp_path):

@@ -162,7 +162,7 @@ def test_one_bad_byte_in_the_terminal_does_not_end_a_conversation(encoding):
     ({"temperature": 1e-9}, "temperature 1e-09: give 0"),
     ({"top_p": 1.5}, "--top-p 1.5: give a number above 0 and of at most 1"),
     ({"top_k": 0}, "--top-k 0"),
-    ({"max_new_tokens": 0}, "--max-new-tokens 0"), ({"dtype": "int4"}, "--dtype int4"),
+    ({"max_new_tokens": 0}, "--max-new-tokens 0"), ({"dtype": "int3"}, "--dtype int3"),
     ({"prompt": "a\udcff"}, "--prompt or --system is not UTF-8"),
     ({"system": "be kind"}, "--system be kind has no effect without --chat"),
     ({"chat": True, "num_samples": 2}, "--num-samples 2 has no effect with --chat"),
@@ -190,4 +190,21 @@ def test_a_folder_without_chat_template_or_tokenizer_is_named():
         sample.main(Config(chat=True))
     Path("out/tokenizer.json").unlink()
     with pytest.raises(InputError, match="out has no tokenizer.json"):
+        sample.main(Config())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
+def test_a_gguf_file_answers_one_question_and_ends(dtype, monkeypatch, capsys):
+    """With weights of 8 and 4 bits as well."""
+    from tests.test_gguf import chat_file
+
+    file = chat_file(Path(), "smollm", "{{ messages[0]['content'] }}", eos_token_id=3)
+    sample.main(Config(checkpoint=str(file), dtype=dtype, chat=True, prompt="the cat",
+                       max_new_tokens=4, temperature=0))
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_before_any_training_two_ways_to_a_model_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(FileNotFoundError, match="train one with `python train.py`, or .* `make"):
         sample.main(Config())

@@ -1,4 +1,5 @@
-"""The world of shapes: what is drawn is what is said, the planted prior, questions whose truth a reader can check, damage to the layout."""
+"""The world of shapes: what is drawn is what is said, the planted prior, questions whose truth a
+reader can check, damage to the layout."""
 
 import random
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from vision_eval import scenes as S
-from vision_eval.exam import make_items
+from vision_eval.hallu_pi import questions as make_items
 from vision_eval.metrics import FIELDS, parse_number
 from vision_eval.scenes import PARTNER, PLACES, Scene, Shape, ask, draw_scene, render
 
@@ -30,7 +31,13 @@ def test_a_drawn_shape_has_its_colour_inside_and_the_background_outside():
 def test_a_ring_has_a_hole_and_a_bar_is_wider_than_high():
     alone = lambda kind: Scene((0.1, 0.1, 0.1), 3, (Shape(kind, "white", 4, 24, 24, 6.5),))
     ring, bar, cross = render([alone(k) for k in ("ring", "bar", "cross")])[..., 0] > 0.5
-    assert not ring[24, 24] and ring[24, 19] and bar[24].sum() > 2 * bar[:, 24].sum() and cross[24, 19] and not cross[19, 19]
+    assert (
+        not ring[24, 24]
+        and ring[24, 19]
+        and bar[24].sum() > 2 * bar[:, 24].sum()
+        and cross[24, 19]
+        and not cross[19, 19]
+    )
 
 
 def test_a_larger_picture_shows_the_same_scene():
@@ -45,11 +52,19 @@ def test_every_shape_stays_inside_its_cell_and_cells_hold_one_each():
         assert len({s.cell for s in scene.shapes}) == len(scene.shapes)
         for s in scene.shapes:
             left, top = s.cell % scene.grid * width, s.cell // scene.grid * width
-            assert left <= s.x - s.r and s.x + s.r <= left + width and top <= s.y - s.r and s.y + s.r <= top + width
+            assert (
+                left <= s.x - s.r
+                and s.x + s.r <= left + width
+                and top <= s.y - s.r
+                and s.y + s.r <= top + width
+            )
 
 
 def test_scenes_have_the_sizes_that_are_documented():
-    assert all(1 <= len(s.shapes) <= 6 and len(S.kinds_of(s.shapes)) <= 3 for s in many() + many(100, "wide"))
+    assert all(
+        1 <= len(s.shapes) <= 6 and len(S.kinds_of(s.shapes)) <= 3
+        for s in many() + many(100, "wide")
+    )
     assert all(len(s.shapes) == 9 for s in many(50, "board"))
     for scene in many():
         colors = {s.kind: s.color for s in scene.shapes}
@@ -71,8 +86,12 @@ def test_a_hal_object_is_an_absent_partner():
 def test_the_quarters_of_a_wide_scene_share_out_its_shapes():
     for scene in many(50, "wide"):
         parts = [scene.within(place) for place in PLACES]
-        assert sorted(s.cell for part in parts for s in part) == sorted(s.cell for s in scene.shapes)
-        assert all(s.x < 24 and s.y < 24 for s in parts[0]) and all(s.x > 24 and s.y > 24 for s in parts[3])
+        assert sorted(s.cell for part in parts for s in part) == sorted(
+            s.cell for s in scene.shapes
+        )
+        assert all(s.x < 24 and s.y < 24 for s in parts[0]) and all(
+            s.x > 24 and s.y > 24 for s in parts[3]
+        )
 
 
 def test_questions_by_hand():
@@ -81,34 +100,61 @@ def test_questions_by_hand():
     for _ in range(20):
         yes, no = question("number", True), question("number", False)
         assert yes.text in ("Is there one circle in the image?", "Are there two bars in the image?")
-        assert no.text in ("Are there two circles in the image?", "Is there one bar in the image?", "Are there three bars in the image?")
-        assert question("color", True).text in ("Is the circle in the image red?", "Is the bar in the image blue?")
+        assert no.text in (
+            "Are there two circles in the image?",
+            "Is there one bar in the image?",
+            "Are there three bars in the image?",
+        )
+        assert question("color", True).text in (
+            "Is the circle in the image red?",
+            "Is the bar in the image blue?",
+        )
         assert no.evidence == ("one" if "circle" in no.text else "two")
-        assert question("existence", False).text in ("Is there a triangle in the image?", "Is there a cross in the image?")
-        assert question("hal-object", False).text in ("Is there a square in the image?", "Is there a ring in the image?")
+        assert question("existence", False).text in (
+            "Is there a triangle in the image?",
+            "Is there a cross in the image?",
+        )
+        assert question("hal-object", False).text in (
+            "Is there a square in the image?",
+            "Is there a ring in the image?",
+        )
         assert question("hal-object", False).answer == "zero no"
         assert ask("total", True, TWO.shapes, rng).text == "Are there three shapes in the image?"
     assert question("relation", True) is None  # two bars: "the bar" would be ambiguous
     one = ask("relation", True, TWO.shapes[:2], random.Random(1), "top-left")
-    assert one.text in ("Is the circle left of the bar in the top-left image?", "Is the circle above the bar in the top-left image?",
-                        "Is the bar right of the circle in the top-left image?", "Is the bar below the circle in the top-left image?")
+    assert one.text in (
+        "Is the circle left of the bar in the top-left image?",
+        "Is the circle above the bar in the top-left image?",
+        "Is the bar right of the circle in the top-left image?",
+        "Is the bar below the circle in the top-left image?",
+    )
     false = ask("relation", False, TWO.shapes[:2], random.Random(1), "top-left")
     assert false.text != one.text and false.evidence == one.evidence and one.evidence in one.text
 
 
 def test_open_questions_by_hand():
-    assert S.describe(TWO.shapes).answer == "one red circle two blue bar" and S.describe(()).answer == "zero"
+    assert (
+        S.describe(TWO.shapes).answer == "one red circle two blue bar"
+        and S.describe(()).answer == "zero"
+    )
     assert S.name_kinds(TWO.shapes).text == "Name the two kinds of objects in the image."
     assert S.name_kinds(TWO.shapes, 3).text == "Name the three kinds of objects in the image."
-    assert S.name_kinds(TWO.shapes, 3).answer == "circle bar" and S.how_many(TWO.shapes).answer == "three"
+    assert (
+        S.name_kinds(TWO.shapes, 3).answer == "circle bar"
+        and S.how_many(TWO.shapes).answer == "three"
+    )
 
 
 def test_the_exam_asks_in_pairs_and_the_same_before_and_after():
     for i, scene in enumerate(many(40, prior=0.5)):
-        before, after = (make_items(scene.shapes, str(i), name, "after", f"7/{i}", place)
-                         for name, place in (("none", ""), ("concat", "top-right")))
+        before, after = (
+            make_items(scene.shapes, str(i), name, "after", f"7/{i}", place)
+            for name, place in (("none", ""), ("concat", "top-right"))
+        )
         assert [(a.field, a.answer) for a in before] == [(b.field, b.answer) for b in after]
-        assert [b.question.replace("top-right image", "image") for b in after] == [a.question for a in before]
+        assert [b.question.replace("top-right image", "image") for b in after] == [
+            a.question for a in before
+        ]
         pairs = {}
         for item in before[1:]:
             pairs.setdefault(item.pair_id, []).append(item.answer)
@@ -119,23 +165,44 @@ def test_the_exam_asks_in_pairs_and_the_same_before_and_after():
 
 def test_a_misled_exam_hints_at_the_wrong_answer_and_asks_for_a_kind_too_many():
     first, *rest = make_items(TWO.shapes, "0", "misleading", "after", "0", misled=True)
-    assert first.question == "Name the three kinds of objects in the image." and first.truth == ("circle", "bar")
-    assert all(item.question.startswith("Maybe no. " if item.answer == "yes" else "Maybe yes. ") for item in rest)
-    assert not any(item.question.startswith("Maybe") for item in make_items(TWO.shapes, "0", "misleading", "before", "0"))
+    assert first.question == "Name the three kinds of objects in the image." and first.truth == (
+        "circle",
+        "bar",
+    )
+    assert all(
+        item.question.startswith("Maybe no. " if item.answer == "yes" else "Maybe yes. ")
+        for item in rest
+    )
+    assert not any(
+        item.question.startswith("Maybe")
+        for item in make_items(TWO.shapes, "0", "misleading", "before", "0")
+    )
 
 
 def test_a_board_is_asked_for_its_number():
     (board,) = many(1, "board")
     opened, yes, no = make_items(board.shapes, "0", "crop", "before", "0", board=True)
-    assert opened.question == "How many shapes are there in the image?" and opened.answer == "nine" and opened.truth == ()
-    assert "nine" in yes.question and parse_number(no.question) != "nine" and {yes.field, no.field} == {"number"}
+    assert (
+        opened.question == "How many shapes are there in the image?"
+        and opened.answer == "nine"
+        and opened.truth == ()
+    )
+    assert (
+        "nine" in yes.question
+        and parse_number(no.question) != "nine"
+        and {yes.field, no.field} == {"number"}
+    )
 
 
 def test_a_mosaic_holds_each_picture_at_half_its_size():
     four = render(many(4))
     whole = S.mosaic(four)
-    np.testing.assert_allclose(whole[:24, 24:], four[1].reshape(24, 2, 24, 2, 3).mean((1, 3)), atol=1e-6)
-    np.testing.assert_allclose(whole[24:, :24], four[2].reshape(24, 2, 24, 2, 3).mean((1, 3)), atol=1e-6)
+    np.testing.assert_allclose(
+        whole[:24, 24:], four[1].reshape(24, 2, 24, 2, 3).mean((1, 3)), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        whole[24:, :24], four[2].reshape(24, 2, 24, 2, 3).mean((1, 3)), atol=1e-6
+    )
 
 
 def test_a_cropped_board_keeps_whole_shapes_and_counts_what_is_left():

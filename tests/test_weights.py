@@ -18,7 +18,7 @@ from minilm.generate import generate, stop_ids
 from minilm.rotary import inverse_frequencies
 from minilm.tokenizer import train_bpe
 from minilm.transformer import Config, Transformer
-from minilm.weights import FIELDS, load_pretrained, read_config, save_pretrained
+from minilm.weights import FIELDS, config_json, load_pretrained, read_config, save_pretrained
 
 SHAPE = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -489,9 +489,10 @@ def test_rope_fields_turn_as_in_transformers_wherever_they_are_published(tmp_pat
         expected, scaling = frequencies(tmp_path)
         torch.testing.assert_close(w, expected, rtol=1e-5, atol=0, msg=lambda m, fields=fields: f"{fields}: {m}")
         assert factor == pytest.approx(scaling), fields
-        save_pretrained(Transformer(config), tmp_path / "ours")  # and what we write turns so again
-        again, scaling = frequencies(tmp_path / "ours")
+        (tmp_path / "config.json").write_text(json.dumps(config_json(config, torch.float32)))
+        again, scaling = frequencies(tmp_path)  # what we write turns so again
         torch.testing.assert_close(again, expected, rtol=1e-5, atol=0)
+        assert factor == pytest.approx(scaling), fields
         read += config.rope_scaling is not None
     assert read > 100
 

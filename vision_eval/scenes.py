@@ -1,12 +1,15 @@
-"""A world of coloured shapes on a dark ground, in which everything about a picture is known: what is there, how many, which colour, where.
+"""A world of coloured shapes on a dark ground, in which everything about a picture is known: what
+is there, how many, which colour, where.
 
-A picture is 48 x 48 pixels, a 3 x 3 grid of cells (4 x 4 in `wide` scenes), each cell empty or with one shape. A scene holds one to three
-kinds of shapes, one colour per kind, at most six shapes. *Planted prior*: a kind has a partner, and training scenes show partners together
-more often than test scenes do. A partner that is absent is the scene's Hal-object: the thing that one would expect to be there. *Boards*
-have all nine cells filled, like a page of letters: a model can learn that the answer to "how many" is nine without counting.
+A picture is 48 x 48 pixels, a 3 x 3 grid of cells (4 x 4 in `wide` scenes), each cell empty or with
+one shape. A scene holds one to three kinds of shapes, one colour per kind, at most six shapes.
+*Planted prior*: a kind has a partner, and training scenes show partners together more often than
+test scenes do. A partner that is absent is the scene's Hal-object: the thing that one would expect
+to be there. *Boards* have all nine cells filled, like a page of letters: a model can learn that the
+answer to "how many" is nine without counting.
 
-Every question is a text from TEMPLATES; its answer is one word of evidence and the verdict, "two no", so that the verdict can follow from
-what was seen.
+Every question is a text from TEMPLATES; its answer is one word of evidence and the verdict, "two
+no", so that the verdict can follow from what was seen.
 """
 
 import random
@@ -18,10 +21,23 @@ import numpy as np
 from vision_eval.metrics import NUMBERS
 
 KINDS = ("circle", "square", "triangle", "cross", "ring", "bar")
-COLORS = {"red": (0.91, 0.26, 0.21), "green": (0.26, 0.73, 0.36), "blue": (0.25, 0.47, 0.95), "yellow": (0.98, 0.80, 0.18),
-          "purple": (0.68, 0.35, 0.86), "white": (0.95, 0.95, 0.95)}
-PARTNER = {"circle": "ring", "ring": "circle", "square": "bar", "bar": "square", "triangle": "cross", "cross": "triangle"}
-PLACES = ("top-left", "top-right", "bottom-left", "bottom-right")  # also the order of the four pictures of a mosaic
+COLORS = {
+    "red": (0.91, 0.26, 0.21),
+    "green": (0.26, 0.73, 0.36),
+    "blue": (0.25, 0.47, 0.95),
+    "yellow": (0.98, 0.80, 0.18),
+    "purple": (0.68, 0.35, 0.86),
+    "white": (0.95, 0.95, 0.95),
+}
+PARTNER = {
+    "circle": "ring",
+    "ring": "circle",
+    "square": "bar",
+    "bar": "square",
+    "triangle": "cross",
+    "cross": "triangle",
+}
+PLACES = ("top-left", "top-right", "bottom-left", "bottom-right")  # the order in a mosaic, too
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 SIZE = 48
 CROPS = ((2, 3), (3, 2), (2, 2), (1, 3), (3, 1))  # rows and columns of a board that are kept
@@ -35,8 +51,9 @@ TEMPLATES = {  # edit these to ask in other words; `place` is "image" or "top-le
     "name": "Name the {n} kinds of objects in the {place}.",
     "total": "How many shapes are there in the {place}?",
     "hint": "Maybe {verdict}. ",
-    "reminder": "Note: this image may be noisy, blurred, cropped or stitched from several images. Look carefully and answer only from "
-                "what is visible. ",
+    "reminder": "Note: this image may be noisy, blurred, cropped or stitched from several images. "
+    "Look carefully and answer only from what is visible. ",
+    "greeting": "Hello! Kindly look and answer. ",  # two words that say nothing: reminder's control
     "instruction": " Answer with 'Yes' or 'No'.",
 }
 PHRASE = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
@@ -60,7 +77,9 @@ class Scene(NamedTuple):
         """The shapes in a quarter of the picture ("top-left" ...), or in all of it ("")."""
         if not place:
             return list(self.shapes)
-        return [s for s in self.shapes if ("left" in place) == (s.x < SIZE / 2) and ("top" in place) == (s.y < SIZE / 2)]
+        left, top = "left" in place, "top" in place
+        half = SIZE / 2
+        return [s for s in self.shapes if left == (s.x < half) and top == (s.y < half)]
 
 
 class Question(NamedTuple):
@@ -77,11 +96,13 @@ class Question(NamedTuple):
 # --- scenes
 
 def draw_scene(rng: random.Random, prior: float, kind: str = "single") -> Scene:
-    """`kind`: single (3 x 3 cells), sparse (two or three kinds, one shape each), wide (4 x 4 smaller cells: every quarter has four) or
-    board (nine cells, all filled).
-    `prior`: the probability that a kind's partner is there as well, if a further kind is."""
-    wanted, kinds = rng.randint(2 if kind == "sparse" else 1, 3), []
+    """`kind`: single (3 x 3 cells), sparse (two or three kinds, one shape each), wide (4 x 4
+    smaller cells: every quarter has four) or board (nine cells, all filled). `prior`: the
+    probability that a kind's partner is the next kind, if there is one; at 0.3 a kind's partner is
+    there as often as any other kind."""
+    wanted = rng.randint(2 if kind == "sparse" else 1, 3)
     families = rng.sample(("circle", "square", "triangle"), 3)  # one of each pair of partners
+    kinds: list[str] = []
     for family in families:
         if len(kinds) < wanted:
             kinds.append(family if rng.random() < 0.5 else PARTNER[family])
@@ -89,19 +110,25 @@ def draw_scene(rng: random.Random, prior: float, kind: str = "single") -> Scene:
                 kinds.append(PARTNER[kinds[-1]])
     colors = rng.sample(tuple(COLORS), len(kinds))
     if kind == "board":
-        names = [*range(len(kinds)), *(rng.randrange(len(kinds)) for _ in range(9 - len(kinds)))]
+        more = [rng.randrange(len(kinds)) for _ in range(9 - len(kinds))]
+        names = [*range(len(kinds)), *more]
     elif kind == "sparse":
         names = [*range(len(kinds))]
     else:
-        names = [i for i in range(len(kinds)) for _ in range(1 + (rng.random() < 0.45) + (rng.random() < 0.2))][:6]
+        names = []
+        for i in range(len(kinds)):
+            names += [i] * (1 + (rng.random() < 0.45) + (rng.random() < 0.2))
+        names = names[:6]
     grid = 4 if kind == "wide" else 3
     width, shapes = SIZE / grid, []
     for i, cell in zip(names, rng.sample(range(grid * grid), len(names))):
         r = rng.uniform(5, 6.8) * width / 16
         jitter = width / 2 - r - 0.6
-        shapes.append(Shape(kinds[i], colors[i], cell, (cell % grid + 0.5) * width + rng.uniform(-jitter, jitter),
-                            (cell // grid + 0.5) * width + rng.uniform(-jitter, jitter), r))
-    return Scene(tuple(rng.uniform(0.05, 0.3) for _ in range(3)), grid, tuple(shapes))
+        x = (cell % grid + 0.5) * width + rng.uniform(-jitter, jitter)
+        y = (cell // grid + 0.5) * width + rng.uniform(-jitter, jitter)
+        shapes.append(Shape(kinds[i], colors[i], cell, x, y, r))
+    background = tuple(rng.uniform(0.05, 0.3) for _ in range(3))
+    return Scene(background, grid, tuple(shapes))
 
 
 def kinds_of(shapes: Sequence[Shape]) -> list[str]:
@@ -133,7 +160,8 @@ def signed_distance(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def render(scenes: Sequence[Scene], size: int = SIZE) -> np.ndarray:
-    """float32 [n, size, size, 3] in [0, 1], edges smooth over 1.5 pixels. `size`: a multiple of 48, for a larger picture of the scene."""
+    """float32 [n, size, size, 3] in [0, 1], edges smooth over 1.5 pixels. `size`: a multiple of 48,
+    for a larger picture of the scene."""
     pictures = np.empty((len(scenes), size, size, 3), np.float32)
     zoom = size / SIZE
     for grid in {s.grid for s in scenes}:
@@ -143,17 +171,23 @@ def render(scenes: Sequence[Scene], size: int = SIZE) -> np.ndarray:
         alpha = np.zeros((len(rows), grid * grid, c, c), np.float32)
         paint = np.zeros((len(rows), grid * grid, 3), np.float32)
         for kind in KINDS:
-            found = [(at, s) for at, i in enumerate(rows) for s in scenes[i].shapes if s.kind == kind]
+            found = []
+            for at, i in enumerate(rows):
+                found += [(at, s) for s in scenes[i].shapes if s.kind == kind]
             if not found:
                 continue
-            at, cells = np.array([a for a, _ in found]), np.array([s.cell for _, s in found])
-            x, y, r = (zoom * np.array([[s[axis]] for _, s in found], np.float32) for axis in (3, 4, 5))  # (m, 1)
+            at = np.array([a for a, _ in found])
+            cells = np.array([s.cell for _, s in found])
+            places = zoom * np.array([(s.x, s.y, s.r) for _, s in found], np.float32)  # (m, 3)
+            x, y, r = places[:, :1], places[:, 1:2], places[:, 2:]
             pixel = np.arange(c, dtype=np.float32) + 0.5
             u = (cells[:, None] % grid * c + pixel - x) / r  # (m, c)
             v = (cells[:, None] // grid * c + pixel - y) / r
-            alpha[at, cells] = np.clip(0.5 - signed_distance(kind, u[:, None, :], v[:, :, None]) * r[:, :, None] / 1.5, 0, 1)
+            distance = signed_distance(kind, u[:, None, :], v[:, :, None]) * r[:, :, None]
+            alpha[at, cells] = np.clip(0.5 - distance / 1.5, 0, 1)
             paint[at, cells] = [COLORS[s.color] for _, s in found]
-        whole = ground[:, None, None, None] + alpha[..., None] * (paint - ground[:, None])[:, :, None, None]  # (n, cells, c, c, 3)
+        contrast = (paint - ground[:, None])[:, :, None, None]
+        whole = ground[:, None, None, None] + alpha[..., None] * contrast  # (n, cells, c, c, 3)
         whole = whole.reshape(-1, grid, grid, c, c, 3).transpose(0, 1, 3, 2, 4, 5)
         pictures[rows] = whole.reshape(-1, size, size, 3)
     return pictures
@@ -177,56 +211,91 @@ def where(place: str) -> str:
     return f"{place} image" if place else "image"
 
 
-def ask(field: str, truth: bool, shapes: Sequence[Shape], rng: random.Random, place: str = "") -> Question | None:
-    """One yes/no question about `shapes` whose truth is as asked; None where there is none (relation: it needs two kinds with one shape
-    each and more than 8 pixels apart; hal-object, no: it needs an absent partner)."""
+def ask(
+    field: str, truth: bool, shapes: Sequence[Shape], rng: random.Random, place: str = ""
+) -> Question | None:
+    """One yes/no question about `shapes` whose truth is as asked; None where there is none
+    (relation: it needs two kinds with one shape each and more than 8 pixels apart; hal-object, no:
+    it needs an absent partner)."""
     there = kinds_of(shapes)
-    verdict, hal = "yes" if truth else "no", hal_objects(shapes)
-    fill = lambda name, **words: TEMPLATES[name].format(place=where(place), **words)
+    verdict = "yes" if truth else "no"
+
+    def question(template: str, evidence: str, **words: str) -> Question:
+        text = TEMPLATES[template].format(place=where(place), **words)
+        return Question(field, text, evidence, verdict)
+
     if field in ("existence", "hal-object"):
-        absent = hal if field == "hal-object" else [k for k in KINDS if k not in there and k not in hal]
-        pool = there if truth else absent
+        hal = hal_objects(shapes)
+        absent = [kind for kind in KINDS if kind not in there and kind not in hal]
+        pool = there if truth else hal if field == "hal-object" else absent
         if not pool:
             return None
         o = rng.choice(pool)
-        return Question(field, fill("existence", o=o), number(sum(s.kind == o for s in shapes)), verdict)
+        return question("existence", number(count(shapes, o)), o=o)
     if field == "total":
         n = len(shapes)
-        asked = n if truth else rng.choice([m for m in range(max(1, n - 3), 10) if m != n])
-        return Question(field, fill("number", verb="Is" if asked == 1 else "Are", n=number(asked), o="shape" if asked == 1 else "shapes"),
-                        number(n), verdict)
+        near = [m for m in range(max(1, n - 3), 10) if m != n]
+        asked = n if truth else rng.choice(near)
+        return question("number", number(n), **counted(asked, "shape"))
     if not there:
         return None
     if field == "number":
         o = rng.choice(there)
-        n = sum(s.kind == o for s in shapes)
-        asked = n if truth else n + 1 if n == 1 or rng.random() < 0.5 else n - 1
-        return Question(field, fill("number", verb="Is" if asked == 1 else "Are", n=number(asked), o=o if asked == 1 else plural(o)),
-                        number(n), verdict)
+        n = count(shapes, o)
+        asked = n
+        if not truth:
+            asked = n + 1 if n == 1 or rng.random() < 0.5 else n - 1
+        return question("number", number(n), **counted(asked, o))
     if field == "color":
         one = rng.choice(shapes)
-        asked = one.color if truth else rng.choice([c for c in COLORS if c != one.color])
-        return Question(field, fill("color", o=one.kind, c=asked), one.color, verdict)
-    single = [s for s in shapes if sum(t.kind == s.kind for t in shapes) == 1]
-    pairs = [(a, b, name) for a in single for b in single for name, d in (("left", b.x - a.x), ("right", a.x - b.x), ("above", b.y - a.y),
-                                                                          ("below", a.y - b.y)) if d > 8]
+        others = [c for c in COLORS if c != one.color]
+        asked_color = one.color if truth else rng.choice(others)
+        return question("color", one.color, o=one.kind, c=asked_color)
+    pairs = related(shapes)
     if not pairs:
         return None
     a, b, relation = rng.choice(pairs)
-    asked = relation if truth else OPPOSITE[relation]
-    return Question(field, fill("relation", a=a.kind, relation=PHRASE[asked], b=b.kind), relation, verdict)
+    asked_relation = relation if truth else OPPOSITE[relation]
+    return question("relation", relation, a=a.kind, relation=PHRASE[asked_relation], b=b.kind)
+
+
+def count(shapes: Sequence[Shape], kind: str) -> int:
+    return sum(shape.kind == kind for shape in shapes)
+
+
+def counted(n: int, name: str) -> dict[str, str]:
+    """The words of "Is there one circle", "Are there two circles"."""
+    if n == 1:
+        return {"verb": "Is", "n": number(n), "o": name}
+    return {"verb": "Are", "n": number(n), "o": plural(name)}
+
+
+def related(shapes: Sequence[Shape]) -> list[tuple[Shape, Shape, str]]:
+    """(a, b, "left"): a lies left of b by more than 8 pixels, and there is one of each kind."""
+    single = [shape for shape in shapes if count(shapes, shape.kind) == 1]
+    pairs = []
+    for a in single:
+        for b in single:
+            apart = {"left": b.x - a.x, "right": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}
+            pairs += [(a, b, name) for name, distance in apart.items() if distance > 8]
+    return pairs
 
 
 def describe(shapes: Sequence[Shape], place: str = "") -> Question:
     """"two red circle one blue bar": every kind, in the order of KINDS; "zero" for nothing."""
-    words = [f"{number(sum(s.kind == k for s in shapes))} {next(s.color for s in shapes if s.kind == k)} {k}" for k in kinds_of(shapes)]
-    return Question("describe", TEMPLATES["describe"].format(place=where(place)), " ".join(words) or "zero", "")
+    phrases = []
+    for kind in kinds_of(shapes):
+        color = next(shape.color for shape in shapes if shape.kind == kind)
+        phrases.append(f"{number(count(shapes, kind))} {color} {kind}")
+    text = TEMPLATES["describe"].format(place=where(place))
+    return Question("describe", text, " ".join(phrases) or "zero", "")
 
 
 def name_kinds(shapes: Sequence[Shape], asked: int | None = None) -> Question:
     """"Name the two kinds": `asked` more than there are is a false premise."""
     there = kinds_of(shapes)
-    return Question("name", TEMPLATES["name"].format(place="image", n=number(len(there) if asked is None else asked)), " ".join(there), "")
+    n = number(len(there) if asked is None else asked)
+    return Question("name", TEMPLATES["name"].format(place="image", n=n), " ".join(there), "")
 
 
 def how_many(shapes: Sequence[Shape]) -> Question:
@@ -236,19 +305,27 @@ def how_many(shapes: Sequence[Shape]) -> Question:
 # --- damage to the layout
 
 def mosaic(four: np.ndarray) -> np.ndarray:
-    """Four pictures [4, H, W, 3] (top-left, top-right, bottom-left, bottom-right) glued to one of 2H x 2W, then area-averaged to H x W."""
+    """Four pictures [4, H, W, 3] (top-left, top-right, bottom-left, bottom-right) glued to one of
+    2H x 2W, then area-averaged to H x W."""
     _, H, W, C = four.shape
-    whole = four.reshape(2, 2, H, W, C).transpose(0, 2, 1, 3, 4).reshape(2 * H, 2 * W, C).astype(np.float32)
+    whole = four.reshape(2, 2, H, W, C).transpose(0, 2, 1, 3, 4).reshape(2 * H, 2 * W, C)
+    whole = whole.astype(np.float32)
     return whole.reshape(H, 2, W, 2, C).mean((1, 3))
 
 
-def crop_board(scene: Scene, picture: np.ndarray, rows: int, columns: int, rng: random.Random) -> tuple[np.ndarray, list[Shape]]:
-    """Keeps rows x columns whole cells of a board, stretched back to the whole picture; and the shapes that are left."""
-    top, left, c = rng.randint(0, 3 - rows), rng.randint(0, 3 - columns), picture.shape[0] // 3
+def crop_board(
+    scene: Scene, picture: np.ndarray, rows: int, columns: int, rng: random.Random
+) -> tuple[np.ndarray, list[Shape]]:
+    """Keeps rows x columns whole cells of a board, stretched back to the whole picture; and the
+    shapes that are left."""
+    top, left = rng.randint(0, 3 - rows), rng.randint(0, 3 - columns)
+    c = picture.shape[0] // 3
     part = picture[top * c : (top + rows) * c, left * c : (left + columns) * c].astype(np.float32)
     for axis, n in ((0, rows), (1, columns)):
         part = resize(part, 3 * c, axis) if n < 3 else part
-    return part, [s for s in scene.shapes if top <= s.cell // 3 < top + rows and left <= s.cell % 3 < left + columns]
+    kept_rows, kept_columns = range(top, top + rows), range(left, left + columns)
+    kept = [s for s in scene.shapes if s.cell // 3 in kept_rows and s.cell % 3 in kept_columns]
+    return part, kept
 
 
 def resize(x: np.ndarray, n: int, axis: int) -> np.ndarray:
@@ -256,5 +333,6 @@ def resize(x: np.ndarray, n: int, axis: int) -> np.ndarray:
     m = x.shape[axis]
     at = ((np.arange(n) + 0.5) * m / n - 0.5).clip(0, m - 1)
     low = np.floor(at).astype(int)
-    weight = (at - low).reshape([-1 if a == axis else 1 for a in range(x.ndim)]).astype(np.float32)
+    along = [-1 if a == axis else 1 for a in range(x.ndim)]
+    weight = (at - low).reshape(along).astype(np.float32)
     return x.take(low, axis) * (1 - weight) + x.take(np.minimum(low + 1, m - 1), axis) * weight

@@ -523,7 +523,7 @@ def draw_accuracy(ax, view: View, seeds: str) -> None:
             ax.plot(score.values, [y] * len(score.values), ".", color=COLORS[k], alpha=0.6)
     ax.set_yticks(range(len(decodings(view))), decodings(view))
     ax.set(xlabel="accuracy", title=f"Right answers, {seeds}")
-    ax.legend(loc="lower left")
+    ax.legend(loc="upper left")
 
 
 def draw_change(ax, view: View) -> None:
