@@ -514,17 +514,17 @@ def test_a_run_trains_its_steps_and_asks_in_context_about_the_new_world(monkeypa
     assert together["xling untranslated"]["chance"] == 1 / YEARS
 
 
-def test_a_base_reads_sixty_worlds_in_context(monkeypatch):
+def test_a_base_reads_sixty_worlds_in_context_and_no_silent_comparison(monkeypatch):
     counts = []
 
     def recorded(words, old, names, seed, level, relations, fresh):
-        counts.append(fresh)
+        counts.append((level, relations, fresh))
         return by_length(words, [old.ask(old.year(old.Z[0]))])
 
     monkeypatch.setattr(ockr, "old_rows", recorded)
     _, old, names = make_worlds(100, 2, 1)
     ockr.make_base(tiny(quick=False), 100, vocabulary(old), old, names, "simple", False)
-    assert counts == [60]
+    assert counts == [("simple", False, 60)]
 
 
 def test_metrics_of_a_cell_by_hand(monkeypatch):
