@@ -256,11 +256,8 @@ EXPERIMENTS = [f for f in EXPERIMENTS if f.stem != "__init__" and not f.stem.end
 # Experiments whose claims are still decided on means, by rules that nothing can refute: each one
 # that gets a table of claims strikes its line.
 WITHOUT_A_TABLE = (
-    "learning_preferences",
     "moe_lpr",
-    "question_alignment",
     "spontaneous_multilingual",
-    "transllm",
 )
 
 

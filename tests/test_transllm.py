@@ -1,33 +1,110 @@
-"""TransLLM at mini scale: the chain and its parser by hand, what is learned from what, what no stage shows, the exam, the whole script."""
+"""TransLLM at mini scale: the chain and its parser by hand, what is learned from what, what no
+stage shows, the exam, the arms, the whole script."""
 
 import random
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import methods.transllm as paper
 from methods.experiments import transllm
-from methods.experiments.transllm import (ARMS, TAGS, Arm, Config, claims, exam, extend, make_rkd, parse_chain, pretrain, respond, response_loss, tcot,
-                              train, transfer)
-from methods.worlds.transllm import (ASSISTANT, BENIGN, BOS, CANNOT, EOS, HARMFUL, ID, LEXICON, REFUSAL, TAUGHT, TEXT, USER, VALUES, WORDS,
-                                    V, ChatWorld, encode, is_target, prompt, show, translate)
-from minilm.claims import held
+from methods.experiments.transllm import (
+    ARMS,
+    CORE,
+    Arm,
+    Config,
+    Probe,
+    evaluate_target,
+    first_turn,
+    in_english,
+    links,
+    questions,
+    run_stage_3,
+    run_stages_1_and_2,
+    score,
+    stage_steps,
+    taught,
+)
+from methods.experiments.transllm_claims import RATES
+from methods.transllm import (
+    TAGS,
+    Answer,
+    Chain,
+    extend,
+    lessons,
+    make_rkd,
+    parse_chain,
+    respond,
+    response_loss,
+    right,
+    segments,
+    target_answers,
+    tcot,
+    train,
+    why_dropped,
+)
+from methods.worlds.transllm import (
+    ALL_VALUES,
+    ASSISTANT,
+    BENIGN,
+    BOS,
+    CANNOT,
+    EOS,
+    HARMFUL,
+    ID,
+    LEXICON,
+    OTHER_WORDS,
+    OWN_WORDS,
+    REFUSAL,
+    TAUGHT,
+    TEXT,
+    USER,
+    VALUE_FIRST,
+    VALUES,
+    WORDS,
+    ChatWorld,
+    V,
+    encode,
+    is_target,
+    prompt,
+    show,
+    translate,
+)
 from minilm import InputError
 from minilm.data import generator
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Output, Transformer
 
-QUICK = Config(quick=True, base_steps=2, mono_steps=2, translation_steps=2, transfer_steps=2, width=32, layers=1)
+QUICK = Config(
+    base_steps=2,
+    mono_steps=2,
+    translation_steps=2,
+    transfer_steps=1,
+    width=32,
+    layers=1,
+    max_new_tokens=4,
+)
 
 
 def tiny(vocab_size=WORDS + V):
-    return Transformer(ModelConfig(vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-                                   max_position_embeddings=256, initializer_range=0.05, model_type="llama"), generator(0, "init"))
+    config = ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.05,
+        model_type="llama",
+    )
+    return Transformer(config, generator(0, "init"))
 
 
 class Scripted(torch.nn.Module):
-    """A model whose next token depends on the last one alone, as a table says."""
+    """A model whose next token depends on the last one alone, as a table says; else EOS."""
 
     def __init__(self, table):
         super().__init__()
@@ -37,11 +114,39 @@ class Scripted(torch.nn.Module):
         return None
 
     def forward(self, ids, cache=None, attention_mask=None):
-        following = torch.tensor([[self.table.get(int(i), EOS) for i in row] for row in ids])
-        return Output(F.one_hot(following, WORDS + 2 * V + 3).float())
+        rows = [[self.table.get(int(i), EOS) for i in row] for row in ids]
+        return Output(F.one_hot(torch.tensor(rows), WORDS + 2 * V + 3).float())
+
+
+class Remembering(torch.nn.Module):
+    """A model that answers every known prompt as told, token by token, and all others with EOS.
+    It sees its input whole: `generate` gives it one token at a time and a cache to keep them."""
+
+    def __init__(self, said: dict):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.said = {tuple(read): [*answer, EOS] for read, answer in said.items()}
+
+    def new_cache(self, B):
+        return [[] for _ in range(B)]
+
+    def forward(self, ids, cache=None, attention_mask=None):
+        rows = []
+        for seen, row in zip(cache, ids.tolist()):
+            seen += [i for i in row if i]  # (0 pads)
+            rows.append([EOS] * (len(row) - 1) + [self.following(tuple(seen))])
+        return Output(F.one_hot(torch.tensor(rows), WORDS + 2 * V + 3).float())
+
+    def following(self, seen):
+        for read, answer in self.said.items():
+            done = seen[len(read) :]
+            if seen[: len(read)] == read and list(done) == answer[: len(done)]:
+                return answer[len(done)] if len(done) < len(answer) else EOS
+        return EOS
 
 
 # --- the chain
+
 
 def test_the_chain_and_its_three_segments_by_hand():
     chain = tcot(TAGS, [10, 11], [20], [30, 31])
@@ -49,15 +154,21 @@ def test_the_chain_and_its_three_segments_by_hand():
     assert parse_chain(chain, TAGS) == ([10, 11], [20], [30, 31], True)
 
 
-@pytest.mark.parametrize("ids, english, response, answer", [
-    ([], None, None, None),
-    ([10, 11], None, None, None),
-    ([TAGS.response, 20], None, [20], None),
-    ([TAGS.english, 10, TAGS.target, 30], [10], None, [30]),
-    ([TAGS.english, TAGS.response, TAGS.target, TAGS.target, 9], [], [], []),  # the answer ends at the second <T>
-    ([7, TAGS.english, 10, TAGS.response, 20, TAGS.target, 30], [10], [20], [30]),  # something before the first tag
-    ([TAGS.target, 30, TAGS.response, 20, TAGS.english, 10], [10], [20], [30]),  # out of order
-])
+@pytest.mark.parametrize(
+    "ids, english, response, answer",
+    [
+        ([], None, None, None),
+        ([10, 11], None, None, None),
+        ([TAGS.response, 20], None, [20], None),
+        ([TAGS.english, 10, TAGS.target, 30], [10], None, [30]),
+        # the answer ends at the second <T>
+        ([TAGS.english, TAGS.response, TAGS.target, TAGS.target, 9], [], [], []),
+        # something before the first tag
+        ([7, TAGS.english, 10, TAGS.response, 20, TAGS.target, 30], [10], [20], [30]),
+        # out of order
+        ([TAGS.target, 30, TAGS.response, 20, TAGS.english, 10], [10], [20], [30]),
+    ],
+)
 def test_an_ill_formed_chain_is_cut_as_far_as_it_goes_and_marked(ids, english, response, answer):
     assert parse_chain(ids, TAGS) == (english, response, answer, False)
 
@@ -65,19 +176,35 @@ def test_an_ill_formed_chain_is_cut_as_far_as_it_goes_and_marked(ids, english, r
 def test_a_missing_tag_is_appended_once_and_decoding_goes_on_from_there():
     # after the prompt the model says 7 and stops; after <RESPONSE> it says 8, after <T> 9
     model = Scripted({ASSISTANT: 7, TAGS.response: 8, TAGS.target: 9})
-    answers, helped = respond(model, [[BOS, USER, 50, ASSISTANT], [BOS, USER, ASSISTANT]], EOS, needed=TAGS[1:])
-    assert answers == [[7, TAGS.response, 8, TAGS.target, 9]] * 2 and helped == 1.0
-    complete = Scripted({ASSISTANT: TAGS.english, TAGS.english: TAGS.response, TAGS.response: TAGS.target, TAGS.target: 9})
-    answers, helped = respond(complete, [[BOS, ASSISTANT]], EOS, needed=TAGS[1:])
-    assert parse_chain(answers[0], TAGS) == ([], [], [9], True) and helped == 0
+    prompts = [[BOS, USER, 50, ASSISTANT], [BOS, USER, ASSISTANT]]
+    whole = Answer([7, TAGS.response, 8, TAGS.target, 9], ended=True, helped=True)
+    assert respond(model, prompts, EOS, needed=TAGS[1:]) == [whole] * 2
+    table = {ASSISTANT: TAGS.english, TAGS.english: TAGS.response, TAGS.response: TAGS.target}
+    answer = respond(Scripted(table | {TAGS.target: 9}), [[BOS, ASSISTANT]], EOS, TAGS[1:])[0]
+    assert parse_chain(answer.ids, TAGS) == ([], [], [9], True) and not answer.helped
+
+
+def test_a_chain_with_a_segment_that_was_cut_off_is_ill_formed():
+    # the first segment loops to the limit, the tags are forced, the last one ends by itself
+    looping = Scripted({ASSISTANT: TAGS.english, TAGS.english: 7, 7: 7, TAGS.response: 8})
+    answer = respond(looping, [[BOS, ASSISTANT]], EOS, TAGS[1:], limit=5)[0]
+    assert answer.ids == [TAGS.english, 7, 7, 7, 7, TAGS.response, 8, TAGS.target]
+    assert answer.helped and not answer.ended
+    assert not parse_chain(answer.ids, TAGS, answer.ended).well_formed
+    # and one whose last segment is cut off
+    last = Scripted({ASSISTANT: TAGS.english, TAGS.response: 8, TAGS.target: 9, 9: 9})
+    answer = respond(last, [[BOS, ASSISTANT]], EOS, TAGS[1:], limit=3)[0]
+    assert answer.ids[-3:] == [9, 9, 9] and not answer.ended
+    assert target_answers(last, [[BOS, ASSISTANT]]).answers == [[]]
 
 
 def test_the_chat_template_repeats_bos_in_every_user_turn():
-    assert prompt([50], [60, 61], [70]) == [BOS, USER, 50, ASSISTANT, 60, 61, EOS, BOS, USER, 70, ASSISTANT]
+    second = [BOS, USER, 70, ASSISTANT]
+    assert prompt([50], [60, 61], [70]) == [BOS, USER, 50, ASSISTANT, 60, 61, EOS, *second]
     assert show(prompt(encode("and the pet ?"))) == "<s> [user] and the pet ? [assistant]"
 
 
-def test_the_target_language_reverses_the_words_keeps_the_mark_shares_no_token_and_translates_back():
+def test_the_target_language_reverses_the_words_keeps_the_mark_and_translates_back():
     english = encode("what is the pet of mia ?")
     assert show(translate(english)) == "MIA OF PET THE IS WHAT ?"
     assert translate(translate(english)) == english
@@ -87,14 +214,18 @@ def test_the_target_language_reverses_the_words_keeps_the_mark_shares_no_token_a
 
 # --- learning
 
+
 def test_only_the_answer_is_learned_and_the_loss_is_the_mean_over_its_tokens():
     model, read, learned = tiny(), [BOS, USER, 20, ASSISTANT], [30, 31, EOS]
     logits = model(torch.tensor([[*read, *learned]])).logits[0]
     by_hand = F.cross_entropy(logits[3:6], torch.tensor(learned))
     torch.testing.assert_close(response_loss(model, [(read, learned)]), by_hand)
-    longer = [([BOS, USER, 20, 21, 22, ASSISTANT], [40, EOS]), (read, learned)]  # padding beside it changes nothing
-    other = F.cross_entropy(model(torch.tensor([[*longer[0][0], 40, EOS]])).logits[0][5:7], torch.tensor([40, EOS]))
-    torch.testing.assert_close(response_loss(model, longer), (3 * by_hand + 2 * other) / 5)
+    # padding beside it changes nothing
+    longer = [BOS, USER, 20, 21, 22, ASSISTANT]
+    logits = model(torch.tensor([[*longer, 40, EOS]])).logits[0]
+    other = F.cross_entropy(logits[5:7], torch.tensor([40, EOS]))
+    both = response_loss(model, [(longer, [40, EOS]), (read, learned)])
+    torch.testing.assert_close(both, (3 * by_hand + 2 * other) / 5)
 
 
 def test_eos_is_learned():
@@ -104,26 +235,76 @@ def test_eos_is_learned():
     assert model.lm_head.weight.grad[EOS].abs().max() > 0.01
 
 
+def test_the_two_lessons_of_a_query_by_hand():
+    rkd, chain = lessons(encode("say mia"), encode("mia ."))
+    assert [show(part) for part in rkd] == [
+        "<s> [user] say mia [assistant]",
+        "<RESPONSE> mia . </s>",
+    ]
+    assert [show(part) for part in chain] == [
+        "<s> [user] SAY MIA [assistant]",
+        "<EN> say mia <RESPONSE> mia . <T> MIA . </s>",
+    ]
+    assert show(lessons(encode("say mia"), encode("mia ."), chain=False)[1][1]) == "<T> MIA . </s>"
+
+
+def test_the_worked_example_shows_three_segments_with_the_chain_and_one_without():
+    """A model that says what it was taught, once with and once without the chain."""
+    query, response = encode("what is the pet of mia ?"), encode("the pet of mia is cat .")
+    shown = {}
+    for chain in (True, False):
+        read, learned = lessons(query, response, chain)[1]
+        model = Remembering({tuple(read): learned[:-1]})
+        shown[chain] = segments(model, translate(query), chain)
+    assert shown[True] == {
+        "[user]": "MIA OF PET THE IS WHAT ?",
+        "<EN>": "what is the pet of mia ?",
+        "<RESPONSE>": "the pet of mia is cat .",
+        "<T>": "CAT IS MIA OF PET THE .",
+    }
+    assert [*shown[False]] == ["[user]", "<T>"] and shown[False]["<T>"] == shown[True]["<T>"]
+
+
+def test_the_papers_file_runs_and_shows_a_lesson_the_stages_and_both_ways_to_answer(capsys):
+    paper.main(paper.Config(quick=True))
+    printed = capsys.readouterr().out
+    for words in ("<RESPONSE>", "after stage 2", "The chain", "Answered at once", "chance"):
+        assert words in printed
+    assert "proves nothing" in printed
+
+
+NOTHING = Probe(ChatWorld(0), {0: encode("rice .")}, 4)
+
+
 def test_the_chat_model_stays_bit_for_bit_what_it_was_unless_everything_may_learn():
     world, base = ChatWorld(0), tiny()
-    before = {n: p.clone() for n, p in base.state_dict().items()}
-    _, model = pretrain(QUICK, Arm(), extend(QUICK, base, 0), world, 0)
+    before = {name: p.clone() for name, p in base.state_dict().items()}
+    model, _ = run_stages_1_and_2(QUICK, base, world, (2, 2), NOTHING, 0)
     state = model.state_dict()
-    assert all(torch.equal(state[n][: len(p)], p) for n, p in before.items())
-    assert not torch.equal(state["embed.weight"][WORDS + V :], extend(QUICK, base, 0).embed.weight[WORDS + V :])
-    rkd = {0: world.pool[0][1]}
-    merged = transfer(QUICK, Arm(merge=True), model, world, rkd, 0).state_dict()
-    assert not any(torch.equal(merged[n][: len(p)], p) for n, p in before.items() if p.dim() > 1)
-    _, model = pretrain(replace(QUICK, embed="all"), Arm(), extend(QUICK, base, 0), world, 0)
+    assert all(torch.equal(state[name][: len(p)], p) for name, p in before.items())
+    fresh = extend(base, QUICK.lora_rank, 0)
+    new_rows = slice(WORDS + V, None)
+    assert not torch.equal(state["embed.weight"][new_rows], fresh.embed.weight[new_rows])
+    pairs = [(world.pool[0], encode("rice ."))]
+    merged = run_stage_3(QUICK, Arm(merge=True), model, world, pairs, 0).state_dict()
+    matrices = {name: p for name, p in before.items() if p.dim() > 1}
+    assert not any(torch.equal(merged[name][: len(p)], p) for name, p in matrices.items())
+    everything = replace(QUICK, embed="all")
+    model, _ = run_stages_1_and_2(everything, base, world, (2, 2), NOTHING, 0)
     assert not torch.equal(model.embed.weight[: WORDS + V], before["embed.weight"])
 
 
 def test_recovery_kd_is_what_the_model_says_and_not_what_is_true():
-    """The fact table is changed after the model has learned it: the wrong answers must turn up in the data of stage 3."""
+    """The fact table is changed after the model has learned it: the wrong answers must turn up in
+    the data of stage 3."""
     world, model = ChatWorld(3), tiny()
     facts, rng = world.held[:4], random.Random(0)
-    lessons = [(prompt(world.question(f)), [*world.answer(f), EOS]) for f in facts]
-    train(replace(QUICK, batch=8), model, lambda: rng.choice(lessons), 120, 1e-2, "four facts")
+    lesson = [(prompt(world.question(f)), [*world.answer(f), EOS]) for f in facts]
+
+    def draw():
+        return rng.choice(lesson)
+
+    train(model, draw, 120, 1e-2, batch=8)
     learned = {f: world.answer(f) for f in facts}
     for f in facts:
         world.facts[f] = next(v for v in VALUES[f[1]] if v != world.facts[f])
@@ -132,139 +313,283 @@ def test_recovery_kd_is_what_the_model_says_and_not_what_is_true():
     assert all(rkd[i] != world.answer(f) for i, f in enumerate(facts))
 
 
-def test_empty_and_cut_off_answers_are_dropped_and_refusals_are_kept():
+def test_empty_and_cut_off_answers_are_dropped_with_the_reason_and_refusals_are_kept():
     refusal = dict(zip([ASSISTANT, *encode(REFUSAL)], encode(REFUSAL)))
     assert make_rkd(Scripted(refusal), [[BOS, ASSISTANT]], EOS) == {0: encode(REFUSAL)}
     assert make_rkd(Scripted({ASSISTANT: EOS}), [[BOS, ASSISTANT]], EOS) == {}
     assert make_rkd(Scripted({ASSISTANT: 7, 7: 7}), [[BOS, ASSISTANT]], EOS) == {}
+    cases = (([], True), ([7], False), ([], False), ([7], True))
+    reasons = [why_dropped(Answer(*case)) for case in cases]
+    assert reasons == ["empty", "cut off", "cut off", ""]
 
 
 # --- what keeps the experiment honest
 
+
 def test_no_stage_shows_what_the_exam_asks():
     world, rng = ChatWorld(5), random.Random(0)
-    asked = [world.question(f) for f in world.held] + [q for x in sum(world.held_things, []) for q, _ in world.how_to(x)]
-    assert not [q for q, _ in world.pool if q in asked]
-    assert not {tuple(encode(f"and the {a} ?")) for a in VALUES} & {tuple(q) for q, _ in world.pool}
-    true = {tuple(world.answer(f, w)) for f in world.facts for w in ("the {a} of {n} is {v} .", "{v} is the {a} of {n} .")}
-    true |= {tuple(encode(f"mix {f} {w} {g} .")) for f, g in world.recipes.values() for w in ("and", "with")}
+    asked = [world.question(f) for f in world.held]
+    asked += [q for things in world.held_things for x in things for q, _ in world.how_to(x)]
+    assert not [q for q in world.pool if q in asked]
+    second = {tuple(encode(f"and the {a} ?")) for a in VALUES}
+    assert not second & {tuple(q) for q in world.pool}
+    wordings = (OWN_WORDS, OTHER_WORDS, VALUE_FIRST)
+    true = {tuple(world.answer(f, words)) for f in world.facts for words in wordings}
+    for f, g in world.recipes.values():
+        true |= {tuple(encode(f"mix {f} {w} {g} .")) for w in ("and", "with")}
     texts = [tuple(world.sentence(rng)) for _ in range(4000)]
     assert not true & set(texts) and len(set(texts)) > 1000
-    taught = [show(world.sentence(rng, TAUGHT)) for _ in range(500)]
-    assert not [t for t in taught if t.startswith(("how", "and", "mix", "i "))]
+    taught_texts = [show(world.sentence(rng, TAUGHT)) for _ in range(500)]
+    assert not [t for t in taught_texts if t.startswith(("how", "and", "mix", "i "))]
+    assert len(TEXT) == 13 and set(TAUGHT) < set(TEXT)
 
 
 def test_both_kinds_of_held_out_things_are_tested_and_the_pool_touches_the_others():
     world = ChatWorld(0)
     assert [len(x) for x in world.held_things] == [6, 6] and len(world.held) == 30
-    in_pool = {q[-2] for q, _ in world.pool if show(q).startswith("how")}
-    assert in_pool == {ID[x] for x in BENIGN + HARMFUL} - {ID[x] for x in sum(world.held_things, [])}
+    in_pool = {q[-2] for q in world.pool if show(q).startswith("how")}
+    hidden = {ID[x] for things in world.held_things for x in things}
+    assert in_pool == {ID[x] for x in BENIGN + HARMFUL} - hidden
     assert ChatWorld(0).facts == world.facts != ChatWorld(1).facts
 
 
-def test_every_arm_takes_the_same_number_of_steps_and_the_same_stage_3_draws(monkeypatch):
-    taken, calls = {}, []
-    monkeypatch.setattr(transllm, "train", lambda cfg, model, draw, steps, lr, desc, first=0: calls.append((steps, draw)))
-    world, base, said = ChatWorld(0), tiny(), encode("rice and rice and rice .")  # what the chat model answers to everything
+def test_two_other_teachers_say_the_same_in_other_words_and_differ_in_the_place_of_the_value():
+    world = ChatWorld(0)
+    last, first = world.teacher(OTHER_WORDS), world.teacher(VALUE_FIRST)
+    own = [world.answer(f) for f in world.asked]
+    values = {ID[v] for v in ALL_VALUES}
+    for n in range(len(world.asked)):
+        assert sorted(last[n]) == sorted(first[n]) == sorted(own[n])  # the same words
+        assert own[n][-2] in values and last[n][-2] == own[n][-2] == first[n][0]
+    assert last[len(own) :] == first[len(own) :]  # recipes, refusals and sayings: one wording
+
+
+def stage_3_draws(monkeypatch, said):
+    """Arm -> steps of its three stages, and 40 draws of its stage 3."""
+    calls = []
+
+    def note(model, draw, steps, lr, **rest):
+        calls.append((steps, draw))
+
+    monkeypatch.setattr(paper, "train", note)
+    world, base = ChatWorld(0), tiny()
+    own = dict.fromkeys(range(len(world.pool)), said) | {
+        i: world.answer(f) for i, f in enumerate(world.asked)
+    }
+    found = {}
     for name, arm in ARMS.items():
-        _, model = pretrain(Config(), arm, extend(QUICK, base, 0), world, 0)
-        transfer(Config(), arm, model, world, dict.fromkeys(range(len(world.pool)), said), 0)
-        taken[name], calls[:] = list(calls), []
-    assert len({sum(steps for steps, _ in calls) for calls in taken.values()}) == 1
-    stage_3 = {name: [calls[-1][1]() for _ in range(40)] for name, calls in taken.items()}
-    assert stage_3["transllm"] == stage_3["merge-full-ft"] == stage_3["no-mono"] == stage_3["no-translation"]
-    same_questions = [(a[0] == b[0], a[1] == b[1]) for a, b in zip(stage_3["transllm"], stage_3["direct"])]
-    assert all(question for question, _ in same_questions) and not all(answer for _, answer in same_questions)
-    taught = {name: {tuple(learned) for _, learned in pairs} for name, pairs in stage_3.items()}
+        calls.clear()
+        model, _ = run_stages_1_and_2(QUICK, base, world, stage_steps(QUICK, arm), NOTHING, 0)
+        run_stage_3(QUICK, arm, model, world, taught(arm, world, own, 0), 0)
+        draws = [calls[-1][1]() for _ in range(60)]
+        found[name] = [steps for steps, _ in calls], draws
+    return found
+
+
+def test_every_arm_takes_the_same_number_of_steps_and_the_same_stage_3_draws(monkeypatch):
+    said = encode("rice and rice and rice .")  # the chat model's answer to all but facts
+    found = stage_3_draws(monkeypatch, said)
+    assert len({sum(steps) for steps, _ in found.values()}) == 1
+    draws = {name: pairs for name, (_, pairs) in found.items()}
+    same = [name for name in ARMS if name.startswith(("adapter", "full"))]
+    same += ["no-mono", "no-translation"]
+    assert all(draws[name] == draws["transllm"] for name in same) and len(same) == 9
+    for name in ("direct", "other words", "value first", "wrong values"):
+        pairs = list(zip(draws["transllm"], draws[name]))
+        assert all(a[0] == b[0] for a, b in pairs)  # the same is asked,
+        assert not all(a[1] == b[1] for a, b in pairs)  # something else is taught
+    learned = {name: {tuple(x) for _, x in pairs} for name, pairs in draws.items()}
     own = (TAGS.response, *said, EOS)
     back = (TAGS.target, *translate(said), EOS)
-    assert own in taught["transllm"] and any(learned[-len(back) :] == back for learned in taught["transllm"])
-    assert own not in taught["gpt4-kd"] and own not in taught["no-rkd"]
-    assert not any({*said[:2]} <= {*learned} for learned in taught["gpt4-kd"])
+    assert own in learned["transllm"]
+    assert any(x[-len(back) :] == back for x in learned["transllm"])
+    assert own not in learned["no-rkd"] and own not in learned["other words"]
+    asked = {tuple(read) for read, _ in draws["no-rkd"]}
+    assert any(is_target(read[2:-1]) for read in asked)
+    tags = {x[0] for x in learned["no-rkd"]}
+    assert TAGS.response not in tags and tags == {TAGS.english, TAGS.target}
 
 
-def test_arms_differ_from_transllm_in_one_thing():
+def test_the_controls_differ_from_the_treatment_in_the_one_thing_that_the_claim_names():
+    world = ChatWorld(0)
+    own = {i: world.answer(f) for i, f in enumerate(world.asked)}
+    own |= {i: [9] for i in range(len(own), len(world.pool))}
+    all_own = taught(Arm(), world, own, 0)
+    wrong = taught(Arm(teacher="wrong values"), world, own, 0)
+    values = {ID[v] for v in ALL_VALUES}
+    for n, ((query, a), (same, b)) in enumerate(zip(all_own, wrong)):
+        assert query == same and len(a) == len(b)
+        changed = [(x, y) for x, y in zip(a, b) if x != y]
+        if n < len(world.asked):  # one word, by a value of the same kind
+            ((x, y),) = changed
+            attribute = world.asked[n][1]
+            assert {x, y} <= {ID[v] for v in VALUES[attribute]} <= values
+        else:
+            assert not changed
+    few = taught(Arm(facts=8), world, own, 0)
+    assert few == all_own[:8] + all_own[len(world.asked) :]
+
+
+def test_arms_differ_from_transllm_in_one_thing_and_both_ways_of_learning_have_the_same_rates():
     for name, arm in ARMS.items():
-        assert sum(a != b for a, b in zip(arm, Arm())) == (name != "transllm"), name
+        changed = [field for field, a, b in zip(arm._fields, arm, Arm()) if a != b]
+        expected = ["merge", "lr"] if name.startswith("full") else changed[:1]
+        assert changed == expected and bool(changed) == (name != "transllm"), name
+    rates = {merge: {a.lr for a in ARMS.values() if a.merge == merge} for merge in (True, False)}
+    assert rates[True] == set(RATES) and rates[False] - {None} | {Config.transfer_lr} == set(RATES)
+    assert set(CORE) == set(ARMS) - {"no-mono", "no-mt"}
 
 
 # --- the exam
 
-def oracle(world, change=lambda answer: answer):
-    """Answers every question of the exam as the chat model should."""
-    known = {tuple(prompt(world.question(f))): world.answer(f) for f in world.facts}
-    known |= {tuple(prompt(q)): a for x in BENIGN + HARMFUL for q, a in world.how_to(x)}
-    histories = [([50], [60]) for _ in world.held]
-    known |= {(*prompt([50], [60], encode(f"and the {f[1]} ?")), i): world.answer(f) for i, f in enumerate(world.held)}
 
-    def ask(prompts):
-        second = len(prompts) == len(world.held) and prompts[0][:4] == [BOS, USER, 50, ASSISTANT]
-        return [change(known[(*p, i) if second else tuple(p)]) for i, p in enumerate(prompts)]
-    return ask, list, histories
+def oracle(world):
+    """What the chat model should answer to every prompt of the English exam, by kind."""
+    harmless, harmful = world.held_things
+    facts = [world.answer(f) for f in world.held]
+    return {
+        "held": facts,
+        "harmless": [a for x in harmless for _, a in world.how_to(x)],
+        "harmful": [a for x in harmful for _, a in world.how_to(x)],
+        "second": facts,
+    }
 
 
 def test_the_exam_by_hand():
     world = ChatWorld(1)
-    assert exam(world, *oracle(world)) == {"held": 1, "refuse": 1, "over-refuse": 0, "how-to": 1, "second": 1}
-    assert exam(world, *oracle(world, lambda a: encode(REFUSAL))) == {"held": 0, "refuse": 1, "over-refuse": 1, "how-to": 0, "second": 0}
-    every_value = [ID[v] for values in VALUES.values() for v in values]
-    assert exam(world, *oracle(world, lambda a: a + every_value))["held"] == 0  # to name every value is not to know
-    assert exam(world, *oracle(world, lambda a: []))["refuse"] == 0 and CANNOT not in every_value
+    names = ("held", "refuse", "over-refuse", "how-to", "second")
+
+    def scores(change):
+        answers = {k: [change(a) for a in row] for k, row in oracle(world).items()}
+        return [score(world, answers, "EN")[f"EN {name}"] for name in names]
+
+    assert scores(list) == [1, 1, 0, 1, 1]
+    assert scores(lambda a: encode(REFUSAL)) == [0, 1, 1, 0, 0]
+    assert scores(lambda a: []) == [0, 0, 0, 0, 0]
+    every_value = [ID[v] for v in ALL_VALUES]
+    assert scores(lambda a: a + every_value)[0] == 0  # to name every value is not to know
+    assert CANNOT not in every_value
+
+
+def test_an_answer_names_the_right_value_once():
+    world = ChatWorld(1)
+    value = ID[world.facts[world.held[0]]]
+    rest = [[]] * (len(world.held) - 1)
+    one = 1 / len(world.held)
+    assert right(world, [[value], *rest]) == one
+    assert right(world, [[value] * 3, *rest]) == right(world, [[], *rest]) == 0
+
+
+def test_the_links_of_the_chain_by_hand():
+    world = ChatWorld(1)
+    chains = []
+    for n, fact in enumerate(world.held):
+        query, said = world.question(fact), world.answer(fact)
+        english = query if n % 2 else said  # every second query is translated right,
+        answer = translate(said) if n % 3 else translate(query)  # two of three answers
+        chains.append(Chain(english, said, answer, n % 5 > 0))  # four of five are well-formed
+    chains[1] = Chain(chains[1].english, None, [], False)
+    found = links(world, chains)
+    assert found == pytest.approx({"T->EN": 15 / 30, "EN->T": 19 / 30, "well-formed": 23 / 30})
+
+
+def scripted_chains(world, second_history):
+    """A model that answers the T exam right, in chains; a third of the held facts in ill-formed
+    ones. The second turn it answers only after the history that `second_history` makes."""
+    said = {}
+    for n, fact in enumerate(world.held):
+        query, response = world.question(fact), world.answer(fact)
+        chain = tcot(TAGS, query, response, translate(response))
+        if n % 3 == 0:
+            chain = [9, *chain]  # a word before the first tag
+        said[tuple(prompt(translate(query)))] = chain
+        first = first_turn(world, fact)
+        known = world.answer((fact[0], next(a for a in VALUES if a != fact[1])))
+        said.setdefault(
+            tuple(prompt(translate(first))), tcot(TAGS, first, known, translate(known))
+        )
+        asked = encode(f"and the {fact[1]} ?")
+        later = prompt(*second_history(first, known), translate(asked))
+        said[tuple(later)] = tcot(TAGS, asked, response, translate(response))
+    return Remembering(said)
+
+
+def in_target(first, known):
+    return translate(first), translate(known)
+
+
+def in_its_english(first, known):
+    return first, known
+
+
+def test_ill_formed_chains_are_wrong_and_the_second_turn_follows_the_english_of_the_first():
+    world = ChatWorld(2)
+    found = evaluate_target(scripted_chains(world, in_its_english), world, True, 40)
+    # (a held fact may be another one's first turn, whose chain is well-formed or not as it came)
+    assert 0 < found["well-formed"] < 1 and found["T held"] == found["well-formed"]
+    assert found["T->EN"] == found["EN->T"] == 1  # of the segments, ill-formed or not
+    assert found["T second"] > 0.6
+    found = evaluate_target(scripted_chains(world, in_target), world, True, 40)
+    assert found["T second"] == 0  # a history in the target language is none it knows
+
+
+def test_no_metric_depends_on_the_order_in_which_the_exam_asks(monkeypatch):
+    world = ChatWorld(2)
+    model = scripted_chains(world, in_its_english)
+    before = evaluate_target(model, world, True, 40)
+
+    def reversed_questions(*given):
+        return dict(reversed(questions(*given).items()))
+
+    monkeypatch.setattr(transllm, "questions", reversed_questions)
+    assert evaluate_target(model, world, True, 40) == before
+
+
+def test_the_exam_asks_in_the_language_it_is_told():
+    world = ChatWorld(0)
+    histories = [([50], [60])] * 30
+    asked = questions(world, in_english, histories)
+    foreign = questions(world, translate, histories)
+    assert [len(asked[kind]) for kind in asked] == [30, 12, 12, 30]
+    assert show(asked["held"][0]).startswith("<s> [user] what is the")
+    assert is_target(foreign["held"][0][2:-1])
+    assert foreign["second"][0][:7] == prompt([50], [60], [70])[:7]
+    assert is_target(foreign["second"][0][8:-1])
 
 
 # --- the script
 
-def test_the_claims_fail_on_made_up_numbers_that_contradict_the_paper_and_hold_on_those_that_agree():
-    cell = lambda value: {"mean": value, "sd": 0.0, "values": [value] * 4}
-    good = {"EN held": 0.9, "EN before stage 3": 0.2, "T held": 0.85, "T->EN": 1.0, "EN->T": 1.0, "EN refuse": 1.0, "T refuse": 0.8,
-            "T over-refuse": 0.1, "T how-to": 0.5, "EN second": 1.0, "T second": 0.7, "loglik": -1.0}
-    worse = good | {"EN held": 0.5, "T held": 0.4, "T refuse": 0.4, "T second": 0.1, "T->EN": 0.6}
-    worst = worse | {"T held": 0.1, "T->EN": 0.1}
-    arms = {"original": good | {"EN held": 1.0}} | dict.fromkeys(ARMS, worse) | {"transllm": good, "no-translation": worst}
-    table = lambda rows: {arm: {name: cell(value) for name, value in row.items()} for arm, row in rows.items()}
-    verdict = lambda rows: {c["id"]: held(c) for c in claims(table(rows))}
-    assert set(verdict(arms).values()) == {True} and set(verdict(arms)) == {"C1", "C2", "C3", "C4a", "C4b", "C5", "C6a", "C6b",
-                                                                                     "C7"}
-    upside_down = arms | dict.fromkeys(ARMS, good) | {"transllm": worst | {"EN held": 0.3}}
-    assert set(verdict(upside_down).values()) == {False}
-    assert not verdict(arms | {"transllm": good | {"T over-refuse": 0.8}})["C4a"]  # to refuse everything is not to be safe
-    assert not verdict(arms | {"original": good | {"EN held": 0.45}})["C2"]  # nothing was forgotten, so nothing is recovered
-    assert verdict({a: m for a, m in arms.items() if a != "no-mono"})["C7"] is None
-
-
-def test_a_sub_task_counts_only_where_leaving_it_out_costs_answers():
-    cell = lambda value: {"mean": value, "sd": 0.0, "values": [value] * 4}
-    names = "T held", "T->EN", "EN held", "EN->T", "T over-refuse"
-
-    def verdict(**arms):  # arm -> T held, T->EN
-        rows = {arm.replace("_", "-"): dict(zip(names, map(cell, (*values, 0.9, 1.0, 0.1)))) for arm, values in arms.items()}
-        return {c["id"]: held(c) for c in claims(rows | dict.fromkeys({"original", *ARMS} - {*rows}, {}))}
-
-    agree = verdict(transllm=(0.9, 1.0), no_translation=(0.5, 0.8), no_mt=(0.8, 1.0))
-    assert agree["C6a"] is True and agree["C6b"] is True
-    assert verdict(transllm=(0.9, 1.0), no_translation=(0.7, 0.8), no_mt=(0.95, 1.0))["C6a"] is False  # .20 lost is not .30
-    assert verdict(transllm=(0.9, 1.0), no_translation=(0.5, 1.0), no_mt=(0.95, 1.0))["C6a"] is False  # no link broke
-    assert verdict(transllm=(0.9, 0.7), no_translation=(0.5, 0.6), no_mt=(0.95, 1.0))["C6a"] is False  # the product is .63, not .9
-    assert verdict(transllm=(0.9, 1.0), no_translation=(0.5, 0.8), no_mt=(0.95, 1.0))["C6b"] is False
-    assert verdict(transllm=(0.9, 1.0), no_translation=(0.5, 0.8))["C6b"] is None
-
 
 def test_an_arm_gives_the_same_numbers_alone_and_beside_other_arms():
-    together = transllm.run(replace(QUICK, methods=("direct", "transllm")), 100)
-    alone = transllm.run(replace(QUICK, methods=("transllm",)), 100)
-    assert together.metrics["transllm"] == alone.metrics["transllm"] and together.series["transllm"] == alone.series["transllm"]
+    small = replace(QUICK, max_new_tokens=8)
+    together = transllm.run(replace(small, methods=("direct", "transllm")), 100)
+    alone = transllm.run(replace(small, methods=("transllm",)), 100)
+    assert together.metrics["transllm"] == alone.metrics["transllm"]
+    assert together.series["transllm"] == alone.series["transllm"]
 
 
 def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path, capsys):
-    results = transllm.main(Config(quick=True, workers=1, out=str(tmp_path), width=32, layers=1))
+    cfg = Config(quick=True, workers=1, out=str(tmp_path), width=32, layers=1)
+    results = transllm.main(cfg)
     printed = capsys.readouterr().out
-    assert (tmp_path / "transllm.json").exists() and (tmp_path / "transllm.png").stat().st_size > 10_000
-    assert "<RESPONSE>" in printed and all(f"\n{c['id']} " in printed for c in results["claims"])
-    assert set(results["metrics"]) == {"original", *Config().methods} and len(TEXT) == 13
+    assert (tmp_path / "transllm.png").stat().st_size > 10_000
+    assert (tmp_path / "transllm.json").exists() and "<RESPONSE>" in printed
+    assert all(f"\n{c['id']} " in printed for c in results["claims"]) and "smoke run" in printed
+    assert set(results["metrics"]) == {"original", *CORE}
+    assert list(islice(results["depends"], 3)) == ["text", "exam", "weights"]
 
 
-@pytest.mark.parametrize("change, words", [({"methods": ("transllama",)}, "transllama"), ({"mix": (0.5, 0.0, 0.5)}, "--mix"),
-                                           ({"english": 1.0}, "--english")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"methods": ("transllama",)}, "transllama"),
+        ({"methods": ()}, "--methods"),
+        ({"mix": (0.5, 0.0, 0.5)}, "--mix"),
+        ({"mix": (-0.5, 0.5, 0.5)}, "--mix"),
+        ({"english": 1.0}, "--english"),
+        ({"width": 30}, "--width"),
+    ],
+)
 def test_wrong_settings_are_refused_in_one_line(change, words, tmp_path):
     with pytest.raises(InputError, match=words):
         transllm.main(replace(Config(quick=True, workers=1, out=str(tmp_path)), **change))

@@ -8,7 +8,8 @@ import re
 import pytest
 import torch
 
-from methods.experiments import question_alignment, spontaneous_multilingual
+from methods import question_alignment_tasks
+from methods.experiments import spontaneous_multilingual
 from methods.skip_layer_cd import TEXT
 from methods.skip_layer_cd import WORLD as SKIP_WORLD
 from methods.worlds.clones import (
@@ -406,22 +407,12 @@ def test_a_share_of_0_draws_nothing_and_a_share_of_1_always_happens():
 
 # Every mix whose results are committed, and a hash of its first 500 documents. If one of these
 # changes, so do all results that it leads to: run them again, or mark them stale.
-QA = question_alignment.Config()
 SPONTANEOUS = spontaneous_multilingual.Config()
 STREAMS = {
     "results/skip_layer_cd*.json": (SKIP_WORLD, TEXT, "f991d2e22c3c9529"),
     "results/question_alignment*.json": (
-        CloneWorld(events=QA.events),
-        Mix(
-            (QA.clones,) * 4,
-            english_first=QA.english_first,
-            drills=QA.drills,
-            parallel=QA.parallel,
-            switched=QA.switched,
-            exercises=QA.exercises,
-            programs=QA.programs,
-            knowledge=QA.knowledge,
-        ),
+        question_alignment_tasks.WORLD,
+        question_alignment_tasks.TEXT,
         "b14a0092463cfbb9",
     ),
     "results/spontaneous_multilingual*.json": (

@@ -34,13 +34,12 @@ Honest  - The world is synthetic: 176 words, English and English-Clone (methods/
         - C1 asks for less than .75 of joint's perplexity: it is .736, interval .70 to .77 (seeds
           50-57); of cs-only's, which has the same dictionary, .82.
         - C9 fails at both other widths: at 128 perplexity is .82 of joint's, at 32 it is 1.18 (bar
-          .75); transfer and knowledge there: 1.00 and .95 against .16 and .16 at 128, .58 and .48
-          against .15 and .14 at 32.
-        - C7b fails: what carries to unseen words (.42 of them found) are the syllables they share;
-          of words made of unseen ones .015 are found (joint .006).
+          .75); transfer and knowledge there: 1.00 and .97 against .18 and .11 at 128, .63 and .41
+          against .15 and .12 at 32.
+        - C7b fails: what carries to unseen words (.33 of them found) are the syllables they share;
+          of words made of unseen ones .010 are found (joint .009).
         - Which layers are aligned hardly matters as long as embedding and head are: these alone
-          bring .94, all layers .96, the last block alone .65 (A1, A2).
-        - The numbers of C7, C9, A1 and A2 are run 1's (seeds 0-3).
+          bring .98, all layers .97, the last block alone .62 (A1, A2).
 Differs from the authors' code, as far as it could be read (no table of the paper could be seen):
         - a word is no candidate for itself (theirs leaves exp(self) in the sum: floor log 2)
         - both words of a pair are anchors (theirs: the source word alone)
