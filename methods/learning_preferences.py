@@ -15,7 +15,9 @@ preference for a meaningless mark can be made, and unmade, by choosing who is ri
 
 asked without a mark; 0.5 is no preference. For the test persons both sides are equally frequent:
 only the lesson learned about other persons, "texts marked A agree with the rest", can move Pr.
-Nothing else is changed: ordinary next-token training of all weights.
+Nothing else is changed: ordinary next-token training of all weights. (Here the evidence is read
+first and the test persons' conflict afterwards, which shows the preference at work on texts that
+are the same for all; the published data mix both in one stage: .85, .48 and .21 in the experiment.)
 
 Found   Pr is .89 after a lesson at m : n = 8 : 0 and .16 after 0 : 8, on the same balanced texts;
         .49 where the texts carry no mark. A second lesson about other persons turns it round (.16).

@@ -22,7 +22,7 @@ Found   (run 1 and pilots) Thinking in English answers .92 of the facts that sta
         answering at once .13. Stages 1 and 2 bring English from 1.00 down to .08, own answers bring
         it back to .94. Another teacher's, in other words, do as well (.97, .87 beside .90): what
         the answers say counts, not whose they are.
-Run     python methods/transllm.py                  # 2 CPU cores, ~1 min: look inside the stages
+Run     python methods/transllm.py                  # 2 CPU cores, 1-2 min: look inside the stages
         python methods/experiments/transllm.py      # seeds, controls, claims, figure
         python methods/real/transllm.py --help      # your chat model, texts and translations
 Try     one arm of the experiment (run 1, right answers in English and in the new language)
@@ -482,6 +482,7 @@ def main(cfg: Config) -> None:
         )
 
     after = {"chat model": base, "after stage 2": model, "after stage 3": transferred["TransLLM"]}
+    after["stage 3, no RKD"] = transferred["without recovery KD"]  # translates what it is asked
     show_english(after, world)
     query = translate(world.question(world.held[0]))
     show_segments(segments(transferred["TransLLM"], query), "The chain, in its segments")
