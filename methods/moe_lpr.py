@@ -207,13 +207,14 @@ def evaluate(
 
 
 def changed_tensors(model: Transformer, base: Transformer) -> int:
-    """How many of the base's tensors are not bit for bit in the upcycled model."""
+    """How many of the base's tensors are not bit for bit in the upcycled model (where it keeps a
+    frozen one in another type: not as that type rounds it)."""
     state = model.state_dict()
     changed = 0
     for name, tensor in base.state_dict().items():
         if name not in state:  # an MLP is expert 0 now
             name = name.replace(".mlp.", ".mlp.experts.0.")
-        changed += not torch.equal(tensor, state[name])
+        changed += not torch.equal(tensor.to(state[name].dtype), state[name])
     return changed
 
 

@@ -218,6 +218,7 @@ def test_in_bfloat16_trained_weights_are_float32_until_saved_and_stage_1_can_sta
     base, _ = load_pretrained(files / "base", dtype=torch.bfloat16)
     assert changed_tensors(model, base) == 0
     assert results["metrics"]["lpr"]["recovery"]["mean"] is None  # there was no review
+    assert results["metrics"]["lpr"]["changed"]["mean"] == 0
 
 
 def test_only_the_layers_asked_for_become_mixtures(cfg):

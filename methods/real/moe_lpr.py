@@ -557,8 +557,8 @@ def run(cfg: Config, seed: int) -> Outcome:
                 metrics |= what_the_review_did(at_base, at_stage_1, metrics)
             old, new = texts.choose("old", cfg.review_docs_old), texts.choose("new")
             metrics["replay share"] = texts.tokens(old) / texts.tokens(new)
-            metrics["changed"] = math.nan  # (in bfloat16 frozen matrices are rounded)
-            if arm.start != "dense" and cfg.stage != "2" and cfg.dtype == "float32":
+            metrics["changed"] = math.nan
+            if arm.start != "dense" and cfg.stage != "2":
                 metrics["changed"] = changed_tensors(final, load(cfg)[0])
             outcome.metrics[name] = metrics
             if cfg.save:
