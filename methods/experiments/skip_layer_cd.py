@@ -39,7 +39,8 @@ Honest  - One world of 3-step word problems, small models of 0.4 million weights
           seeds: .713, .755, .644 (.573), .716, .672, .698, and C4 failed.
         - Run 3 (seeds 50-57): claims over seeds, an early exit in SL's own form beside DoLa, verbs,
           signs and results apart, and why C5 fails. Four seeds, other languages: greedy .735, cd
-          .743, DoLa .665 (normed .530), mild exit .720, SL-H .693, SL-D .704.
+          .743, DoLa .665 (normed .530), mild exit .720, SL-H .693, SL-D .704. Eight seeds decide
+          C3 (DoLa harms, most outside English); C4, C4m and C5 stay not reproduced.
 """
 
 import random
