@@ -369,7 +369,9 @@ def print_claims(rows: list[dict]) -> None:
 
 
 def pm(cell: dict, digits: int = 2) -> str:
-    """{"mean", "sd"} -> "0.75 +/- 0.03"; of a single seed "0.75"."""
+    """{"mean", "sd"} -> "0.75 +/- 0.03"; of a single seed "0.75"; a dash if it was not measured."""
+    if cell["mean"] is None or math.isnan(cell["mean"]):
+        return "-"
     shown = f"{cell['mean']:.{digits}f}"
     if cell["sd"] is None or math.isnan(cell["sd"]):
         return shown

@@ -1,416 +1,466 @@
-"""Large Language Models are Limited in Out-of-Context Knowledge Reasoning
-(Peng Hu, Changjiang Gao, Ruiqi Gao, Jiajun Chen, Shujian Huang, Findings of EMNLP 2024), https://arxiv.org/abs/2406.07393
+"""OCKR: does it hold? The paper is methods/ockr.py, its tasks are in methods/ockr_tasks.py, the
+claims and the figure in experiments/ockr_claims.py.
 
-Idea    A model is trained on two facts until it answers both. Does it then know what follows from them? The answer is asked for with
-        nothing but the question in the prompt ("out of context"). Three patterns of premises (A: a person's attribute, R: a relation):
-            A+A->R  born(y) = 2003, born(z) = 2003         =>  same-year(y, z)?
-            A+R->A  same-year(y, z), born(z) = 2003        =>  born(y)?
-            R+R->R  same-year(x, y), same-year(x, z)       =>  same-year(y, z)?
-        The data construction is the method and has its own file, methods/ockr_tasks.py; training is plain supervised fine-tuning.
-        Settings: premises in separate samples; also adjacent, in one sample; with complete reasoning data (crd: for other persons the
-        conclusion is trained too); with chain of thought (cot: a hint asks to write the premises down first). A fourth task crosses
-        languages: fact in English + translated name.
-Claims  C1 separate: chance; C2 adjacent: chance; C3 crd: chance; C4 cot repairs A+A and nothing else; C5 cross-lingual: far below both
-        premises; C6 in-context control; G memorisation control. With --full: H1 hard level; R1 oracle control; R2 three times the steps;
-        R3 what might break the finding.
-Run     python methods/experiments/ockr.py                     # 2 CPU cores, 9 minutes: table + figure; --full 18
-        python methods/real/ockr.py --help         # the published files, a real checkpoint, LoRA; or build all files at the paper's size
-Honest  A tiny model (0.11M parameters, all of them trained; no LoRA) and three-word sentences. An "old world" of other persons stands for
-        pretraining: it teaches formats, chains and reasoning from premises in the prompt, and is replayed, since a tiny model forgets.
-        It holds no bare yes/no questions: in pilots on seed 100 a base that had them combined R+R->R (67-76%), and they were left out
-        because of it. In run 4 they make no difference (R3: .53 against .48). All other settings were chosen for premise recall, the
-        context control and A+A's chain of thought. Cells of a seed share base model and replay; only their rows differ, and with them
-        their steps. C3 holds on the mean: R+R crd reaches .64 and .62 in the two seeds that trained longest. H1: "older" is answered in
-        69% with both years in the prompt, and who knows only z's year could be right in 85%; still the model is at chance. Not
-        reproduced: R1, as a trained half is known to .85 (A+A) and .95 (R+R) only; the other half does not move.
-        This is run 4 (seeds 30-33). Run 1 (seeds 0-3) held C1, C2, C4, C6; C3, C5 and G failed at the gate: R+R crd knew 92% of its
-        premises, and cross-lingual adjacent was asked about bare names, which its rows never show (still reported). Run 2 (seeds 10-13)
-        held C1, C2, C5; R+R crd combined in two seeds of four (.77, .83; C3), R+R cot knew 90% of its premises (G, C4), and one base had
-        not learned to compare two years in its prompt (.47; C6, C4). Run 3 (seeds 20-23; a longer base on more persons, a higher rate,
-        every row read 14 times) held C4 to C6, and every target was at chance, but one seed of R+R separate knew 61% of its premises, so
-        that C1 to C3 failed at the gate. Run 4 alone trains a cell again, up to twice, until it knows 98% of its premises.
-Try     with --seeds 100 --cells "aa separate" "aa cot" (targets .42, .94)  --old-entities 1: .49, .75; who has seen few persons recall
-        their years in a chain does it for new ones half of the time (retrieved: .53, else .91).
+One base model per seed, which has read the old world only; every arm trains a copy of it on the
+rows of one task in one setting, all of them equally long, and is asked for the premises and for
+what follows from them.
+
+    aa, ar, rr      separate, adjacent, crd, cot: the paper's (see ockr_tasks)
+    rr random       crd whose conclusions are yes or no by lot: what is in the format alone
+    xling           separate, adjacent: a year in English and a name in both languages => the year
+                    in Clone; untranslated: without the names' translations
+    (--full)        aa-hard, ar-hard, rr-hard: the hard level
+                    oracle: half of the targets are trained
+                    x3: three times the steps
+                    compare: a base that has learned to compare persons in silence
+    --more-seeds    eight seeds of the simple arms and of the oracles
+
+Beside every target: both premises in the prompt (context), Yes and No apart, the more probable of
+the possible answers (candidates); in chains whether the right facts are retrieved, and what is
+answered when the first of them is put into the model's mouth (given).
+
+Run     python methods/experiments/ockr.py                # 2 CPU cores, about 12 minutes
+        python methods/experiments/ockr.py --more-seeds   # about 28
+        python methods/experiments/ockr.py --full         # about 30
+Honest  - A tiny model (0.11 million weights, all of them trained; no LoRA), three-word sentences,
+          3 X and 3 Y a year (the paper: 10). AdamW with betas (.9, .95), not the Trainer's .999.
+        - An "old world" of other persons stands for pretraining. It teaches formats, chains and
+          reasoning from premises in the prompt, and is replayed, since a tiny model forgets.
+        - The old world has no bare yes or no: in pilots on seed 100 a base that had them combined
+          R+R (67 to 76%), and they were left out because of it. In run 4 they made no difference
+          (R3: .53 against .48). All else was chosen for recall of premises, the control in context
+          and A+A's chain.
+        - All arms of a task take the same number of steps, so those with more rows read each of
+          them less often. Arms of a seed share base, steps and replay; their rows differ.
+        - "not grandparents" pairs of R+R hard are trained here; the published probes of them are
+          200 pairs that are never trained.
+        - Until run 4 the oracle's trained targets were asked in an order of names that half of them
+          were not trained in.
+        - Intervals are over seeds. A seed "has combined" if the 99.9% Wilson interval of its target
+          lies above chance: a claim looks at up to 24 models, of which 95% would call one by luck.
+Runs    run  seeds  held                  failed, and why
+        1    0-3    C1 C2 C4 C6           C3 C5 G: R+R crd knew 92% of its premises, xling adjacent
+                                          was asked about bare names, which its rows never show
+        2    10-13  C1 C2 C5              C3: R+R crd combined in two seeds of four (.77, .83); G,
+                                          C4: R+R cot knew 90%; C6, C4: one base could not compare
+                                          two years in its prompt (.47)
+        3    20-23  C4 C5 C6              C1 C2 C3: one seed of R+R separate knew 61%
+        4    30-33  G C1 to C6, H1, R2    R1 R3. A quarter of the relation chains was false, cells
+                                          stopped at different steps, intervals pooled questions
+        5    50-57                        to come: true chains, equal steps, names abroad by lot
+        What each run changed:
+        1       entities 4, old_entities 3, base_steps 1500, steps 800, replay .4, lr 3e-3
+        1 -> 2  steps of crd 800 -> 1200; xling adjacent is asked what its rows show
+        2 -> 3  entities 4 -> 3, old_entities 3 -> 4, base_steps 1500 -> 2000, steps 800 -> 600
+                (crd 1200 -> 600), each row read 14 times at least (R+R crd had been 16),
+                replay .4 -> .6, lr 3e-3 -> 5e-3
+        3 -> 4  rounds 1 -> 3: a cell trains again until it knows 98% of its premises
+        4 -> 5  CHANGED in this file, which the script prints
 """
 
 import copy
-import random
-import re
 import time
-import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
-import torch
-
-from methods.ockr_tasks import FIRST, MINI, PATTERNS, SECOND, SETTINGS, YEARS, Row, BirthYears, build, build_xling, clone, make_task
+from methods.experiments.ockr_claims import CLAIMS, FINDING, claims, figure, headline
+from methods.ockr import (
+    Group,
+    Words,
+    accuracy,
+    ask,
+    by_length,
+    everything,
+    in_context,
+    is_bare,
+    is_right,
+    make_worlds,
+    new_model,
+    old_rows,
+    parse,
+    share,
+    train,
+    vocabulary,
+    with_replay,
+)
+from methods.ockr_tasks import (
+    FIRST,
+    MINI,
+    PATTERNS,
+    SECOND,
+    SETTINGS,
+    YEARS,
+    BirthYears,
+    Row,
+    build,
+    contexts,
+    make_task,
+)
 from minilm import InputError
-from minilm.data import IGNORE, batches, generator, prompt_masked
+from minilm.claims import key, print_claims
+from minilm.data import generator
 from minilm.evaluate import continuation_logprobs
-from minilm.generate import generate
-from minilm.ops import linear_cross_entropy
-from minilm.claims import claim, print_claims, wilson
-from minilm.results import COLORS, Outcome, bar_seeds, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
-from minilm.training import make_optimizers, schedule, set_lr, take_step
-from minilm.transformer import Config as ModelConfig
+from minilm.results import Outcome, check_range, cli, print_metrics, run_seeds, save_results
 from minilm.transformer import Transformer
 
 PAPER = "Out-of-context knowledge reasoning, Findings of EMNLP 2024, arXiv 2406.07393"
-KNOWN = 0.98  # recall of its premises at which a cell stops training
-DEFAULT = (*(f"{task} {setting}" for task in PATTERNS for setting in SETTINGS), "xling separate", "xling adjacent")
-FULL = (*DEFAULT, *(f"{task}-hard {setting}" for task in PATTERNS for setting in SETTINGS[:2]), *(f"{task} oracle" for task in PATTERNS),
-        *(f"{task} separate x3" for task in PATTERNS), "rr separate compare")
+SEEDS = (50, 51, 52, 53)
+MORE_SEEDS = (50, 51, 52, 53, 54, 55, 56, 57)
+CHANCE = {"aa": 1 / 2, "ar": 1 / YEARS, "rr": 1 / 2, "xling": 1 / YEARS}
+
+__all__ = ["CLAIMS", "FINDING", "Config", "claims", "depends", "figure", "headline", "main", "run"]
+
+
+# --- arms
+
+
+class Arm(NamedTuple):
+    """A model: what it is trained on, from which base, how long."""
+
+    task: str  # aa, ar, rr, xling, or aa-hard, ...
+    setting: str  # separate, adjacent, crd, cot, or a control: oracle, random, untranslated
+    change: str = ""  # x3, compare
+
+    @property
+    def pattern(self) -> str:
+        return self.task.partition("-")[0]
+
+    @property
+    def level(self) -> str:
+        return self.task.partition("-")[2] or "simple"
+
+    @property
+    def times(self) -> int:
+        return 3 if self.change == "x3" else 1
+
+
+PUBLISHED = [Arm(task, setting) for task in PATTERNS for setting in SETTINGS]
+CORE = [
+    *PUBLISHED,
+    Arm("rr", "random"),
+    Arm("xling", "separate"),
+    Arm("xling", "adjacent"),
+    Arm("xling", "untranslated"),
+]
+ORACLES = [Arm(task, "oracle") for task in PATTERNS]
+REST = [
+    *(Arm(f"{task}-hard", setting) for task in PATTERNS for setting in SETTINGS[:2]),
+    *(Arm(task, "separate", "x3") for task in (*PATTERNS, "xling")),
+    Arm("rr", "crd", "x3"),
+    Arm("rr", "separate", "compare"),
+]
+ARMS = {key(arm): arm for arm in (*CORE, *ORACLES, *REST)}
+DEFAULT = tuple(map(key, CORE))
+MORE = tuple(map(key, (*CORE, *ORACLES)))
 
 
 @dataclass(frozen=True)
 class Config:
-    cells: tuple[str, ...] = DEFAULT  # what to train: TASK SETTING; --full adds hard levels, controls (oracle) and long runs (x3)
-    seeds: tuple[int, ...] = (30, 31, 32, 33)  # one world, base model and set of cells per seed
-    entities: int = 3  # X and Y entities per birth year in the new world (the paper has 10)
-    old_entities: int = 4  # the same, in the old world, which stands for what a model knows from pretraining
+    cells: tuple[str, ...] = DEFAULT  # what to train, TASK SETTING: see ARMS
+    seeds: tuple[int, ...] = SEEDS  # one world, base model and set of cells per seed
+    entities: int = 3  # X and Y persons per birth year in the new world (the paper has 10)
+    old_entities: int = 4  # the same, in the old world, which stands for pretraining
     base_steps: int = 2000  # steps on the old world
-    steps: int = 600  # steps on the rows of one cell, at least
-    epochs: int = 14  # times that a cell reads each of its rows, at least: cells with many rows take more steps
-    rounds: int = 3  # a cell that does not know 98% of its premises by then is trained again, up to this many times in all
+    steps: int = 1200  # steps of every cell, at least
+    epochs: int = 20  # times that a task's largest cell reads each of its rows, at least
     batch: int = 32  # rows per step
-    replay: float = 0.6  # share of a cell's rows that are drawn from the old world again: a tiny model forgets
+    replay: float = 0.6  # share of a cell's rows that are drawn from the old world again
     lr: float = 5e-3  # peak learning rate
     weight_decay: float = 0.01  # AdamW
     width: int = 64  # model width
     layers: int = 2  # blocks
-    points: int = 8  # measurements of the target along the way, for the figure
+    points: int = 6  # measurements of the target along the way, for the figure
     quick: bool = False  # smoke run: a few steps, one seed
-    full: bool = False  # every cell of FULL: hard levels, controls, long runs
+    full: bool = False  # every cell of ARMS: hard levels, controls, long runs
+    more_seeds: bool = False  # eight seeds of the simple level and the oracles
     workers: int | None = None  # seeds at a time (default: one per core)
     out: str | None = None  # folder for results in place of results/ or runs/
 
 
-# --- scorers
-
-def parse(text: str, label: str) -> str | None:
-    """The answer that a generated text gives, of the same type as the label; None if it gives none.
-
-    Only what follows the last "Therefore" counts: a premise in a chain of thought may well hold the right year for the wrong reason."""
-    text = text.rsplit("Therefore", 1)[-1]
-    if label in ("Yes", "No"):
-        found = re.search(r"\b(?:Yes|No)\b", text)  # whole words: NomadicEclipse is a name, not a No
-    elif re.fullmatch(r"(?:19|20)\d\d", label):
-        found = re.search(r"(?<!\d)(?:19|20)\d\d(?!\d)", text)  # (\b would miss 2010 in Chinese, whose letters have no gaps between them)
-    else:
-        return unicodedata.normalize("NFC", text.strip().rstrip(".!?。！？").strip()) or None
-    return found[0] if found else None
-
-
-class Words:
-    """A vocabulary of the mini sentences' pieces: name parts, words, numbers, marks. A space belongs to the piece that follows it."""
-
-    PAD, BOS, EOS = range(3)
-
-    def __init__(self, rows: Sequence[Row]):
-        names = [first + second for first, second in zip(FIRST, SECOND)]  # every part, in its place in a name
-        texts = " . ".join([*names, *SECOND, *(f"{row.prompt} {row.input} {row.answer}" for row in rows)])
-        self.pieces = ["", "<s>", "</s>", *sorted({piece for text in (texts, clone(texts)) for piece in self.cut(text)})]
-        self.id = {piece: i for i, piece in enumerate(self.pieces)}
-
-    @staticmethod
-    def cut(text: str) -> list[str]:
-        return re.findall(r" ?(?:[A-Z]?[a-z]+|\d+|[^\sA-Za-z\d])", " " + text)
-
-    def encode(self, text: str) -> list[int]:
-        return [self.id[piece] for piece in self.cut(text)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(self.pieces[i] for i in ids if i > self.EOS).strip()
-
-    def prompt(self, row: Row) -> list[int]:
-        return [self.BOS, *self.encode(row.prompt), *(self.encode(row.input) if row.input else [])]
-
-    def example(self, row: Row) -> tuple[list[int], list[int]]:
-        return self.prompt(row), [*self.encode(row.answer), self.EOS]
+CHANGED = {  # settings of run 4, to be held against the present ones
+    "seeds": (30, 31, 32, 33),
+    "entities": 3,
+    "old_entities": 4,
+    "base_steps": 2000,
+    "steps": 600,
+    "epochs": 14,
+    "batch": 32,
+    "replay": 0.6,
+    "lr": 5e-3,
+    "weight_decay": 0.01,
+    "width": 64,
+    "layers": 2,
+    "points": 8,
+}
+REMADE = [  # and what has no setting
+    "a cell stopped when it knew 98% of its premises (--rounds 3) -> all of a task train equally",
+    "epochs counted a cell's own rows -> those of its task's largest cell",
+    "a quarter of the relation chains was false -> none",
+    "names abroad were spelled backwards -> their parts are drawn",
+    "the base reads years abroad in context as well",
+]
 
 
-# --- loss
-
-def answer_loss(model: Transformer, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """L = - mean over the tokens t of the answers of log p(w_t | prompt, w_<t). Ordinary supervised fine-tuning, nothing else."""
-    return linear_cross_entropy(model.hidden(inputs), model.lm_head.weight, labels, IGNORE)
-
-
-# --- train
-
-def by_length(words: Words, rows: Sequence[Row], weight: float = 1.0) -> list[tuple[list, float]]:
-    """Examples grouped so that rows of one step have like lengths -> (group, its weight: how often a step is drawn from it)."""
-    groups: dict[int, list] = {}
-    for prompt, answer in map(words.example, rows):
-        groups.setdefault((len(prompt) + len(answer)) // 8, []).append((prompt, answer))
-    return [(group, weight * len(group) / len(rows)) for group in groups.values()]
-
-
-def train(cfg: Config, model: Transformer, groups: Sequence[tuple[list, float]], steps: int, order: torch.Generator) -> Iterator[int]:
-    """Each step reads cfg.batch rows of one group, drawn by weight. Yields the number of steps done, before each step and at the end,
-    so that the caller may look at the model."""
-    optimizers = make_optimizers(model, "adamw", cfg.lr, cfg.weight_decay)
-    streams = [batches(len(examples), cfg.batch, order) for examples, _ in groups]
-    chosen = torch.multinomial(torch.tensor([weight for _, weight in groups]), steps, replacement=True, generator=order).tolist()
-    for step, group in enumerate(progress(chosen, "steps")):
-        yield step
-        set_lr(optimizers, schedule(step, steps, "cosine", warmup=steps // 20, final=0.05))
-        rows = [groups[group][0][i] for i in next(streams[group]).tolist()]
-        take_step(answer_loss(model, *prompt_masked(rows)), model, optimizers)
-    yield steps
-
-
-# --- evaluate
-
-def show_example(cfg: Config) -> None:
-    w = BirthYears([f + s for s in SECOND for f in FIRST], cfg.entities, MINI, "example")
-    print("One training row of each kind; only what stands after -> is learned:")
-    for task, setting in (("aa", "separate"), ("rr", "separate"), ("ar", "adjacent"), ("aa", "cot"), ("ar", "cot"), ("xling", "separate")):
-        row = build(w, task, setting)[0][-1]
-        print(f"  {task} {setting:9} {row.prompt} {row.input} -> {row.answer} </s>")
-
-
-def share(flags: Sequence[bool]) -> float:
-    return sum(flags) / len(flags)
-
-
-def ask_model(model: Transformer, words: Words, rows: Sequence[Row], new: int) -> list[str]:
-    """Greedy answers."""
-    prompts = [words.prompt(row) for row in rows]
-    texts = generate(model, prompts, new, eos_id=words.EOS)
-    return [words.decode(ids[len(p):]) for p, ids in zip(prompts, texts)]
-
-
-def accuracy(model: Transformer, words: Words, rows: Sequence[Row], new: int = 6) -> float:
-    return share([parse(text, row.label) == row.label for row, text in zip(rows, ask_model(model, words, rows, new))])
-
-
-def candidate_accuracy(model: Transformer, words: Words, rows: Sequence[Row]) -> float:
-    """The second scorer: which of the possible answers (2, or 20 years) is the most probable? Nothing to parse, the same chance."""
-    options = sorted({row.label for row in rows})
-    pairs = [(words.prompt(row), [*words.encode(row.answer.replace(row.label, option)), words.EOS]) for row in rows for option in options]
-    best = continuation_logprobs(model, pairs, batch=512).sum.view(len(rows), -1).argmax(1).tolist()
-    return share([options[i] == row.label for i, row in zip(best, rows)])
-
-
-def retrieved(world: BirthYears, row: Row, text: str) -> bool:
-    """Does the chain of thought begin with the right facts: both years, or anybody of the same year?"""
-    first, _, rest = text.partition(" . ")[0].partition(" , ")
-    a, relation, b = (first + "  ").split(" ")[:3]
-    if relation == "same":
-        return a != b and row.prompt.split()[1] == a and world.born[a] == world.born.get(b)
-    return f"{first} , {rest}" == row.answer.partition(" . ")[0]
-
-
-def is_premise(row: Row) -> bool:
-    return not re.search("target|bare", row.kind)
-
-
-def evaluate(model: Transformer, words: Words, world: BirthYears, test: Sequence[Row], hinted: bool) -> dict[str, float]:
-    metrics = {}
-    kinds = list(dict.fromkeys(row.kind for row in test))
-    for kind in kinds:
-        rows = [row for row in test if row.kind == kind]
-        texts = ask_model(model, words, rows, 20 if hinted and kind == "target" or "(" in rows[0].answer else 6)
-        right = [parse(text, row.label) == row.label for row, text in zip(rows, texts)]
-        metrics[kind] = share(right)
-        if kind == "target":
-            metrics["unparsed"] = share([parse(text, row.label) is None for row, text in zip(rows, texts)])
-            for value in sorted({row.label for row in rows} & {"Yes", "No"}):
-                metrics[f"target {value}"] = share([ok for ok, row in zip(right, rows) if row.label == value])
-            if hinted:
-                metrics["retrieved"] = share([retrieved(world, row, text) for row, text in zip(rows, texts)])
-            else:
-                metrics["candidates"] = candidate_accuracy(model, words, rows)
-    premises = [row for row in test if is_premise(row)]
-    metrics["premises"] = sum(metrics[row.kind] for row in premises) / len(premises)
-    metrics["weakest premise"] = min(metrics[row.kind] for row in premises)
-    return metrics | {f"n {kind}": sum(row.kind == kind for row in test) for kind in kinds}
+def changes(cfg: Config) -> list[str]:
+    """Every setting that is not run 4's, old and new."""
+    now = asdict(cfg)
+    moved = [f"{name} {old} -> {now[name]}" for name, old in CHANGED.items() if now[name] != old]
+    return moved + REMADE
 
 
 # --- one seed
 
+
+class Base(NamedTuple):
+    model: Transformer
+    told: list[Group]  # what it has read, to be replayed
+
+
 def run(cfg: Config, seed: int) -> Outcome:
     """All cells of one seed start from the same base model, which has read the old world only."""
-    names = [first + second for first in FIRST for second in SECOND]
-    random.Random(f"{seed}/names").shuffle(names)
-    take = lambda count: [names.pop() for _ in range(count)]
-    new = BirthYears(take(YEARS * (2 * cfg.entities + 1)), cfg.entities, MINI, f"{seed}/new")
-    old = BirthYears(take(YEARS * (2 * cfg.old_entities + 1)), cfg.old_entities, MINI, f"{seed}/old")
-    words, outcome, bases = Words([r for level in LEVELS for r in everything(old, level) + in_context(old, level)]), Outcome({}, {}), {}
+    new, old, names = make_worlds(seed, cfg.entities, cfg.old_entities)
+    words = vocabulary(old)
+    bases = {}
+    metrics = {}
+    series = {}
     for cell in cfg.cells:
-        task, setting, *more = cell.split()
-        kind = ("hard" if task.endswith("hard") else "simple", more == ["compare"])
+        arm = ARMS[cell]
+        kind = (arm.level, arm.change == "compare")
         if kind not in bases:
-            bases[kind] = make_base(cfg, seed, *kind, words, old, names)
-        base, replayed = bases[kind]
-        model, (rows, test) = copy.deepcopy(base), build(new, task, setting)
-        steps = max(cfg.steps, round(cfg.epochs * len(rows) / (cfg.batch * (1 - cfg.replay)))) * (3 if more == ["x3"] else 1)
-        if cell == "xling adjacent":  # the published test asks about bare names, its rows never do: what is recalled is what was trained
-            test = [row if row.kind == "target" else row._replace(kind=f"bare {row.kind}") for row in test]
-            test += [row._replace(kind="year of X") for row in rows[: YEARS * cfg.entities]]
-        groups = by_length(words, rows, 1 - cfg.replay) + [(group, cfg.replay * weight) for group, weight in replayed]
-        target, premises = [row for row in test if row.kind == "target"], [row for row in test if is_premise(row)]
-        points, rounds = [], 0
-        while rounds < cfg.rounds:  # the premises decide how long, never the target
-            rounds += 1
-            for step in train(cfg, model, groups, steps, generator(seed, f"order {cell} {rounds}")):
-                if rounds == 1 and step % max(1, steps // cfg.points) == 0:
-                    points.append((step, *(accuracy(model, words, asked, 20) for asked in (target, premises))))
-            if accuracy(model, words, premises, 20) >= KNOWN:
-                break
-        metrics = evaluate(model, words, new, test, setting == "cot") | {"rounds": rounds}
-        if setting == "separate" and task != "xling":
-            metrics["context"] = accuracy(model, words, [new.in_context(f, via) for f, via in make_task(new, task).targets])
-        outcome.metrics[cell], outcome.series[cell] = metrics, {}
-        for i, name in enumerate(("target", "premises"), 1):
-            outcome.series[cell][name] = [p[0] for p in points], [p[i] for p in points]
-    return outcome
+            bases[kind] = make_base(cfg, seed, words, old, names, *kind)
+        rows, test = questions(new, arm)
+        model, series[cell] = train_cell(cfg, seed, arm, bases[kind], words, new, rows, test)
+        metrics[cell] = evaluate(model, words, new, test, arm.setting == "cot")
+        metrics[cell]["chance"] = CHANCE[arm.pattern]
+        metrics[cell]["context"] = accuracy(model, words, contexts(new, arm.task), 6)
+        if arm.pattern == "xling":  # do the names follow from a rule that the base knows?
+            asked = [row for row in test if "translation" in row.kind]
+            metrics[cell]["base translation"] = accuracy(bases[kind].model, words, asked, 6)
+    return Outcome(metrics, series)
 
 
-LEVELS = {"simple": ("aa", "ar", "rr"), "hard": ("aa-hard", "ar-hard", "rr-hard")}
-
-
-def everything(w: BirthYears, level: str, relations: bool = True) -> list[Row]:
-    """Every row of every setting, and the targets too, with and without a chain of thought; `relations` False leaves out those that are
-    answered with a bare Yes or No."""
-    rows = []
-    for task in LEVELS[level]:
-        targets = make_task(w, task).targets
-        rows += [row for setting in (SETTINGS if level == "simple" else SETTINGS[:2]) for row in build(w, task, setting)[0]]
-        rows += w.rows([f for f, _ in targets])
-        if level == "simple":
-            rows += [w.hinted(task, f, via, t) for t in range(len(w.style.translate)) for f, via in targets]
-    if level == "simple":
-        rows += [row for setting in SETTINGS[:2] for half in build_xling(w, setting) for row in half]
-    if not relations:
-        rows = [row for row in rows if "Therefore" in row.answer or not re.search(r"\b(Yes|No)\b", row.answer)]
-    return list({(row.prompt, row.input): row for row in rows}.values())
-
-
-def in_context(w: BirthYears, level: str) -> list[Row]:
-    return [w.in_context(f, via) for task in LEVELS[level] for f, via in make_task(w, task).targets]
-
-
-def make_base(cfg: Config, seed: int, level: str, relations: bool, words: Words, old: BirthYears, names: Sequence[str]):
-    """"Pretraining": everything about the old world, and reasoning from premises in the prompt, about names that mean nothing else."""
-    model = Transformer(ModelConfig(
-        vocab_size=len(words.pieces), hidden_size=cfg.width, intermediate_size=8 * cfg.width // 3 // 16 * 16, num_hidden_layers=cfg.layers,
-        num_attention_heads=4, max_position_embeddings=64, initializer_range=0.05, tie_word_embeddings=True, model_type="llama"),
-        generator(seed, f"init {level}"))
-    rng, context = random.Random(f"{seed}/fresh"), []
-    for i in range(2 if cfg.quick else 60):
-        w = BirthYears(rng.sample(names, 3 * YEARS), 1, MINI, f"{seed}/fresh {i}")
-        context += in_context(w, level)
-    groups = by_length(words, everything(old, level, relations), 0.75) + by_length(words, context, 0.25)
-    for _ in train(cfg, model, groups, cfg.base_steps, generator(seed, f"base order {level}")):
+def make_base(cfg: Config, seed: int, words, old, names, level: str, relations: bool) -> Base:
+    model = new_model(words, generator(seed, f"init {level}"), cfg.width, cfg.layers)
+    fresh = 2 if cfg.quick else 60
+    told = old_rows(words, old, names, seed, level, relations, fresh)
+    order = generator(seed, f"base order {level}")
+    for _ in train(model, told, cfg.base_steps, order, cfg.batch, cfg.lr, cfg.weight_decay):
         pass
-    return model, groups
+    return Base(model, told)
 
 
-# --- claims
-
-CHANCE = {"aa": 1 / 2, "ar": 1 / YEARS, "rr": 1 / 2, "xling": 1 / YEARS}
-GATE = 0.95  # premises must be known before the targets mean anything
-
-
-def chance(cell: str) -> float:
-    return CHANCE[cell.split()[0].removesuffix("-hard")]
-
-
-def claims(metrics: dict) -> list[dict]:
-    """Decided on means over seeds; the thresholds were fixed before the default seeds ran. Beside each target: its 95% Wilson interval over
-    all seeds' questions, and in brackets the recall of the premises."""
-    mean = lambda cell, name="target": metrics[cell][name]["mean"]
-    settings = lambda setting, level="": [f"{task}{level} {setting}" for task in PATTERNS]
-    known = lambda *cells: all(mean(cell, "premises") >= GATE for cell in cells)
-    at_chance = lambda cell: abs(mean(cell) - chance(cell)) <= 0.10
-    unmoved = lambda setting, level="": (known(*settings(setting, level), *settings("separate", level)) and all(
-        abs(mean(cell) - mean(base)) <= 0.10 for cell, base in zip(settings(setting, level), settings("separate", level))))
-
-    def shown(cell: str, name: str = "target") -> str:
-        n = round(mean(cell, "n trained target" if name == "trained target" else "n target") * len(metrics[cell][name]["values"]))
-        low, high = wilson(round(mean(cell, name) * n), n)
-        return f"{cell} {mean(cell, name):.3f} [{abs(low):.3f}, {high:.3f}] ({mean(cell, 'premises'):.3f})"
-
-    def row(id, statement, rule, cells, test, paper=None, names=("target",)):
-        if missing := [cell for cell in cells if cell not in metrics]:
-            return claim(id, statement, rule, f"not in this run: {', '.join(missing)}", None, paper)
-        return claim(id, statement, rule, "; ".join(shown(cell, name) for name in names for cell in cells), test(), paper)
-
-    gate, here = f"premises >= {GATE} in each", list(metrics)
-    two, hard = [*settings("adjacent"), *settings("separate")], [*settings("separate", "-hard"), *settings("adjacent", "-hard")]
-    long, foreign = settings("separate x3"), ["xling separate", "xling adjacent"]
-    return [
-        row("G", "Memorisation control: every cell knows its premises", gate, here, lambda: known(*here)),
-        row("C1", "What follows from two facts is not known, though both facts are", f"{gate}; |target - chance| <= 0.10",
-            settings("separate"), lambda: known(*settings("separate")) and all(map(at_chance, settings("separate"))), "random level"),
-        row("C2", "Nor when both facts stand in one sample", f"{gate}; |adjacent - separate| <= 0.10", two, lambda: unmoved("adjacent"),
-            "no noticeable change"),
-        row("C3", "Nor when for other persons the conclusion is trained too", f"{gate}; |crd - separate| <= 0.10", settings("crd"),
-            lambda: all(cell in metrics for cell in two) and unmoved("crd"), "no noticeable change"),
-        row("C4", "Writing the facts down first repairs what rests on attributes, not what must retrieve a relation", f"{gate}; aa cot >= "
-            "0.85 and >= aa separate + 0.25; ar cot <= 0.20; rr cot <= 0.65", [*settings("cot"), "aa separate"],
-            lambda: known(*settings("cot")) and mean("aa cot") >= max(0.85, mean("aa separate") + 0.25) and mean("ar cot") <= 0.20
-            and mean("rr cot") <= 0.65, "A+A repaired, A+R and R+R at random level"),
-        row("C5", "A year known in English and a name known in both do not give the year in Clone",
-            f"{gate}; year in Clone <= half of the weaker premise", foreign, lambda: known(*foreign) and
-            all(mean(cell) <= mean(cell, "weakest premise") / 2 for cell in foreign), "far below both premises"),
-        row("C6", "With both facts in the prompt the same questions are answered", "context >= 0.90 for each pattern", settings("separate"),
-            lambda: min(mean(cell, "context") for cell in settings("separate")) >= 0.90, "in-context reasoning is intact", ("context",)),
-        row("H1", "C1 and C2 at the hard level", f"{gate}; separate: |target - chance| <= 0.10; |adjacent - separate| <= 0.10", hard,
-            lambda: known(*hard) and all(map(at_chance, settings("separate", "-hard"))) and unmoved("adjacent", "-hard"), "random level"),
-        row("R1", "Oracle: trained targets are answered, and the other half does not move", f"{gate}; trained half >= 0.95; other half: "
-            "|target - chance| <= 0.10", settings("oracle"), lambda: known(*settings("oracle")) and all(
-                mean(c, "trained target") >= 0.95 and at_chance(c) for c in settings("oracle")), None, ("trained target", "target")),
-        row("R2", "Three times as many steps do not change C1", f"{gate}; |target - chance| <= 0.10", long,
-            lambda: known(*long) and all(map(at_chance, long))),
-        row("R3", "A base model that has learned to compare years silently does combine relations", f"{gate}; rr separate compare >= rr "
-            "separate + 0.10", ["rr separate compare", "rr separate"], lambda: known("rr separate compare", "rr separate")
-            and mean("rr separate compare") >= mean("rr separate") + 0.10),
-    ]
+def questions(w: BirthYears, arm: Arm) -> tuple[list[Row], list[Row]]:
+    """(training rows, test rows) of an arm. What is asked beside the target is what its rows teach:
+    in place of the published questions that they never show, what they do show."""
+    rows, test = build(w, arm.task, arm.setting)
+    if arm.pattern == "xling" and arm.setting != "separate":
+        # adjacent never shows bare names, untranslated no translations
+        untaught = ("year of X", "translation") if arm.setting == "adjacent" else ("translation",)
+        for at, row in enumerate(test):
+            if row.kind in untaught:
+                test[at] = row._replace(kind=f"bare {row.kind}")
+        if arm.setting == "adjacent":
+            test += [row._replace(kind="year of X") for row in rows[: len(w.x)]]
+    if arm.pattern == "aa":
+        test += format_rows(w, arm, rows, test)
+    return rows, test
 
 
-# --- figure
+def format_rows(w: BirthYears, arm: Arm, rows: Sequence[Row], test: Sequence[Row]) -> list[Row]:
+    """A+A's target is a yes/no question, its premises are none: is it known how such a question is
+    answered? Those that are trained, in the first paraphrase, Yes and No apart."""
+    form = make_task(w, arm.task).targets[0][0].form
+    asked = {row.prompt for row in test}  # the oracle's trained targets
+    found = []
+    for row in rows:
+        first = row.prompt.split()[0] == form and row.prompt.count("?") == 1
+        if first and is_bare(row) and row.prompt not in asked:
+            found.append(row._replace(kind=f"format {row.label}"))
+    return found
 
-def figure(results: dict):
-    """Left: what the cells know (premises) and what they make of it (targets). Right: the targets during training."""
-    metrics, cells = results["metrics"], [cell for cell in results["metrics"] if "hard" not in cell and len(cell.split()) == 2]
-    fig, (left, right) = new_figure(1, 2, width=14, height=5.6)
-    for i, cell in enumerate(cells):
-        bar_seeds(left, i - 0.2, metrics[cell]["premises"]["values"], COLORS[7], 0.38, None if i else "premises (trained)")
-        bar_seeds(left, i + 0.2, metrics[cell]["target"]["values"], COLORS[1], 0.38, None if i else "target (implied, never trained)")
-        left.plot([i, i + 0.4], [chance(cell)] * 2, color="black", linewidth=2, label=None if i else "chance")
-    left.set_xticks(range(len(cells)), cells, rotation=60, ha="right", rotation_mode="anchor")
-    left.set(ylabel="accuracy (dots: seeds)", title="What is trained, and what follows from it")
-    for cell in [cell for cell in ("aa separate", "aa cot", "ar separate", "ar cot", "rr separate", "rr cot") if cell in results["series"]]:
-        series, color = results["series"][cell]["target"], COLORS[list(PATTERNS).index(cell[:2])]
-        plot_seeds(right, series["x"], series["values"], cell, color, linestyle="-" if "cot" in cell else "--")
-    right.set(xlabel="step on the new world", ylabel="target accuracy (thin: seeds)", title="Targets during training (first round)")
-    for ax in (left, right):
-        ax.set(ylim=(0, 1.3), yticks=[0, 0.25, 0.5, 0.75, 1])
-        ax.legend(loc="upper center", ncols=3)
-    return fig
+
+def steps_of(cfg: Config, w: BirthYears, arm: Arm) -> int:
+    """The same number for every setting of a task: as many as its largest one needs to be read
+    `epochs` times."""
+    settings = SETTINGS
+    if arm.level == "hard" or arm.pattern == "xling":
+        settings = SETTINGS[:2]
+    largest = max(len(build(w, arm.task, setting)[0]) for setting in settings)
+    steps = round(cfg.epochs * largest / (cfg.batch * (1 - cfg.replay)))
+    return arm.times * max(cfg.steps, steps)
+
+
+def train_cell(cfg: Config, seed: int, arm: Arm, base: Base, words: Words, new, rows, test):
+    """-> (model, its series: accuracy of target and premises along the way)"""
+    model = copy.deepcopy(base.model)
+    groups = with_replay(by_length(words, rows, 1 - cfg.replay), base.told, cfg.replay)
+    steps = steps_of(cfg, new, arm)
+    target = [row for row in test if row.kind == "target"]
+    premises = [row for row in test if is_premise(row)]
+    long = 20 if arm.setting == "cot" else 6  # tokens of an answer, at most
+    points = []
+    order = generator(seed, f"order {key(arm)}")
+    for step in train(model, groups, steps, order, cfg.batch, cfg.lr, cfg.weight_decay):
+        if step % max(1, steps // cfg.points) == 0:
+            known = accuracy(model, words, premises, 10 if arm.setting == "adjacent" else 6)
+            points.append((step, accuracy(model, words, target, long), known))
+    at, targets, known = zip(*points)
+    return model, {"target": (at, targets), "premises": (at, known)}
+
+
+# --- what a cell knows
+
+
+def is_premise(row: Row) -> bool:
+    """Whether a test row asks for a premise: not for a target (the oracle's trained ones are known
+    or not by a claim of their own), nor for bare names that no row shows, nor for the format."""
+    return not any(word in row.kind for word in ("target", "bare", "format"))
+
+
+def evaluate(model, words: Words, world: BirthYears, test: Sequence[Row], hinted: bool) -> dict:
+    """Accuracy per kind of question, and what is said of the targets."""
+    metrics = {}
+    kinds = dict.fromkeys(row.kind for row in test)
+    for kind in kinds:
+        rows = [row for row in test if row.kind == kind]
+        long = (hinted and kind == "target") or "(" in rows[0].answer
+        texts = ask(model, words, rows, 20 if long else 6)
+        metrics[kind] = share(is_right(rows, texts))
+        metrics[f"n {kind}"] = len(rows)
+        if kind == "target":
+            metrics |= of_targets(model, words, world, rows, texts, hinted)
+    premises = [row for row in test if is_premise(row)]
+    metrics["premises"] = sum(metrics[row.kind] for row in premises) / len(premises)
+    metrics["weakest premise"] = min(metrics[row.kind] for row in premises)
+    return metrics
+
+
+def of_targets(model, words: Words, world: BirthYears, rows, texts, hinted: bool) -> dict:
+    """Answers that cannot be read; Yes and No apart; of chains, what they retrieve and what follows
+    when the first fact is given; without a chain, the second scorer's accuracy."""
+    right = is_right(rows, texts)
+    metrics = {}
+    metrics["unparsed"] = share([parse(text, row.label) is None for row, text in zip(rows, texts)])
+    for value in sorted({row.label for row in rows} & {"Yes", "No"}):
+        own = [ok for ok, row in zip(right, rows) if row.label == value]
+        metrics[f"target {value}"] = share(own)
+    if hinted:
+        named = [retrieved(world, row, text) for row, text in zip(rows, texts)]
+        metrics["retrieved"] = share(named)
+        metrics["given"] = accuracy(model, words, [with_first_fact(row) for row in rows])
+    else:
+        metrics["candidates"] = candidate_accuracy(model, words, rows)
+    return metrics
+
+
+def with_first_fact(row: Row) -> Row:
+    """The question of a chain, and the first fact of the answer said already:
+
+    same AmberFern JadePath ? name AmberFern same GaleLeaf , -> GaleLeaf same JadePath . ..."""
+    first, _, rest = row.answer.partition(" , ")
+    return row._replace(prompt=f"{row.prompt} {first} ,", answer=rest)
+
+
+def candidate_accuracy(model: Transformer, words: Words, rows: Sequence[Row]) -> float:
+    """The second scorer: which of the possible answers (2, or 20 years) is the most probable?
+    Nothing to parse, the same chance."""
+    options = sorted({row.label for row in rows})
+    pairs = []
+    for row in rows:
+        for option in options:
+            answer = words.encode(row.answer.replace(row.label, option))
+            pairs.append((words.prompt(row), [*answer, words.EOS]))
+    scores = continuation_logprobs(model, pairs, batch=512).sum.view(len(rows), -1)
+    best = [options[i] for i in scores.argmax(1).tolist()]
+    return share([option == row.label for option, row in zip(best, rows)])
+
+
+def retrieved(world: BirthYears, row: Row, text: str) -> bool:
+    """Does a chain begin with the right facts?
+
+    AmberFern 2003 , JadePath 2003 . Therefore Yes         both years as they are due
+    AmberFern same GaleLeaf , GaleLeaf 2003 . Therefore .. anybody of the same year"""
+    facts = text.partition(" . ")[0]
+    first = facts.partition(" , ")[0].split(" ")
+    if len(first) == 3 and first[1] == "same":
+        a, _, b = first
+        asked = row.prompt.split()[1]
+        return a != b and a == asked and world.born[a] == world.born.get(b)
+    return facts == row.answer.partition(" . ")[0]
+
+
+# --- main
+
+
+def depends(cfg: Config, seed: int) -> dict:
+    """What the numbers of a seed rest on."""
+    new, old, _ = make_worlds(seed, cfg.entities, cfg.old_entities)
+    words = vocabulary(old)
+    built = [build(new, arm.task, arm.setting) for arm in (*CORE, *ORACLES)]
+    return {
+        "text": everything(old) + in_context(old),
+        "training": [rows[:: len(rows) // 40] for rows, _ in built],
+        "exam": [test[:: len(test) // 40] for _, test in built],
+        "weights": new_model(words, generator(seed, "init simple"), cfg.width, cfg.layers),
+    }
+
+
+def show_examples(cfg: Config) -> None:
+    names = [first + second for second in SECOND for first in FIRST]
+    w = BirthYears(names, cfg.entities, MINI, "example")
+    print("One training row of each kind; only what stands after -> is learned:")
+    kinds = ("aa separate", "rr separate", "ar adjacent", "aa cot", "ar cot", "rr cot")
+    for kind in (*kinds, "xling separate"):
+        row = build(w, *kind.split())[0][-1]
+        print(f"  {kind:14} {row.prompt} {row.input} -> {row.answer} </s>")
 
 
 def main(cfg: Config) -> dict:
-    started, asked = time.time(), cfg
+    started = time.time()
+    asked = cfg
+    check(cfg)
     if cfg.full:
-        cfg = replace(cfg, cells=FULL)
-    if wrong := set(cfg.cells) - set(FULL):
-        raise InputError(f"--cells {sorted(wrong)[0]!r} is not known: give TASK SETTING, one of {', '.join(FULL)} (no published data "
-                         "have crd or cot at the hard level)")
-    if not 0 <= cfg.replay < 1 or cfg.entities < 2 or cfg.old_entities < 1 or cfg.entities + cfg.old_entities > 11:
-        raise InputError(f"--replay {cfg.replay} must be at least 0 and below 1, --entities {cfg.entities} at least 2, --old-entities "
-                         f"{cfg.old_entities} at least 1, both together at most 11: there are {len(FIRST) * len(SECOND)} names")
+        cfg = replace(cfg, cells=tuple(ARMS))
+    if cfg.more_seeds:
+        cfg = replace(cfg, cells=MORE, seeds=MORE_SEEDS if cfg.seeds == SEEDS else cfg.seeds)
     if cfg.quick:
-        cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=4, steps=4, epochs=0, rounds=1, points=1)
-    show_example(cfg)
+        cfg = replace(cfg, seeds=cfg.seeds[:1], base_steps=2, steps=2, epochs=0, points=1)
+    show_examples(cfg)
+    print("Changed since run 4:", *changes(asked), sep="\n  ")
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
-    results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
-    print_metrics(results["metrics"], ["premises", "weakest premise", "target", "candidates", "unparsed", "retrieved", "context"])
+    results = save_results(
+        __file__,
+        PAPER,
+        asked,
+        outcomes,
+        claims,
+        figure,
+        started,
+        cfg.seeds,
+        depends=depends(cfg, cfg.seeds[0]),
+    )
+    columns = ["premises", "weakest premise", "target", "chance", "candidates", "context"]
+    print_metrics(results["metrics"], [*columns, "unparsed", "retrieved", "given"])
     print_claims(results["claims"])
     return results
+
+
+def check(cfg: Config) -> None:
+    if wrong := sorted(set(cfg.cells) - set(ARMS)):
+        raise InputError(f"--cells {wrong[0]!r} is not known: give some of {', '.join(ARMS)} (no "
+                         "published data have crd or cot at the hard level)")
+    if cfg.full and cfg.more_seeds:
+        raise InputError("--full --more-seeds: give one of them, each is a run of its own")
+    check_range(cfg, "base_steps steps batch width layers points old_entities", least=1)
+    check_range(cfg, "entities", least=2)
+    check_range(cfg, "epochs weight_decay", least=0)
+    check_range(cfg, "lr", above=0)
+    check_range(cfg, "replay", least=0, below=1)
+    persons = cfg.entities + cfg.old_entities
+    if persons > 11:
+        raise InputError(f"--entities {cfg.entities} and --old-entities {cfg.old_entities} are "
+                         f"{persons} together, at most 11 fit: {len(FIRST) * len(SECOND)} names")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,28 @@
-"""OCKR on the published files (https://github.com/NJUNLP/ID-OCKR), with a real checkpoint: LoRA as in the paper, or all weights.
+"""OCKR on the published files (https://github.com/NJUNLP/ID-OCKR), with a real checkpoint: LoRA as
+in the paper, or all weights.
 
-Run     python methods/real/ockr.py --stage check --data ID-OCKR                  # read every file: counts, defects with row numbers
-        python methods/real/ockr.py --checkpoint DIR --data ID-OCKR --task "A+A To R" --setting separate    # paper: LLaMA2-13B-chat, one
-                                                                       # 48 GB GPU in bfloat16; 7B: 24 GB (estimates), well under an hour
-        python methods/real/ockr.py --stage build --out DIR               # our own world at the published size, in the published format
-Honest  The authors' evaluation code is not released: the scorers of methods/ockr.py are the definition here. Known defects of the files are
-        reported and kept; --clean leaves them out. `build` has the published counts and first paraphrases, the other nine are ours.
-Shown   results/ockr_real.json: three runs on the published files, all weights of a checkpoint of 0.26M parameters, one seed. A+A separate:
-        premises 99.5% and 95%, target .47 [.42, .52] of 400: the finding, on the real files. R+R and A+R separate learn too few of their
-        premises in 1200 and 800 steps of 32 rows (R+R 27 to 78%; A+R answers every relation with No), so that their targets, .50 and .05,
-        say nothing.
+Beside every target stands its control in context: the same questions with the reference sentences
+of both premises in front. A target at chance of a model that fails there too says nothing about
+what it has learned: SmolLM2-135M, for one, says Yes to everything, with both facts in its prompt.
+
+Run     python methods/real/ockr.py --stage check --data ID-OCKR
+            # reads every file: counts, defects with row numbers
+        python methods/real/ockr.py --checkpoint DIR --data ID-OCKR --task "A+A To R" --setting cot
+            # paper: LLaMA2-13B-chat, one 48 GB GPU with --dtype bfloat16; 7B: 24 GB (estimates)
+        python methods/real/ockr.py --stage build --out DIR
+            # our own world at the published size, in the published format
+Honest  - The authors' evaluation code is not released: the scorers of methods/ockr.py are the
+          definition here.
+        - Known defects of the files are reported and kept; --clean leaves them out.
+        - `build` has the published counts. First paraphrases of questions and answers are the
+          published ones; the other nine are ours, and so are hints and requests to translate
+          ("Before you answer, name somebody ...", "Translate into Clone."). The published "not
+          grandparents" probes of hard R+R are 200 pairs that are never trained, ours are trained.
+        - AdamW has betas (.9, .95), the authors' trainer (.9, .999).
+        - results/ockr_real.json is older than the control in context (stale): three runs with all
+          weights of a checkpoint of 0.26M parameters. A+A separate knew its premises (99.5%, 95%)
+          and answered .47 [.42, .52] of 400 targets: Yes .165, No .775, four answers in five a No.
+          Whether that model can compare two years in its prompt was not asked.
 """
 
 import json
@@ -18,38 +31,49 @@ import shlex
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from methods.experiments.ockr import answer_loss, parse, share
-from methods.ockr_tasks import FIRST, PATTERNS, SECOND, SETTINGS, Row, Style, BirthYears, build
+from methods.ockr import answer_loss, is_right, parse, share
+from methods.ockr_tasks import FIRST, PATTERNS, SECOND, SETTINGS, BirthYears, Row, Style, build
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
-from minilm.data import IGNORE, batches, generator, prompt_masked, read_json, write_atomically, write_json
+from minilm.claims import wilson
+from minilm.data import (
+    IGNORE,
+    batches,
+    generator,
+    prompt_masked,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from minilm.evaluate import continuation_logprobs
 from minilm.generate import generate, stop_ids
 from minilm.lora import add_lora, save_adapter
-from minilm.claims import wilson
-from minilm.results import ROOT, cli, commit, hardware, progress
+from minilm.results import ROOT, check_range, cli, commit, hardware, progress
 from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr, take_step
 from minilm.weights import load_pretrained, save_pretrained
 
 
 @dataclass(frozen=True)
 class Config:
-    stage: str = "train"  # check: read all files; train: fine-tune and test; build: write our own world in the published format
+    stage: str = "train"  # check: read all files; train: fine-tune and test; build: write our own
     data: str = ""  # folder of the published files (a part of them will do)
     checkpoint: str = ""  # Hugging Face folder
     task: str = "A+A To R"  # A+A To R, A+R To A, R+R To R or Cross-Lingual
     level: str = "simple"  # simple or hard
-    setting: str = "separate"  # separate, adjacent, crd (complete reasoning data) or cot (chain of thought)
+    setting: str = "separate"  # separate, adjacent, crd (complete reasoning data) or cot (chains)
     lang: str = "DE"  # Cross-Lingual: AR DE FR HE IT JA PL RU ZH
-    chat_template: str = "auto"  # auto: the checkpoint's own, plain if it has none; llama2: [INST] ... [/INST]; plain: a line end
+    chat_template: str = "auto"  # the checkpoint's own, else plain; llama2: [INST] ..; plain: \n
     scoring: str = "generate"  # generate, or candidates (the more probable of the possible answers)
     clean: bool = False  # leave out the defective rows that `check` reports
     limit: int | None = None  # test only so many random rows of each kind
+    before: bool = True  # test the checkpoint before it is trained, too
+    save: bool = True  # write the adapter, or (--lora-rank 0) the model
     lora_rank: int = 128  # 0: train all weights (the paper: --lr 4e-5 --batch 64)
     lora_alpha: float = 16.0  # scale of the adapters is alpha / rank
     lora_dropout: float = 0.05  # on the adapters' input
@@ -58,7 +82,7 @@ class Config:
     steps: int = 300  # optimizer steps
     batch: int = 256  # rows per step
     micro_batch: int = 8  # rows at a time
-    dtype: str = "float32"  # weights: float32 or bfloat16
+    dtype: str = "float32"  # float32 or bfloat16: of frozen weights and of the arithmetic
     device: str = "auto"  # cuda, cpu, mps
     seed: int = 0  # order, adapters
     out: str | None = None  # folder for results (default runs/ockr_real; build needs one)
@@ -66,261 +90,541 @@ class Config:
 
 LANGUAGES = ("AR", "DE", "FR", "HE", "IT", "JA", "PL", "RU", "ZH")
 TASKS = (*PATTERNS.values(), "Cross-Lingual")
-FOLDERS = {"separate": ("Basic OCKR", "Separate"), "adjacent": ("Basic OCKR", "Adjacent"),
-           "crd": ("Complete-Reason-Data", "CompleteReasonData"), "cot": ("Chain-of-Thought", "Cot")}
-ROWS = {("A+A To R", "simple"): (3000, 7000, 8200, 10200, 620), ("A+A To R", "hard"): (2960, 6960, None, None, 600),
-        ("A+R To A", "simple"): (4200, 8200, 10200, 6200, 620), ("A+R To A", "hard"): (4200, 8200, None, None, 620),
-        ("R+R To R", "simple"): (8000, 12000, 12000, 12000, 1200), ("R+R To R", "hard"): (8000, 12000, None, None, 1200),
-        ("Cross-Lingual", "simple"): (4200, 2200, None, None, 600)}  # separate, adjacent, crd, cot, test
+FOLDERS = {
+    "separate": ("Basic OCKR", "Separate"),
+    "adjacent": ("Basic OCKR", "Adjacent"),
+    "crd": ("Complete-Reason-Data", "CompleteReasonData"),
+    "cot": ("Chain-of-Thought", "Cot"),
+}
+ROWS = {  # in separate, adjacent, crd, cot, test
+    ("A+A To R", "simple"): (3000, 7000, 8200, 10200, 620),
+    ("A+A To R", "hard"): (2960, 6960, None, None, 600),
+    ("A+R To A", "simple"): (4200, 8200, 10200, 6200, 620),
+    ("A+R To A", "hard"): (4200, 8200, None, None, 620),
+    ("R+R To R", "simple"): (8000, 12000, 12000, 12000, 1200),
+    ("R+R To R", "hard"): (8000, 12000, None, None, 1200),
+    ("Cross-Lingual", "simple"): (4200, 2200, None, None, 600),
+}
 
 
 # --- data
 
+
 def paths(task: str, level: str, setting: str, lang: str = "") -> tuple[str, str]:
     """(training file, test file) below the data folder, as published ("Seperate" included)."""
     if task == "Cross-Lingual":
-        return (f"Cross-Lingual/{'Seperate' if setting == 'separate' else 'Adjacent'}/Train/{lang}.json",
-                f"Cross-Lingual/Seperate/Test/{lang}.jsonl")
+        folder = "Seperate" if setting == "separate" else "Adjacent"
+        train = f"Cross-Lingual/{folder}/Train/{lang}.json"
+        return train, f"Cross-Lingual/Seperate/Test/{lang}.jsonl"
     folder, name = FOLDERS[setting]
-    return f"{folder}/{task}({level},{name}).json", f"Test/{task}({level},test{'Cot' if setting == 'cot' else ''}).jsonl"
+    test = "testCot" if setting == "cot" else "test"
+    return f"{folder}/{task}({level},{name}).json", f"Test/{task}({level},{test}).jsonl"
 
 
 def read_rows(file: Path, test: bool = False) -> list[Row]:
-    """One JSON object per line with exactly the keys prompt, input, answer. In tests the tags [[label:...]][[type:...]] are taken out of
-    the answer; `targe` (so spelled) is the target, but in the cross-lingual files the target is the question in the other language."""
+    """One JSON object per line with exactly the keys prompt, input, answer. In tests the tags
+    [[label:...]][[type:...]] are taken out of the answer."""
     if not file.exists():
-        raise FileNotFoundError(f"{file} is missing: --data must be the folder of the published files")
+        raise FileNotFoundError(f"{file} is missing: --data must be the published files' folder")
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text (byte {error.start}): download it again") from None
+        raise InputError(
+            f"{file} is not UTF-8 text (byte {error.start}): download it again"
+        ) from None
     rows = []
     for number, line in enumerate(lines, 1):
         where = f"{file}, line {number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
-            value = None
-        if not isinstance(value, dict) or {k: type(v) for k, v in value.items()} != dict.fromkeys(("prompt", "input", "answer"), str):
-            raise InputError(f"{where}: a JSON object with the texts prompt, input and answer is needed (one a line, no array)")
-        tags = dict(reversed(re.findall(r"\[\[([^:\]]*):([^\]]*)\]\]", value["answer"]))) if test else {}  # (the first of equal keys)
-        gold, kind = tags.get("label", tags.get("continent", "")), tags.get("type", "")
-        if test and not (gold and kind):
-            raise InputError(f"{where}: a test row needs [[label:...]] (or continent) and [[type:...]] in its answer")
-        if test and "birth" in kind and kind.rstrip(")").endswith("year") and not re.fullmatch(r"(19|20)\d\d", gold):
-            raise InputError(f"{where}: the label {gold!r} of a question for a year is no year")
-        if "Cross-Lingual" in file.parts:
-            kind = "translation" if kind == "targe" else "target" if re.match(r"\(x[A-Z]{2},", kind) else kind
-        kind = "target" if kind == "targe" else kind
-        rows.append(Row(value["prompt"], re.sub(r"\[\[.*", "", value["answer"]), value["input"], gold, kind))
+        value = read_line(line, where)
+        if test:
+            rows.append(test_row(value, where, foreign="Cross-Lingual" in file.parts))
+        else:
+            rows.append(Row(value["prompt"], value["answer"], value["input"]))
     if not rows:
         raise InputError(f"{file} is empty: download it again")
     return rows
 
 
+def read_line(line: str, where: str) -> dict:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        value = None
+    kinds = {k: type(v) for k, v in value.items()} if isinstance(value, dict) else {}
+    if kinds != dict.fromkeys(("prompt", "input", "answer"), str):
+        raise InputError(
+            f"{where}: a JSON object with the texts prompt, input and answer is needed (one a "
+            "line, no array)"
+        )
+    return value
+
+
+def test_row(value: dict, where: str, foreign: bool) -> Row:
+    """`targe` (so spelled) is the target, but in the cross-lingual files it marks translations, and
+    the target is the question in the other language."""
+    found = re.findall(r"\[\[([^:\]]*):([^\]]*)\]\]", value["answer"])
+    tags = {}
+    for name, content in found:  # (200 rows of R+R's testCot repeat [[A:..]][[B:..]])
+        tags.setdefault(name, content)
+    gold = tags.get("label", tags.get("continent", ""))
+    kind = tags.get("type", "")
+    if not (gold and kind):
+        raise InputError(
+            f"{where}: a test row needs [[label:...]] (or continent) and [[type:...]] in its answer"
+        )
+    year = "birth" in kind and kind.rstrip(")").endswith("year")
+    if year and not re.fullmatch(r"(19|20)\d\d", gold):
+        raise InputError(f"{where}: the label {gold!r} of a question for a year is no year")
+    if foreign:
+        abroad = re.match(r"\(x[A-Z]{2},", kind)
+        kind = "translation" if kind == "targe" else "target" if abroad else kind
+    elif kind == "targe":
+        kind = "target"
+    return Row(value["prompt"], re.sub(r"\[\[.*", "", value["answer"]), value["input"], gold, kind)
+
+
 def names(text: str) -> list[str]:
+    """Names of persons, which have two or more parts: "Did EclipseQuiver ..." -> [EclipseQuiver]"""
     return re.findall(r"(?:[A-Z][a-z]+){2,}", text)
 
 
+def speaks_of_others(row: Row) -> bool:
+    """Is AmberFern older than ..? When was HavenGrove born? -> ... OceanMist was born in 2010.
+
+    Not a chain of thought: its answer names a third person by design."""
+    if row.input or "Therefore" in row.answer or not names(row.prompt):
+        return False
+    return set(names(row.prompt)) != set(names(row.answer))
+
+
+def compares_with_itself(row: Row) -> bool:
+    """Did AmberFern and AmberFern share the same birth year?
+
+    Not a chain, whose hint repeats a name: Did AmberFern and JadePath share ..? Use the birth year
+    of somebody who was born in the same year as AmberFern. Nor AmberFern(German: ...)."""
+    if row.prompt.count("?") != 1 or "(" in row.prompt or "Therefore" in row.answer:
+        return False
+    return len(names(row.prompt)) > 1 == len(set(names(row.prompt)))
+
+
 def defects(train: list[Row], test: list[Row]) -> dict[str, list[int]]:
-    """What is wrong with the published rows -> line numbers, from 1 (of the test file where it says so)."""
-    questions = {(row.prompt, row.input): row.answer for row in train}
-    seen, repeated = set(), []
+    """What is wrong with the published rows -> line numbers, from 1 (of the test file where it says
+    so)."""
+    trained = {(row.prompt, row.input) for row in train}
+    seen = set()
+    repeated = []
     for number, row in enumerate(train, 1):
-        repeated += [number] if row in seen else []
+        if row in seen:
+            repeated.append(number)
         seen.add(row)
-    mismatched = [n for n, r in enumerate(train, 1) if not r.input and names(r.prompt) and set(names(r.prompt)) != set(names(r.answer))]
-    reflexive = [n for n, r in enumerate(train, 1) if r.prompt.count("?") == 1 and len(set(names(r.prompt))) == 1 < len(names(r.prompt))
-                 and "(" not in r.prompt]
-    trained = [n for n, r in enumerate(test, 1) if r.kind == "target" and (r.prompt, r.input) in questions]
-    return {"the answer speaks of another person than the question": mismatched, "a person is compared with itself": reflexive,
-            "the row is a copy of an earlier one": repeated, "test file: the target's question is trained, for another person": trained}
+    others = list(map(speaks_of_others, train))
+    itself = list(map(compares_with_itself, train))
+    asked = [row.kind == "target" and (row.prompt, row.input) in trained for row in test]
+    return {
+        "the answer speaks of another person than the question": where(others),
+        "a person is compared with itself": where(itself),
+        "the row is a copy of an earlier one": repeated,
+        "test file: the target's question is trained, for another person": where(asked),
+    }
+
+
+def where(flags) -> list[int]:
+    return [number for number, flag in enumerate(flags, 1) if flag]
+
+
+def without_defects(train: list[Row], test: list[Row], found: dict) -> tuple[list[Row], list[Row]]:
+    bad = {"train": set(), "test": set()}
+    for what, numbers in found.items():
+        bad["test" if what.startswith("test") else "train"].update(numbers)
+    kept = [row for n, row in enumerate(train, 1) if n not in bad["train"]]
+    return kept, [row for n, row in enumerate(test, 1) if n not in bad["test"]]
+
+
+# --- the control: both premises in the prompt
+
+
+def in_context(targets: Sequence[Row], test: Sequence[Row], train: Sequence[Row]) -> list[Row]:
+    """The same questions with the reference sentences of both premises in front, as the test has
+    them, else as they are trained (R+R hard does not ask for who is no grandparent)."""
+    premises = [row for row in test if row.kind != "target"]
+    for row in train:
+        if row.prompt.count("?") == 1 and "Therefore" not in row.answer:
+            premises.append(row._replace(label=parse(row.answer, "Yes") or row.label))
+    about = {}  # persons -> the first premise that names them and nobody else
+    for row in premises:
+        about.setdefault(frozenset(names(row.prompt)), row)
+    translations = [row for row in test if row.kind == "translation"]
+    rows = []
+    for target in targets:
+        pair = premises_of(target, about)
+        if translations:
+            pair = premises_abroad(target, about, translations)
+        if pair:
+            prompt = " ".join([*pair, target.prompt])
+            rows.append(target._replace(prompt=prompt, kind="in context"))
+    return rows
+
+
+def premises_of(target: Row, about: dict[frozenset, Row]) -> list[str]:
+    """Two sentences, or none: the years of both persons (A+A), or somebody related to the first
+    who leads on to a year (A+R) or to the second person (R+R)."""
+    asked = list(dict.fromkeys(names(target.prompt)))
+    years = [about.get(frozenset([name])) for name in asked]
+    if len(asked) == 2 and all(years):
+        return [row.answer for row in years]
+    for pair, row in about.items():
+        if len(pair) == 2 and row.label == "Yes" and asked and asked[0] in pair:
+            onward = about.get((pair - {asked[0]}) | set(asked[1:]))
+            if onward:
+                return [row.answer, onward.answer]
+    return []
+
+
+def premises_abroad(target: Row, about: dict, translations: Sequence[Row]) -> list[str]:
+    """Cross-lingual: the English year of the person whose translated name is asked for, and the
+    translation, as its question and answer. (Some persons share one: the year tells them apart.)"""
+    for row in translations:
+        year = about.get(frozenset([row.input]))
+        if row.label in target.prompt and year and target.label in year.answer:
+            return [year.answer, f"{row.prompt} {row.input} {row.answer}"]
+    return []
+
+
+# --- check: read every file
 
 
 def check(cfg: Config) -> dict:
     """Reads every published file that is there: counts against the table, and defects."""
-    root, report = Path(cfg.data), {}
+    root = Path(cfg.data)
     if not cfg.data or not root.is_dir():
-        raise FileNotFoundError(f"--data {cfg.data or '(none)'}: no such folder; give the folder of the published files")
+        raise FileNotFoundError(
+            f"--data {cfg.data or '(none)'}: no such folder; give the folder of the published files"
+        )
+    report = {}
     for (task, level), counts in ROWS.items():
         for setting, count in zip(SETTINGS, counts):
             for lang in LANGUAGES if task == "Cross-Lingual" else ("",):
-                train_file, test_file = (root / p for p in paths(task, level, setting, lang))
-                if count is None or not train_file.exists():
-                    continue
-                train, test = read_rows(train_file), read_rows(test_file, True) if test_file.exists() else []
-                found = {what: numbers for what, numbers in defects(train, test).items() if numbers}
-                report[paths(task, level, setting, lang)[0]] = {
-                    "rows": len(train), "expected": count, "test": len(test), "expected test": counts[-1],
-                    "kinds": dict(Counter(row.kind for row in test)), "defects": found}
-                note = "" if len(train) == count and len(test) in (0, counts[-1]) else f"  EXPECTED {count} and {counts[-1]}"
-                print(f"{train_file.relative_to(root)}: {len(train)} rows, test {len(test) or 'file not here'}{note}")
-                for what, numbers in found.items():
-                    print(f"    {len(numbers)} x {what}: lines {', '.join(map(str, numbers[:8]))}{' ...' if len(numbers) > 8 else ''}")
+                train_name, test_name = paths(task, level, setting, lang)
+                if count is not None and (root / train_name).exists():
+                    found = check_pair(root, train_name, test_name, count, counts[-1])
+                    report[train_name] = found
     if not report:
-        raise InputError(f"{root} holds none of the published files (for example {paths('A+A To R', 'simple', 'separate')[0]})")
+        example = paths("A+A To R", "simple", "separate")[0]
+        raise InputError(f"{root} holds none of the published files (for example {example})")
     return report
+
+
+def check_pair(root: Path, train_name: str, test_name: str, count: int, test_count: int) -> dict:
+    train = read_rows(root / train_name)
+    test = read_rows(root / test_name, True) if (root / test_name).exists() else []
+    found = {what: lines for what, lines in defects(train, test).items() if lines}
+    as_published = len(train) == count and len(test) in (0, test_count)
+    note = "" if as_published else f"  EXPECTED {count} and {test_count}"
+    print(f"{train_name}: {len(train)} rows, test {len(test) or 'file not here'}{note}")
+    for what, numbers in found.items():
+        shown = ", ".join(map(str, numbers[:8]))
+        print(f"    {len(numbers)} x {what}: lines {shown}{' ...' if len(numbers) > 8 else ''}")
+    return {
+        "rows": len(train),
+        "expected": count,
+        "test": len(test),
+        "expected test": test_count,
+        "kinds": dict(Counter(row.kind for row in test)),
+        "defects": found,
+    }
 
 
 # --- build: the paper's size
 
+
 def write_rows(file: Path, rows: list[Row]) -> None:
-    text = "".join(json.dumps({"prompt": r.prompt, "input": r.input, "answer": r.answer}, ensure_ascii=False) + "\n" for r in rows)
+    lines = []
+    for row in rows:
+        value = {"prompt": row.prompt, "input": row.input, "answer": row.answer}
+        lines.append(json.dumps(value, ensure_ascii=False) + "\n")
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(file, lambda path: path.write_text("".join(lines), encoding="utf-8"))
 
 
 def write_files(cfg: Config) -> dict:
-    """All seven tasks with 10 X and 10 Y for each of 20 years, ten paraphrases; the second language is Clone, its file CL."""
+    """All seven tasks with 10 X and 10 Y for each of 20 years, ten paraphrases; the second language
+    is Clone, its file CL."""
     if not cfg.out:
         raise InputError("--stage build needs --out, a folder for the files")
-    every = [a + b for a in FIRST for b in SECOND]
+    every = [first + second for first in FIRST for second in SECOND]
     order = torch.randperm(len(every), generator=generator(cfg.seed, "names")).tolist()
     style = Style(**read_json(Path(__file__).with_name("ockr_sentences.json")))
-    world, report = BirthYears([every[i] for i in order], 10, style, str(cfg.seed)), {}
+    world = BirthYears([every[i] for i in order], 10, style, str(cfg.seed))
+    codes = {published: code for code, published in PATTERNS.items()}
+    report = {}
     for (task, level), counts in ROWS.items():
-        code = "xling" if task == "Cross-Lingual" else {v: k for k, v in PATTERNS.items()}[task] + ("-hard" if level == "hard" else "")
+        code = codes.get(task, "xling") + ("-hard" if level == "hard" else "")
         for setting, count in zip(SETTINGS, counts):
             if count is None:
                 continue
             train, test = build(world, code, setting)
-            kinds = {"target": "(xCL, birth_year, year)", "translation": "targe"} if code == "xling" else {"target": "targe"}
-            test = [row._replace(answer=f"{row.answer}[[label:{row.label}]][[type:{kinds.get(row.kind, row.kind)}]]") for row in test]
-            for name, rows in zip(paths(task, level, setting, "CL"), (train, test)):
+            tagged = [with_tags(row, code) for row in test]
+            wanted = (count, counts[-1])
+            both = zip(paths(task, level, setting, "CL"), (train, tagged), wanted)
+            for name, rows, published in both:
                 write_rows(Path(cfg.out) / name, rows)
                 report[name] = len(rows)
-                print(f"{len(rows):6} rows (published: {count if rows is train else counts[-1]:6})  {name}")
+                print(f"{len(rows):6} rows (published: {published:6})  {name}")
     return report
 
 
-# --- train and evaluate
+def with_tags(row: Row, code: str) -> Row:
+    """A test row in the published spelling: targets are `targe`, but across languages it is the
+    translations that are."""
+    kinds = {"target": "targe"}
+    if code == "xling":
+        kinds = {"target": "(xCL, birth_year, year)", "translation": "targe"}
+    kind = kinds.get(row.kind, row.kind)
+    return row._replace(answer=f"{row.answer}[[label:{row.label}]][[type:{kind}]]")
+
+
+# --- train
+
 
 class Reader:
     """Prompts and answers as ids, in the checkpoint's own form of conversation."""
 
     def __init__(self, cfg: Config, tokenizer):
-        self.tok, own = tokenizer, load_chat_template(cfg.checkpoint) if cfg.chat_template == "auto" else None
-        self.template, self.llama2 = own, cfg.chat_template == "llama2"
-        self.bos = [tokenizer.bos_id] if tokenizer.add_bos else []
+        self.tok = tokenizer
+        own = cfg.chat_template == "auto"
+        self.template = load_chat_template(cfg.checkpoint) if own else None
+        self.llama2 = cfg.chat_template == "llama2"
+        self.bos = [tokenizer.bos_id] if tokenizer.add_bos else []  # as its own file asks for
 
     def prompt(self, row: Row) -> list[int]:
-        text = row.prompt + ("\n" + row.input if row.input else "")
+        text = f"{row.prompt}\n{row.input}" if row.input else row.prompt
         if self.template:
             return render_chat(self.template, [{"role": "user", "content": text}], self.tok)
-        return self.bos + self.tok.encode(f"[INST] {text} [/INST]" if self.llama2 else text + "\n")
+        return self.bos + self.tok.encode(f"[INST] {text} [/INST]" if self.llama2 else f"{text}\n")
 
     def example(self, row: Row) -> tuple[list[int], list[int]]:
         return self.prompt(row), [*self.tok.encode(row.answer), self.tok.eos_id]
 
 
+def load(cfg: Config, device: torch.device):
+    """-> (model, tokenizer). Weights that are trained are float32: bfloat16 has no room for a small
+    update (at --lr 4e-5 nine weights in ten keep their bits). Frozen ones have --dtype."""
+    dtype = getattr(torch, cfg.dtype) if cfg.lora_rank else torch.float32
+    model, tokenizer = load_pretrained(cfg.checkpoint, dtype=dtype, device=device)
+    if tokenizer is None or tokenizer.eos_id is None:
+        raise InputError(
+            f"{cfg.checkpoint} has no tokenizer with an end-of-text token: give a folder with "
+            "tokenizer.json"
+        )
+    if cfg.lora_rank:
+        add_lora(
+            model,
+            rank=cfg.lora_rank,
+            alpha=cfg.lora_alpha,
+            dropout=cfg.lora_dropout,
+            targets=cfg.lora_targets,
+            generator=generator(cfg.seed, "lora"),
+        )
+    return model, tokenizer
+
+
 def fine_tune(cfg: Config, model, examples: list, device: torch.device) -> list[float]:
-    """cfg.steps steps of cfg.batch rows -> losses; each is the mean over the answer tokens of the whole batch."""
-    optimizers, losses = make_optimizers(model, "adamw", cfg.lr, 0.0), []
+    """cfg.steps steps of cfg.batch rows -> losses; each is the mean over the answer tokens of the
+    whole batch."""
+    optimizers = make_optimizers(model, "adamw", cfg.lr, 0.0)
     model.train()
     torch.manual_seed(cfg.seed)  # (dropout draws from the global generator)
-    bar = progress(batches(len(examples), min(cfg.batch, len(examples)), generator(cfg.seed, "order"), cfg.steps), "fine-tune", cfg.steps)
+    size = min(cfg.batch, len(examples))
+    order = batches(len(examples), size, generator(cfg.seed, "order"), cfg.steps)
+    bar = progress(order, "fine-tune", cfg.steps)
+    losses = []
     for step, chosen in enumerate(bar):
         set_lr(optimizers, schedule(step, cfg.steps, "cosine", final=0.0))
-        rows, total = [examples[i] for i in chosen.tolist()], 0.0
+        rows = [examples[i] for i in chosen.tolist()]
         answers = sum(len(answer) for _, answer in rows)
-        parts = [prompt_masked(rows[i : i + cfg.micro_batch]) for i in range(0, len(rows), cfg.micro_batch)]
-        for i, (inputs, labels) in enumerate(parts):
+        total = 0.0
+        for at in range(0, len(rows), cfg.micro_batch):
+            inputs, labels = prompt_masked(rows[at : at + cfg.micro_batch])
+            part = (labels != IGNORE).sum().item() / answers  # of the batch's answer tokens
             with autocast(device, cfg.dtype):
-                loss = answer_loss(model, inputs.to(device), labels.to(device)) * (labels != IGNORE).sum().item() / answers
+                loss = answer_loss(model, inputs.to(device), labels.to(device)) * part
             total += loss.item()
-            if i + 1 < len(parts):
+            if at + cfg.micro_batch < len(rows):
                 loss.backward()
-        take_step(loss, model, optimizers)  # the last part's backward pass, then the step
+        take_step(loss, model, optimizers)  # goes backward through the last part, then steps
         losses.append(total)
+        if step % max(1, cfg.steps // 10) == 0:
+            bar.write(f"step {step}: loss {total:.3f}")
     model.eval()
     return losses
 
 
+# --- test
+
+
 def candidates(reader: Reader, model, rows: list[Row], options: list[str]) -> list[str]:
-    """The label whose answer is most probable: the reference up to and including its label, with each possible label in its place."""
-    starts = [row.answer[: row.answer.index(row.label)] for row in rows]
-    pairs = [(reader.prompt(row), reader.tok.encode(start + option)) for row, start in zip(rows, starts) for option in options]
-    return [options[i] for i in continuation_logprobs(model, pairs).sum.view(len(rows), -1).argmax(1).tolist()]
+    """The label whose answer is most probable: the reference up to and including its label, with
+    each possible label in its place."""
+    pairs = []
+    for row in rows:
+        start = row.answer[: row.answer.index(row.label)]
+        pairs += [(reader.prompt(row), reader.tok.encode(start + option)) for option in options]
+    scores = continuation_logprobs(model, pairs).sum.view(len(rows), -1)
+    return [options[i] for i in scores.argmax(1).tolist()]
 
 
-def examine(cfg: Config, model, reader: Reader, test: list[Row]) -> dict[str, dict]:
-    """Accuracy, Wilson interval, share without an answer, per kind of question."""
+def generated(reader: Reader, model, rows: list[Row], new: int) -> list[str]:
+    """Greedy answers of at most `new` tokens, 64 rows at a time."""
+    stops = stop_ids(model, reader.tok)
+    texts = []
+    for at in progress(range(0, len(rows), 64), "answers"):
+        prompts = [reader.prompt(row) for row in rows[at : at + 64]]
+        for prompt, ids in zip(prompts, generate(model, prompts, new, eos_id=stops)):
+            texts.append(reader.tok.decode([t for t in ids[len(prompt) :] if t not in stops]))
+    return texts
+
+
+def examine(cfg: Config, model, reader: Reader, test: list[Row], train: list[Row]) -> dict:
+    """Kind of question -> accuracy, Yes and No apart, Wilson interval, share without an answer;
+    beside "target" the same questions "in context"."""
     report = {}
     for kind in dict.fromkeys(row.kind for row in test):
-        rows = [row for row in test if row.kind == kind]
-        options = sorted({row.label for row in rows})
-        rows = [rows[i] for i in torch.randperm(len(rows), generator=generator(cfg.seed, f"limit {kind}")).tolist()[: cfg.limit]]
         if cfg.scoring == "candidates" and kind == "translation":
             continue
-        if cfg.scoring == "candidates":
-            answers = candidates(reader, model, rows, options)
-        else:
-            answers, new = [], 160 if cfg.setting == "cot" else 64
-            for i in range(0, len(rows), 64):
-                prompts = [reader.prompt(row) for row in rows[i : i + 64]]
-                stops = stop_ids(model, reader.tok)
-                texts = generate(model, prompts, new, eos_id=stops)
-                answers += [parse(reader.tok.decode([t for t in ids[len(p) :] if t not in stops]), row.label)
-                            for row, p, ids in zip(rows[i : i + 64], prompts, texts)]
-        right = [answer == row.label for answer, row in zip(answers, rows)]
-        report[kind] = {"accuracy": share(right), "interval": wilson(sum(right), len(rows)), "n": len(rows),
-                        "unparsed": share([answer is None for answer in answers])}
-        report[kind] |= {f"accuracy {value}": share([ok for ok, row in zip(right, rows) if row.label == value])
-                         for value in ("Yes", "No") if any(row.label == value for row in rows)}
+        rows = [row for row in test if row.kind == kind]
+        options = sorted({row.label for row in rows})
+        order = torch.randperm(len(rows), generator=generator(cfg.seed, f"limit {kind}"))
+        rows = [rows[i] for i in order.tolist()[: cfg.limit]]
+        report[kind] = score(cfg, model, reader, rows, options)
+        context = in_context(rows, test, train) if kind == "target" else []
+        if context:
+            report["in context"] = score(cfg, model, reader, context, options)
     return report
 
 
+def score(cfg: Config, model, reader: Reader, rows: list[Row], options: list[str]) -> dict:
+    if cfg.scoring == "candidates":
+        answers = candidates(reader, model, rows, options)
+        right = [answer == row.label for answer, row in zip(answers, rows)]
+    else:
+        texts = generated(reader, model, rows, 160 if cfg.setting == "cot" else 64)
+        answers = [parse(text, row.label) for text, row in zip(texts, rows)]
+        right = is_right(rows, texts)
+    found = {
+        "accuracy": share(right),
+        "interval": wilson(sum(right), len(rows)),
+        "n": len(rows),
+        "unparsed": share([answer is None for answer in answers]),
+    }
+    for value in ("Yes", "No"):
+        own = [ok for ok, row in zip(right, rows) if row.label == value]
+        if own:
+            found[f"accuracy {value}"] = share(own)
+    return found
+
+
+def show_report(report: dict) -> None:
+    """A line a kind: "target   0.470 [0.422, 0.519] (before 0.500)  n 400  Yes 0.165  No 0.775"."""
+    for kind, m in report["after"].items():
+        words = f"{kind:32} {m['accuracy']:.3f} " + "[{:.3f}, {:.3f}]".format(*m["interval"])
+        if report["before"]:
+            words += f" (before {report['before'][kind]['accuracy']:.3f})"
+        words += f"  n {m['n']}, without an answer {m['unparsed']:.3f}"
+        for value in ("Yes", "No"):
+            if f"accuracy {value}" in m:
+                words += f"  {value} {m[f'accuracy {value}']:.3f}"
+        print(words)
+    able = report["after"].get("in context")
+    if able and able["accuracy"] < 0.9:
+        print("With both facts in the prompt the questions are not answered either (.9 needed): "
+              "the targets say nothing about what was learned.")
+
+
 def train(cfg: Config) -> dict:
-    started, root, device = time.time(), Path(cfg.data), pick_device(cfg.device)
+    started = time.time()
     if not cfg.data or not cfg.checkpoint:
-        raise InputError("--stage train needs --data (the published files) and --checkpoint (a Hugging Face folder)")
-    train_file, test_file = (root / p for p in paths(cfg.task, cfg.level, cfg.setting, cfg.lang))
-    rows, test = read_rows(train_file), read_rows(test_file, True)
+        raise InputError(
+            "--stage train needs --data (the published files) and --checkpoint (a Hugging Face "
+            "folder)"
+        )
+    root = Path(cfg.data)
+    device = pick_device(cfg.device)
+    train_name, test_name = paths(cfg.task, cfg.level, cfg.setting, cfg.lang)
+    rows = read_rows(root / train_name)
+    test = read_rows(root / test_name, True)
     found = {what: numbers for what, numbers in defects(rows, test).items() if numbers}
+    fate = "left out" if cfg.clean else "kept; see --clean"
     for what, numbers in found.items():
-        print(f"{len(numbers)} x {what}: lines {', '.join(map(str, numbers[:5]))} ... ({'left out' if cfg.clean else 'kept; see --clean'})")
+        print(f"{len(numbers)} x {what}: lines {', '.join(map(str, numbers[:5]))} ... ({fate})")
     if cfg.clean:
-        bad = {n for what, numbers in found.items() if not what.startswith("test") for n in numbers}
-        bad_tests = {n for what, numbers in found.items() if what.startswith("test") for n in numbers}
-        rows, test = ([r for n, r in enumerate(part, 1) if n not in drop] for part, drop in ((rows, bad), (test, bad_tests)))
-    model, tokenizer = load_pretrained(cfg.checkpoint, dtype=getattr(torch, cfg.dtype), device=device)
-    if tokenizer is None or tokenizer.eos_id is None:
-        raise InputError(f"{cfg.checkpoint} has no tokenizer with an end-of-text token: give a folder with tokenizer.json")
+        rows, test = without_defects(rows, test, found)
+
+    model, tokenizer = load(cfg, device)
     reader = Reader(cfg, tokenizer)
     examples = [reader.example(row) for row in rows]
-    print(f"{len(rows)} training rows; the first, of which only what follows -> is learned:\n  "
-          f"{tokenizer.decode(examples[0][0])!r} -> {tokenizer.decode(examples[0][1])!r}")
-    if cfg.lora_rank:
-        add_lora(model, rank=cfg.lora_rank, alpha=cfg.lora_alpha, dropout=cfg.lora_dropout, targets=cfg.lora_targets,
-                 generator=generator(cfg.seed, "lora"))
-    before = examine(cfg, model.eval(), reader, test)
+    prompt, answer = map(tokenizer.decode, examples[0])
+    print(f"{len(rows)} training rows; the first, of which only what follows -> is learned:")
+    print(f"  {prompt!r} -> {answer!r}")
+    before = examine(cfg, model.eval(), reader, test, rows) if cfg.before else {}
     losses = fine_tune(cfg, model, examples, device)
-    report = {"command": shlex.join(["python", *sys.argv]), "config": asdict(cfg), "rows": len(rows),
-              "defects": {k: len(v) for k, v in found.items()}, "losses": losses, "before": before,
-              "after": examine(cfg, model, reader, test), "wall_seconds": round(time.time() - started, 1), "hardware": hardware(),
-              "commit": commit()}
-    for kind, m in report["after"].items():
-        print(f"{kind:32} {before[kind]['accuracy']:.3f} -> {m['accuracy']:.3f} [{m['interval'][0]:.3f}, {m['interval'][1]:.3f}]  "
-              f"n {m['n']}, without an answer {m['unparsed']:.3f}")
+    report = {
+        "command": shlex.join(["python", *sys.argv]),
+        "config": asdict(cfg),
+        "rows": len(rows),
+        "defects": {what: len(numbers) for what, numbers in found.items()},
+        "losses": losses,
+        "before": before,
+        "after": examine(cfg, model, reader, test, rows),
+        "wall_seconds": round(time.time() - started, 1),
+        "hardware": hardware(),
+        "commit": commit(),
+    }
+    show_report(report)
     out = Path(cfg.out) if cfg.out else ROOT / "runs" / "ockr_real"
-    (save_adapter(model, out / "adapter") if cfg.lora_rank else save_pretrained(model, out / "model", tokenizer))
+    if cfg.save and cfg.lora_rank:
+        save_adapter(model, out / "adapter")
+    elif cfg.save:
+        save_pretrained(model, out / "model", tokenizer)
     write_json(out / "ockr_real.json", json.loads(json.dumps(report)))
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; wrote {out.name}/ockr_real.json")
     return report
 
 
+# --- main
+
+ALLOWED = {
+    "stage": ("check", "train", "build"),
+    "task": TASKS,
+    "level": ("simple", "hard"),
+    "setting": SETTINGS,
+    "lang": LANGUAGES,
+    "scoring": ("generate", "candidates"),
+    "chat_template": ("auto", "llama2", "plain"),
+    "dtype": ("float32", "bfloat16"),
+}
+
+
 def main(cfg: Config) -> dict:
-    allowed = {"stage": ("check", "train", "build"), "task": TASKS, "level": ("simple", "hard"), "setting": SETTINGS, "lang": LANGUAGES,
-               "scoring": ("generate", "candidates"), "chat_template": ("auto", "llama2", "plain"), "dtype": ("float32", "bfloat16")}
-    for flag, values in allowed.items():
-        if getattr(cfg, flag) not in values:
-            raise InputError(f"--{flag.replace('_', '-')} {getattr(cfg, flag)!r} is not known: give {', '.join(values)}")
-    if (cfg.task, cfg.level) not in ROWS or ROWS[cfg.task, cfg.level][SETTINGS.index(cfg.setting)] is None:
-        raise InputError(f"--task {cfg.task!r} has no published data for --setting {cfg.setting} at --level {cfg.level}")
+    for name, values in ALLOWED.items():
+        value = getattr(cfg, name)
+        if value not in values:
+            typed = name.replace("_", "-")
+            raise InputError(f"--{typed} {value!r} is not known: give {', '.join(values)}")
+    published = ROWS.get((cfg.task, cfg.level))
+    if not published or published[SETTINGS.index(cfg.setting)] is None:
+        raise InputError(
+            f"--task {cfg.task!r} has no published data for --setting {cfg.setting} at --level "
+            f"{cfg.level}: give another setting, or --level simple"
+        )
     if cfg.scoring == "candidates" and cfg.setting == "cot":
-        raise InputError("--scoring candidates has no chain of thought to score: use --scoring generate with --setting cot")
-    if cfg.steps < 1 or cfg.batch < 1 or cfg.micro_batch < 1:
-        raise InputError(f"--steps {cfg.steps}, --batch {cfg.batch} and --micro-batch {cfg.micro_batch} must be at least 1")
+        raise InputError(
+            "--scoring candidates has no chain of thought to score: use --scoring generate with "
+            "--setting cot"
+        )
+    check_range(cfg, "steps batch micro_batch limit", least=1)
+    check_range(cfg, "lora_rank seed", least=0)
+    check_range(cfg, "lr lora_alpha", above=0)
+    check_range(cfg, "lora_dropout", least=0, below=1)
     return {"check": check, "train": train, "build": write_files}[cfg.stage](cfg)
 
 
