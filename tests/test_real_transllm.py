@@ -14,6 +14,7 @@ import tyro
 from methods.real import transllm
 from methods.real.transllm import (
     ARMS,
+    BRIEF,
     KNOWN,
     ROWS,
     Config,
@@ -512,7 +513,9 @@ def test_the_study_asks_nothing_that_stages_1_and_2_have_read(studied):
     held = {row.turns[0] for row in read_conversations(out / "own" / "held_out.json")}
     other = {row.turns[0] for row in read_conversations(out / "human" / "rkd.json")}
     assert not asked & held and other == asked
-    assert not (asked | held) & set((out / "source.txt").read_text().splitlines())
+    bare = {query.removesuffix(BRIEF) for query in asked | held}
+    assert bare <= {row["question"] for row in gsm(10)}
+    assert not bare & set((out / "source.txt").read_text().splitlines())
 
 
 def test_a_difference_is_shown_with_its_interval_over_queries_and_decides_nothing():
