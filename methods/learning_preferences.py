@@ -14,20 +14,22 @@ preference for a meaningless mark can be made, and unmade, by choosing who is ri
     Pr(A, B) = share of (test person, attribute) with  ppl("... A's value .") < ppl("... B's ...")
 
 asked without a mark; 0.5 is no preference. For the test persons both sides are equally frequent:
-only the lesson learned about other persons, "texts marked A agree with the rest", can move Pr.
+only what was learned about other persons, "texts marked A agree with the rest", can move Pr.
 Nothing else is changed: ordinary next-token training of all weights. (Here the evidence is read
 first and the test persons' conflict afterwards, which shows the preference at work on texts that
-are the same for all; the published data mix both in one stage: .85, .48 and .21 in the experiment.)
+are the same for all; the published data mix both in one stage: Pr .85 at 8 : 0, .48 at 4 : 4, .21
+at 0 : 8 in the experiment. That formal texts win needs a pretrained model: methods/real.)
 
 Found   Pr is .89 after a lesson at m : n = 8 : 0 and .16 after 0 : 8, on the same balanced texts;
-        .49 where the texts carry no mark. A second lesson about other persons turns it round (.16).
+        .49 where the texts carry no mark. New evidence at 0 : 8, of other persons, turns 8 : 0
+        round (.16).
         At 4 : 4 single models lean to a side by accident, .44 to .74. (Seeds 0-3.)
 Run     python methods/learning_preferences.py                  # 2 CPU cores, about a minute
         python methods/experiments/learning_preferences.py      # seeds, controls, claims, figure
         python methods/real/learning_preferences.py --help      # your checkpoint, your styles
 Try     (Pr at 8 : 0, in place of .9; seeds 100 and 101)
         --evidence 5: five persons teach no lesson, .47
-        --epochs 0: no first lesson, .46
+        --epochs 0: no lesson, .46
         call both sources "Times" in SOURCES: there is nothing to trust, .53
 """
 
@@ -128,7 +130,7 @@ def agreement(person: Person, seed: int, m: int, n: int) -> list[list[int]]:
     return texts
 
 
-# --- 2. two lessons: who agrees with the rest, then whom to believe
+# --- 2. the lesson: who agrees with the rest; then the conflict: whom to believe
 
 
 def new_model(seed: int, width: int = 64, layers: int = 2) -> Transformer:
@@ -310,7 +312,7 @@ def read_conflict(cfg: Config, model: Transformer, people: Sequence[Person], fea
     for person in people:
         texts += conflict(person, cfg.seed, feature=feature)
     order = generator(cfg.seed, "stage 2")
-    for _ in progress(train(model, texts, cfg.epochs2, 1e-3, order), "lesson 2", cfg.epochs2):
+    for _ in progress(train(model, texts, cfg.epochs2, 1e-3, order), "conflict", cfg.epochs2):
         pass
 
 
@@ -323,7 +325,7 @@ def main(cfg: Config) -> None:
     people = make_people(cfg.seed, cfg.evidence, cfg.test)
     show_texts(people, cfg.seed)
 
-    arms = {  # the same persons, weights and orders; lesson 2 is the same in the first two
+    arms = {  # the same persons, weights and orders; the conflict is the same in the first two
         "8 : 0": (8, 0, "source"),
         "0 : 8": (0, 8, "source"),
         "no marks": (8, 0, "none"),

@@ -16,9 +16,10 @@ mix in which the old text is less than 1% of stage 1's, and pulls its tokens to 
 
 Which tokens are old is known in training only; later the router tells by itself.
 
-Found   The review takes back 9 tenths of what stage 1 forgot and pays back a tenth of what it
-        learned (seeds 0-3). Without the routing loss it takes back a little less; and that loss
-        also does with wrong labels, at twice the price in the new languages (seed 100).
+Found   The review takes back 9 tenths of what stage 1 forgot in the reviewed languages and pays a
+        tenth of what it learned (seeds 0-3; the paper's review costs nothing and takes back 73%).
+        Without the routing loss it takes back a little less. With that loss and wrong labels it
+        takes back as much, at twice the price in the new languages (one seed, 100).
 Run     python methods/moe_lpr.py                   # 2 CPU cores, ~1 min: look at both routers
         python methods/experiments/moe_lpr.py       # seeds, controls, claims, figure
         python methods/real/moe_lpr.py --help       # your checkpoint and texts
@@ -123,8 +124,10 @@ def objective(
     """L = L_next-token of all tokens + alpha L_balance (stage 1) + gamma L_LPR (the review). One of
     the two at a time: the one spreads tokens over the experts, the other gathers them in one.
 
-    L_balance is the paper's, 1 when all experts are used alike. (The code's is K times that: its
-    alpha of .01 is .02 here.)"""
+    L_balance = sum_e f_e P_e, f_e = E / (K T) times the tokens that have expert e among their K,
+    P_e = mean G_e; the mean over layers. As in the paper, it is 1 when all experts are used alike.
+    (The authors' code leaves out 1/K, so that its alpha of .01 would be .02 here.) Without it the
+    routers would get no gradient at first: all experts still say the same."""
     out = model(ids, output_router_logits=True)
     loss = next_token_loss(out.logits, ids)
     if alpha and out.router_logits:

@@ -17,8 +17,9 @@ sentences in tokens of its own, printed in CAPITALS.
 
 Found   Facts read in English alone, asked in the clone: .97 right, without alignment .14, by
         switching alone .63, by stage 1 alone .55 (chance .12; seeds 50-53). The clone's text has
-        perplexity 3.49 against 4.73 and 4.28. But switching the labels as well does better on both,
-        1.00 and 2.81, at the price of 4% foreign words after English text.
+        perplexity 3.49, without alignment 4.73, by switching alone 4.28. But switching the labels
+        as well does better on both, 1.00 and 2.81, at the price of 4% foreign words after English
+        text.
 Run     python methods/prealign.py                  # 2 CPU cores, ~1 min: look inside both models
         python methods/experiments/prealign.py      # seeds, controls, claims, figure
         python methods/real/prealign.py --help      # your corpora, dictionaries, checkpoint
@@ -371,7 +372,7 @@ def show_fact(models: dict[str, Transformer], world: TopicWorld) -> None:
     person = world.tested[0]
     home = world.home[person]
     print(f"\nEnglish documents say '{show(world.spell(TEMPLATES[0], p=person, c=home))}',")
-    print("no clone document does. Probability of each place, relative to the eight:")
+    print("no clone document does. Each place's score (softmax of mean log-probability a token):")
     print(f"  {'':26}" + "".join(f"{show(place):>8}" for place in world.places))
     for name, model in models.items():
         for language in (english, clone):

@@ -5,21 +5,22 @@ A large model M shall answer as if it had been tuned, but it is too large to tun
 are not ours to change. So tune a small model with the same vocabulary, S- into S+ (anti-expert and
 expert), and at every step of decoding add what tuning changed in it to M's logits:
 
-    z = z_M + alpha (z_S+ - z_S-)        or  p ~ p_M (p_S+ / p_S-)^alpha
+    z = z_M + alpha (z_S+ - z_S-)        or  p = p_M (p_S+ / p_S-)^alpha / Z
 
 All three read the same text: the prompt, and the tokens chosen from z. What both small models
 expect alike cancels, right or wrong, and M decides there; where tuning moved the small model, it
-moves M. With alpha = 0, or S+ = S-, it is M; a model that is its own S- becomes S+.
+moves M. With alpha = 0, or S+ = S-, it is M; with alpha = 1 a model that is its own S- becomes S+.
 
-Found   With question alignment, four seeds of run 2: a large untuned model answers .08 of the
-        questions in two other languages, steered by a small one's tuning .17, that small one
-        itself .37: it gains, and not above its expert. In English it rises from .52 to .75.
+Found   In the experiment (with question alignment, an earlier run, four seeds) a large untuned
+        model answers .08 of the questions in two other languages, steered by a small one's tuning
+        .17, that small one itself .37: it gains, and stays below its expert. In the paper it beats
+        it: not reproduced. In English it rises from .52 to .75.
 Run     python methods/proxy_tuning.py                          # 2 CPU cores, about a minute
-        python methods/experiments/question_alignment.py --full # with question alignment: C5
+        python methods/experiments/question_alignment.py --full # with question alignment: claim C5
         python methods/real/question_alignment.py --help        # --stage proxy: your three models
-Try     --alpha 0 1 3: at 0 it is M; too much of the difference, and M has no say
+Try     --alpha 0 1 3: at 0 it is M; how much of the difference is too much?
         expert and anti exchanged in `main`: M moves away from what tuning teaches
-        --small-width 64: the better the small model, the less there is left to gain over it
+        --small-width 64: a better expert; does it leave anything to gain?
 """
 
 import copy

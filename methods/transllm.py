@@ -20,13 +20,15 @@ as it is, bit for bit, so that the function to recover is never out of reach: it
 
 Found   (run 1 and pilots) Thinking in English answers .92 of the facts that stage 3 never asked,
         answering at once .13. Stages 1 and 2 bring English from 1.00 down to .08, own answers bring
-        it back to .94. Another teacher's, in other words, do as well (.97, .87 beside .90): what
-        the answers say counts, not whose they are.
+        it back to .94. Answers of another teacher, the same facts worded otherwise, do as well if
+        the value comes last (English .97 and .87 in two pilots; own answers .90), and not if it
+        comes first (.46). The paper finds own answers better than any other teacher's.
 Run     python methods/transllm.py                  # 2 CPU cores, 1-2 min: look inside the stages
         python methods/experiments/transllm.py      # seeds, controls, claims, figure
         python methods/real/transllm.py --help      # your chat model, texts and translations
 Try     one arm of the experiment (run 1, right answers in English and in the new language)
-        --methods no-rkd            .00 and .85: English stays lost, the chain works all the same
+        --methods no-rkd            .00 and .85: it translates English questions and does not answer
+                                    them; what it knows is still there, the chain uses it
         --methods "value first"     .46 and .56: a teacher who turns the sentence round
         --methods no-translation    .97 and .20: without stage 2 it thinks, and cannot say it
 """

@@ -7,7 +7,7 @@ Describe the picture: R are the objects named, A those that are there, H those t
 one would expect;
 
     CHAIR = 1 - |R in A| / |R|     Cover = |A in R| / |A|     Cog = |R in H| / |R|
-    Hal   = share of descriptions with CHAIR > 0
+    Hal   = share of descriptions with CHAIR > 0      (nothing named: 0, so read Cover beside it)
 
 And pairs of yes/no questions, one whose truth is yes, one whose truth is no: who always says yes
 gets none right. ACC+ = share of pairs with both answers right. Together
@@ -16,10 +16,12 @@ gets none right. ACC+ = share of pairs with both answers right. Together
 
 Found   (the experiment, four seeds) PI 96 before; 92 blurred, 77 in large pixels, 60 with noise, 34
         in fog, 30 as one of four pictures, 12 on cut pages, of which 69% still "have nine". A twin
-        that trained on such damage loses 12 points where 30 were lost: the information was there.
-        It trusts prompts more: misleading costs it 18 points, not 10. Wrong hints cost 28 points of
-        ACC+ where hints had always been right, none where half had. Not reproduced: misleading
-        prompts hurt less than noise, and the number of things suffers least, not most.
+        that trained on such damage has 80 on the first four kinds where this one has 66 (before: 92
+        and 96): the information was there. The twin trusts prompts more: misleading costs it 18
+        points, not 10. Of models trained with hints, one whose hints were always right loses 28
+        points of ACC+ to wrong ones, one whose hints were half right none. Not reproduced: in the
+        paper misleading prompts hurt more than noise and, in mosaics, the number of things suffers
+        most; here they hurt less, and the number suffers least.
 Run     python vision_eval/hallu_pi.py                    # 2 CPU cores, ~1 min: a tiny model
         python vision_eval/hallu_pi.py --picture p.jpg --objects dog tree --expected cat \\
             --base-url http://localhost:8000/v1 --model NAME          # your picture, your model
