@@ -103,8 +103,23 @@ def test_the_whole_path_runs_on_the_published_tests_and_a_real_checkpoint(shared
 # --- the label scorer
 
 def sentencepiece(*pieces):
-    return SentencePieceBPE({"model": {"type": "BPE", "vocab": {piece: i for i, piece in enumerate(pieces)}, "merges": []}, "normalizer": {
-        "type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace"}]}})
+    """A tokenizer of Llama 2's kind with these pieces and no merges."""
+    normalizers = [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ]
+    decoders = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    return SentencePieceBPE({
+        "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": True},
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "decoder": {"type": "Sequence", "decoders": decoders},
+    })
 
 
 def test_the_tokens_of_a_label_by_hand():
