@@ -18,19 +18,20 @@ KD: it learns answers that the untouched model theta0 gave itself, in English an
 One adapter (LoRA) with the new rows of embedding and head learns in all three stages; theta0 stays
 as it is, bit for bit, so that the function to recover is never out of reach: it is at adapter 0.
 
-Found   (run 1 and pilots) Thinking in English answers .92 of the facts that stage 3 never asked,
-        answering at once .13. Stages 1 and 2 bring English from 1.00 down to .08, own answers bring
-        it back to .94. Answers of another teacher, the same facts worded otherwise, do as well if
-        the value comes last (English .97 and .87 in two pilots; own answers .90), and not if it
-        comes first (.46). The paper finds own answers better than any other teacher's.
+Found   (four seeds) Thinking in English answers .88 of the facts that stage 3 never asked,
+        answering at once .19. Stages 1 and 2 bring English from 1.00 down to .09, own answers bring
+        it back to .95. Answers of another teacher, the same facts worded otherwise, do so as well if the
+        value comes last (English .95, the new language .82), and not if it comes first (.49, .34),
+        nor do answers with wrong values (.31, .25). The paper finds own answers better than any
+        other teacher's; here that is undecided.
 Run     python methods/transllm.py                  # 2 CPU cores, 1-2 min: look inside the stages
         python methods/experiments/transllm.py      # seeds, controls, claims, figure
         python methods/real/transllm.py --help      # your chat model, texts and translations
-Try     one arm of the experiment (run 1, right answers in English and in the new language)
-        --methods no-rkd            .00 and .85: it translates English questions and does not answer
+Try     one arm of the experiment (right answers in English and in the new language)
+        --methods no-rkd            .00 and .83: it translates English questions and does not answer
                                     them; what it knows is still there, the chain uses it
-        --methods "value first"     .46 and .56: a teacher who turns the sentence round
-        --methods no-translation    .97 and .20: without stage 2 it thinks, and cannot say it
+        --methods "value first"     .49 and .34: a teacher who turns the sentence round
+        --methods no-translation    .98 and .21: without stage 2 it thinks, and cannot say it
 """
 
 import copy

@@ -47,7 +47,10 @@ Runs    - Settings were chosen on seeds 100-199. Run 1, seeds 0-3, had one other
           C5 had one learning rate, C6a asked T->EN, which does not break. C4b was not reproduced:
           smaller steps in stage 2, "and the pet ?" among stage 3's translations and a forced <EN>
           did not help (pilots).
-        - Run 2, seeds 50-53: the rules of now, frozen before it.
+        - Run 2, seeds 50-53: the rules of now, frozen before it. Undecided: C3 and C3o (own answers
+          and another teacher's in other words: the same English, +.000 [-.115, +.115]), C3n, C4a,
+          C5 (the adapter's best rate is the highest of the four, 4e-3, so a better one may lie
+          beyond; that of all weights is the lowest) and C6l. Not reproduced: C4b, for C4e's reason.
 """
 
 import copy

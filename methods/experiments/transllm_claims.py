@@ -319,9 +319,9 @@ def claims(metrics: dict) -> list[dict]:
 
 
 FINDING = (
-    "Let an English chat model think in English and it answers in another language; its own "
-    "answers bring its English back, and so do another teacher's in other words: what they say "
-    "counts, and where in the sentence, not whose they are."
+    "Let an English chat model think in English and it answers in another language. Its own "
+    "answers bring its English back; whether better than another teacher's in other words is "
+    "undecided: what they say counts, and where in the sentence."
 )
 
 
