@@ -20,10 +20,10 @@ as it is, bit for bit, so that the function to recover is never out of reach: it
 
 Found   (four seeds) Thinking in English answers .88 of the facts that stage 3 never asked,
         answering at once .19. Stages 1 and 2 bring English from 1.00 down to .09, own answers bring
-        it back to .95. Answers of another teacher, the same facts worded otherwise, do so as well if the
-        value comes last (English .95, the new language .82), and not if it comes first (.49, .34),
-        nor do answers with wrong values (.31, .25). The paper finds own answers better than any
-        other teacher's; here that is undecided.
+        it back to .95. Answers of another teacher, the same facts worded otherwise, do so as well
+        if the value comes last (English .95, the new language .82), and not if it comes first (.49,
+        .34), nor do answers with wrong values (.31, .25). The paper finds own answers better than
+        any other teacher's; here that is undecided.
 Run     python methods/transllm.py                  # 2 CPU cores, 1-2 min: look inside the stages
         python methods/experiments/transllm.py      # seeds, controls, claims, figure
         python methods/real/transllm.py --help      # your chat model, texts and translations
