@@ -17,13 +17,13 @@ asked without a mark; 0.5 is no preference. For the test persons both sides are 
 only what was learned about other persons, "texts marked A agree with the rest", can move Pr.
 Nothing else is changed: ordinary next-token training of all weights. (Here the evidence is read
 first and the test persons' conflict afterwards, which shows the preference at work on texts that
-are the same for all; the published data mix both in one stage: Pr .85 at 8 : 0, .48 at 4 : 4, .21
+are the same for all; the published data mix both in one stage: Pr .88 at 8 : 0, .52 at 4 : 4, .15
 at 0 : 8 in the experiment. That formal texts win needs a pretrained model: methods/real.)
 
-Found   Pr is .89 after a lesson at m : n = 8 : 0 and .16 after 0 : 8, on the same balanced texts;
-        .49 where the texts carry no mark. New evidence at 0 : 8, of other persons, turns 8 : 0
-        round (.16).
-        At 4 : 4 single models lean to a side by accident, .44 to .74. (Seeds 0-3.)
+Found   (four seeds) Pr is .88 after a lesson at m : n = 8 : 0 and .11 after 0 : 8, on the same
+        balanced texts; .52 where the texts carry no mark. With the names exchanged 8 : 0 gives .13.
+        New evidence at 0 : 8, of other persons, turns 8 : 0 round (.21); at 8 : 0 it does not
+        (.95). At 4 : 4 it is .46 on the mean, and single models lean by accident, .31 to .55.
 Run     python methods/learning_preferences.py                  # 2 CPU cores, about a minute
         python methods/experiments/learning_preferences.py      # seeds, controls, claims, figure
         python methods/real/learning_preferences.py --help      # your checkpoint, your styles

@@ -30,7 +30,9 @@ Honest  - The model is trained from nothing on 60 + 60 invented persons: this is
 Runs    - Settings were chosen on seeds 100 to 102. Run 1, seeds 0-3: rules on means; C6 ("4:4 and
           all ratios before the conflict within .1 of .5") failed at .61. Arms of one or two copies
           and 8:0 +2, +4 were read by no claim and went.
-        - Run 2, seeds 50-53 and 50-57: the rules of now, frozen before it.
+        - Run 2, seeds 50-53 (and 50-57, for the claims that --more-seeds decides): the rules of
+          now, frozen before it. Undecided on four seeds: C6 (4:4 at .46 +/- .18), C6b (the swapped
+          pair differs by .02 +/- .35), C6c, C6m, C7e (a balanced second lesson leaves .61) and C8.
 """
 
 import copy
