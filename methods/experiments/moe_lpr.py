@@ -38,6 +38,8 @@ Differs from the paper and from the authors' code:
           points; the mixture trained in full 50.44, MoE-LPR 52.12), are not here
 Runs    - Settings were chosen on seeds 100-199. Run 1, seeds 0-3: claims on means and "in every
           seed", no refutation arm. Run 2, seeds 50-53 and 50-57: the rules of now, frozen before.
+          Undecided on four seeds: C4 and C4f (more recovery, +.042 [.021, .063], but a price of
+          +.011 [-.005, .027] against a margin of .01), R1. Not reproduced: C10.
 """
 
 import copy
