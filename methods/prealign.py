@@ -105,23 +105,29 @@ def alignment_loss(
         -log [ exp(z_i . z_j / tau) / sum over k, i left out, of exp(z_i . z_k / tau) ]
 
     z [layers, M, D]: unit vectors of M words. group [M]: the words of one dictionary entry are each
-    other's positives. word [M]: equal numbers are equal words, which are never each other's
-    negatives. A group of n words is n (n - 1) terms of the mean. For pairs this is the paper's loss
-    taken in both directions (the authors' code anchors at x alone).
+    other's positives. word [M]: equal numbers are equal words. A group of n words is n (n - 1)
+    terms of the mean. For pairs this is the paper's loss taken in both directions (the authors'
+    code anchors at x alone).
 
-    For instance two entries that share their first word, group [0 0 1 1], word [0 1 0 2]:
+    A word's own translations are never negatives, in whatever entry they stand. Where two entries
+    share a word ("bank": Bank; "bank": Ufer) and a third does not ("dog": Hund), so with group
+    [0 0 1 1 2 2] and word [0 1 0 2 3 4], each row's candidates are + positive or - negative:
 
-        positive    . 1 . .    not a candidate    1 . 1 .
-                    1 . . .                       . 1 . .
-                    . . . 1                       1 . 1 .
-                    . . 1 .                       . . . 1
+                  bank Bank bank Ufer  dog Hund
+          bank      .    +    .    .    -    -
+          Bank      +    .    .    -    -    -
+          bank      .    .    .    +    -    -
+          Ufer      .    -    +    .    -    -
     """
     scores = z @ z.mT / tau  # (layers, M, M)
-    positive = (group[:, None] == group).fill_diagonal_(False)
-    # A word is no candidate for itself: -inf, not 0. (The authors' mask multiplies by 0 after a
-    # shift that makes it do nothing: exp(self) stays in their sum, and log 2 is their floor.)
-    not_a_candidate = (word[:, None] == word) & ~positive
-    log_p = scores.masked_fill(not_a_candidate, -torch.inf).log_softmax(-1)
+    together = group[:, None] == group  # (M, M): in one entry
+    equal = word[:, None] == word
+    related = (equal.float() @ together.float() @ equal.float()) > 0  # also by an equal word
+    positive = together.clone().fill_diagonal_(False)
+    # What is neither is left out by -inf. (The authors multiply by a mask after the row's maximum
+    # was subtracted. That is the word's score with itself, 0 by then with or without a mask: its
+    # exp(0) stays in their sum, and log 2 is their floor.)
+    log_p = scores.masked_fill(related & ~positive, -torch.inf).log_softmax(-1)
     return -log_p[:, positive].mean()
 
 
