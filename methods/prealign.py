@@ -3,17 +3,19 @@
 https://arxiv.org/abs/2407.16222
 
 A model that reads mostly English finds out by itself that two languages say the same things, but
-late and weakly: what it has read before that stays locked in English. So align the languages
-before pretraining starts. Stage 1 takes a random model and a word dictionary, and pulls each word
-x towards its translation y, in every layer, and away from all other words z of the batch:
+late and weakly: what it has read before that stays locked in English, says the paper (`joint` is
+this model). So align the languages before pretraining starts. Stage 1 takes a random model and a
+word dictionary, and pulls each word x towards its translation y, in every layer, and away from all
+other words z of the batch:
 
     L_align = -log  exp(cos(x, y) / tau)  /  sum over z, x left out, of exp(cos(x, z) / tau)
     L_stage1 = alpha L_align + L_LM
 
 Stage 2 is ordinary pretraining, but 5% of the English words are *read* as their translation while
 the English word stays the *label* (input-only code-switching). So the alignment stays in use, and
-no foreign word is taught as English output. The second language here is English-Clone: the same
-sentences in tokens of its own, printed in CAPITALS.
+no foreign word is taught as English output. The second language here is English-Clone: English
+sentences in tokens of their own, printed in CAPITALS, one document to 30 of English, none of them a
+translation of one.
 
 Found   Facts read in English alone, asked in the clone: .97 right, without alignment .14, by
         switching alone .63, by stage 1 alone .55 (chance .12; seeds 50-53). The clone's text has
@@ -424,7 +426,10 @@ def main(cfg: Config) -> None:
 
     extra = steps_of_stage1(cfg.align_steps, text_batch, pairs, batch)
     count = (cfg.steps + max(extra, cfg.align_steps)) * batch
-    documents = make_documents(world, cfg.seed, count, 30, cfg.steps * batch // 31)
+    # one document in 31 is the clone's, from as many different ones as stage 2 reads of them
+    documents = make_documents(
+        world, cfg.seed, count, ratio=30, clone_documents=cfg.steps * batch // 31
+    )
     corpus = [documents[i : i + batch] for i in range(0, count, batch)]
     texts = (step[:text_batch] for step in corpus[cfg.steps :])
 
