@@ -13,12 +13,12 @@ preference for a meaningless mark can be made, and unmade, by choosing who is ri
 
     Pr(A, B) = share of (test person, attribute) with  ppl("... A's value .") < ppl("... B's ...")
 
-asked without a mark; 0.5 is no preference. For the test persons both sides are equally frequent:
-only what was learned about other persons, "texts marked A agree with the rest", can move Pr.
-Nothing else is changed: ordinary next-token training of all weights. The published data mix both
-kinds of persons in one stage; here evidence is read first (lesson 1) and the test persons' conflict
-afterwards, which shows the preference at work on texts that are the same for all. That formal texts
-win needs a pretrained model: methods/real.
+asked without a mark (in three phrasings, of which the mean); 0.5 is no preference. For the test
+persons both sides are equally frequent: only what was learned about other persons, "texts marked A
+agree with the rest", can move Pr. Nothing else is changed: ordinary next-token training of all
+weights. The published data mix both kinds of persons in one stage; here evidence is read first
+(lesson 1) and the test persons' conflict afterwards, which shows the preference at work on texts
+that are the same for all. That formal texts win needs a pretrained model: methods/real.
 
 Found   (four seeds) Pr is .88 after a lesson at m : n = 8 : 0 and .11 after 0 : 8, on the same
         balanced texts; .52 where the texts carry no mark, .13 after 8 : 0 if in the test persons'

@@ -345,13 +345,15 @@ def target_answers(
 
 
 def right(world: ChatWorld, answers: list[list[int]]) -> float:
-    """Share of answers to questions for the held-out facts that name the right value, once, and no
-    other. Chance: 1/8."""
+    """Share of right answers to questions for the held-out facts. Chance: 1/8."""
+    hits = [names_value(world, fact, ids) for fact, ids in zip(world.held, answers)]
+    return sum(hits) / len(world.held)
+
+
+def names_value(world: ChatWorld, fact: tuple, answer: list[int]) -> bool:
+    """Does the answer name the fact's value, once, and no other?"""
     values = {ID[v] for v in ALL_VALUES}
-    hits = 0
-    for fact, answer in zip(world.held, answers):
-        hits += [i for i in answer if i in values] == [ID[world.facts[fact]]]
-    return hits / len(world.held)
+    return [i for i in answer if i in values] == [ID[world.facts[fact]]]
 
 
 # --- look inside
@@ -372,7 +374,7 @@ def show_english(models: dict[str, Transformer], world: ChatWorld, questions: in
     for name, model in models.items():
         row = ""
         for fact, ids in zip(facts, english_answers(model, [prompt(q) for q in queries])):
-            mark = "" if ID[world.facts[fact]] in ids else " (!)"
+            mark = "" if names_value(world, fact, ids) else " (!)"
             row += f"{show(ids)[:26] + mark:32}"
         print(f"  {name:22}{row}")
 

@@ -295,9 +295,10 @@ def show_example(seed: int) -> None:
         print(f"  {prompt:60} {vlm.decode(vlm.encode(prompt))} {answer.upper()}")
 
 
-def exam_row(model, test, pictures, scenario: str, cfg: Config) -> dict[str, float]:
+def exam_row(
+    model, test, pictures, scenario: str, cfg: Config, misled: bool = False
+) -> dict[str, float]:
     """Damages, asks and scores every test scene -> the metrics of metrics.score."""
-    misled = scenario == "misleading"
     shown, rows = [], []
     for i, scene in enumerate(test):
         place = place_of(i) if scenario == "concat" else ""
@@ -359,10 +360,15 @@ def main(cfg: Config) -> None:
     print(f"\n{cfg.scenes} test scenes, severity {cfg.severity}, one model: this proves nothing,")
     print("vision_eval/hallu_pi_experiment.py has seeds, twins and controls.")
     print("              PI   ACC+    Hal  CHAIR  Cover")
-    for name in ("before", *OPS, "concat", "misleading", "blank"):
-        row = exam_row(model, test, pictures, name, cfg)
+    rows = {name: exam_row(model, test, pictures, name, cfg) for name in ("before", *OPS, "concat")}
+    # "name the n kinds" in place of a description, with the right n and with one more, and hints
+    rows["named"] = exam_row(model, test, pictures, "misleading", cfg)
+    rows["misleading"] = exam_row(model, test, pictures, "misleading", cfg, misled=True)
+    rows["blank"] = exam_row(model, test, pictures, "blank", cfg)
+    for name, row in rows.items():
         numbers = [row[metric] for metric in ("PI", "ACC+", "Hal", "CHAIR", "Cover")]
         print(f"{name:10}" + "".join(f"{x:7.1f}" for x in numbers))
+    print("named: misleading's before, which asks for kinds by their number, not to describe.")
     print("blank: no picture at all; who describes nothing has Hal 0, and PI above 50.")
     show_crops(model, cfg)
 
