@@ -186,13 +186,18 @@ NEUTRAL = ("workers", "device", "out")  # fields that change no number
 RUNS = {"full": "full", "more_seeds": "seeds"}  # flag -> ending of the file that its run writes
 
 
+def name_of(script: str) -> str:
+    """What a script's files are called: its own name, less _experiment (in methods/real/:
+    NAME_real)."""
+    name = Path(script).stem.removesuffix("_experiment")
+    return f"{name}_real" if Path(script).parent.name == "real" else name
+
+
 def destination(script: str, cfg) -> Path:
     """Where a run's files go, without their endings: `results/NAME` for the default Config,
     `results/NAME_full` for `--full` alone, `results/NAME_seeds` for `--more-seeds` alone, else
-    `runs/NAME/NAME`. NAME is the script's, less _experiment (in methods/real/: NAME_real)."""
-    name = Path(script).stem.removesuffix("_experiment")
-    if Path(script).parent.name == "real":
-        name += "_real"
+    `runs/NAME/NAME`. NAME is that of `name_of`."""
+    name = name_of(script)
     if getattr(cfg, "out", None):
         return Path(cfg.out) / name
     default = type(cfg)()

@@ -19,7 +19,7 @@ import tyro
 from minilm.results import NEUTRAL, fingerprints, same_fingerprints
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("train", "sample", "bench")
+SCRIPTS = ("train", "sample", "bench", "reproduce")
 PACKAGES = ("minilm", "methods", "signals", "vision_eval")
 PRODUCT = sorted(
     [

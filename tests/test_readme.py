@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minilm.claims import HOLDS, NOT_REPRODUCED, NOT_TESTED, UNDECIDED, NotInThisRun, View
 from minilm.data import write_json
+from minilm.results import name_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -38,10 +39,6 @@ def fill_row(folder: Path, paper: str, found: str, links: str, script: str) -> s
     minutes = [f"{run['wall_seconds'] / 60:.0f}" for run in runs.values()]
     words = in_words(folder, runs, script)
     return f"|{paper}| {finding} |{links}| {words} | {', '.join(minutes) or '-'} |"
-
-
-def name_of(script: str) -> str:
-    return Path(script).stem.removesuffix("_experiment")
 
 
 def committed_runs(folder: Path, script: str) -> dict[str, dict]:
