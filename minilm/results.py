@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +81,25 @@ def check_range(cfg, names: str, *, least: float = -math.inf, most: float = math
             fits = least <= number <= most and above < number < below and math.isfinite(number)
             if not fits:
                 raise InputError(f"{flag(cfg, name)}: give a number {needed or 'that is finite'}")
+
+
+def check_arms(cfg, name: str, known: Iterable[str]) -> None:
+    """Of an experiment: refuses arms (the flag `name`) that it does not have, a run of none, and
+    two runs at once. Arms that were not given (None) are the run's own."""
+    given = getattr(cfg, name)
+    wrong = sorted(set(given or ()) - set(known))
+    if wrong:
+        raise InputError(f"--{name} {' '.join(wrong)} is not known; give some of {', '.join(known)}")
+    if given is not None and not given:
+        raise InputError(f"--{name}: give at least one of {', '.join(known)}")
+    if all(getattr(cfg, run, False) for run in RUNS):
+        raise InputError("--full and --more-seeds are two runs: give one of them")
+
+
+def check_width(cfg) -> None:
+    """Of an experiment whose models have four heads: their width must be even."""
+    if cfg.width < 16 or cfg.width % 8:
+        raise InputError(f"--width {cfg.width}: give a multiple of 8, at least 16: 4 even heads")
 
 
 def check_unused(cfg, names: str, where: str) -> None:

@@ -612,14 +612,14 @@ def test_the_whole_script_runs_writes_its_files_and_prints_every_claim(tmp_path,
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"cells": ("aa-hard cot",)}, "hard level"),
+        ({"cells": ("aa-hard cot",)}, "aa-hard cot is not known"),
         ({"cells": ("aa",)}, "give some of"),
         ({"replay": 1.0}, "--replay"),
         ({"entities": 10}, "--entities"),
         ({"old_entities": 0}, "--old"),
         ({"lr": float("nan")}, "--lr"),
         ({"points": 0}, "--points"),
-        ({"full": True, "more_seeds": True}, "--full --more-seeds"),
+        ({"full": True, "more_seeds": True}, "two runs"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(change, words, tmp_path):

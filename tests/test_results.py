@@ -18,8 +18,10 @@ from minilm.claims import claim
 from minilm.results import (
     Outcome,
     bar_seeds,
+    check_arms,
     check_range,
     check_unused,
+    check_width,
     cli,
     collect,
     destination,
@@ -168,6 +170,36 @@ def test_a_flag_that_would_be_ignored_is_refused_only_where_it_was_given():
         check_unused(Flags(), "top_pp", "here")  # a misspelt name is our own mistake
     with pytest.raises(InputError, match="^--top-p 0.5 has no effect at temperature 0"):
         check_unused(Flags(top_p=0.5), "top_p", "at temperature 0")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    methods: tuple[str, ...] | None = ("lpr",)
+    width: int = 64
+    full: bool = False
+    more_seeds: bool = False
+
+
+def test_an_experiment_runs_arms_that_it_has_at_least_one_of_them_and_one_run_at_a_time():
+    known = {"lpr": 1, "stage 1": 2}
+    for good in (Experiment(), Experiment(methods=None, full=True), Experiment(more_seeds=True)):
+        check_arms(good, "methods", known)
+    check_arms(Flags(), "seeds", (0, 1, 2))  # an experiment without --full and --more-seeds
+    for flags, line in (
+        ({"methods": ("lpr", "lprr", "a")}, "--methods a lprr is not known; give some of lpr, st"),
+        ({"methods": ()}, "--methods: give at least one of lpr, stage 1"),
+        ({"full": True, "more_seeds": True}, "--full and --more-seeds are two runs: give one"),
+    ):
+        with pytest.raises(InputError) as error:
+            check_arms(Experiment(**flags), "methods", known)
+        assert str(error.value).startswith(line)
+
+
+def test_a_width_that_four_even_heads_cannot_share_is_refused():
+    check_width(Experiment(width=24))
+    for width in (8, 20, 0):
+        with pytest.raises(InputError, match=f"^--width {width}: give a multiple of 8, at least"):
+            check_width(Experiment(width=width))
 
 
 # --- seeds

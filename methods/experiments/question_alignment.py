@@ -95,6 +95,7 @@ from minilm.data import generator, prompt_masked
 from minilm.evaluate import pca
 from minilm.results import (
     Outcome,
+    check_arms,
     check_range,
     cli,
     print_metrics,
@@ -484,13 +485,7 @@ def main(cfg: Config) -> dict:
 
 
 def check(cfg: Config) -> None:
-    if wrong := set(cfg.arms) - set(ARMS):
-        known = ", ".join(ARMS)
-        raise InputError(f"--arms {' '.join(sorted(wrong))} is not known; give some of {known}")
-    if not cfg.arms:
-        raise InputError("--arms: give at least one name")
-    if cfg.full and cfg.more_seeds:
-        raise InputError("--full --more-seeds: give one of them, each is a run of its own")
+    check_arms(cfg, "arms", ARMS)
     check_range(cfg, "steps align_steps tune_steps layers small_layers", least=1)
     check_range(cfg, "batch problems", least=2)
     check_range(cfg, "pairs", least=100)  # of which one percent is one pair
