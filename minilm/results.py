@@ -48,7 +48,7 @@ def cli(main: Callable, Config: type) -> None:
         if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts in its place
             stream.reconfigure(errors="replace")
     doc = sys.modules[main.__module__].__doc__
-    paragraphs = re.sub(r"\n(?=[A-Z]\w+ {2,})", "\n\n", doc)  # so that --help keeps Idea, Claims and Run apart
+    paragraphs = re.sub(r"\n(?=[A-Z]\w+ {2,})", "\n\n", doc)  # --help keeps Found, Run, Try apart
     cfg = tyro.cli(Config, description=paragraphs)
     try:
         main(cfg)
@@ -89,7 +89,9 @@ def check_arms(cfg, name: str, known: Iterable[str]) -> None:
     given = getattr(cfg, name)
     wrong = sorted(set(given or ()) - set(known))
     if wrong:
-        raise InputError(f"--{name} {' '.join(wrong)} is not known; give some of {', '.join(known)}")
+        raise InputError(
+            f"--{name} {' '.join(wrong)} is not known; give some of {', '.join(known)}"
+        )
     if given is not None and not given:
         raise InputError(f"--{name}: give at least one of {', '.join(known)}")
     if all(getattr(cfg, run, False) for run in RUNS):
@@ -117,8 +119,12 @@ def check_unused(cfg, names: str, where: str) -> None:
 def flag(cfg, name: str) -> str:
     """A field as it is typed: "--top-k 5", "--seeds 1 2", "--quick"."""
     value = getattr(cfg, name)
-    words = map(str, value if isinstance(value, (tuple, list)) else () if value is True else (value,))
-    return " ".join((f"--{name.replace('_', '-')}", *words))
+    words = [f"--{name.replace('_', '-')}"]
+    if isinstance(value, (tuple, list)):
+        words += map(str, value)
+    elif value is not True:
+        words.append(str(value))
+    return " ".join(words)
 
 
 # --- seeds
