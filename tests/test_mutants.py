@@ -132,8 +132,8 @@ MUTANTS = [
         "prealign",
         "equal words of two entries are one another's negatives",
         "methods/prealign.py",
-        "not_a_candidate = (word[:, None] == word) & ~positive",
-        "not_a_candidate = torch.eye(len(word), dtype=torch.bool)",
+        "related = (equal.float() @ together.float() @ equal.float()) > 0",
+        "related = torch.eye(len(word), dtype=torch.bool)",
     ),
     Mutant(
         "prealign",
