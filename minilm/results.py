@@ -32,7 +32,9 @@ from minilm import InputError
 from minilm.claims import SMOKE, key, mean_sd, pm
 from minilm.data import write_atomically, write_json
 
-ROOT = Path(minilm.__file__).resolve().parents[1]
+CODE = Path(minilm.__file__).resolve().parents[1]
+# A checkout keeps its results; installed without one, runs go where they were started.
+ROOT = CODE if (CODE / "pyproject.toml").exists() else Path.cwd()
 COLORS = (  # Okabe & Ito: safe for the colour-blind
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999",
 )  # fmt: skip
@@ -259,9 +261,9 @@ def save_results(
     if quick:  # numbers of an untrained model: no verdict
         rows = [row | {"verdict": SMOKE} for row in rows]
     file = Path(script).resolve()
-    inside = file.is_relative_to(ROOT)
+    inside = file.is_relative_to(CODE)
     results = {
-        "script": str(file.relative_to(ROOT)) if inside else file.name,
+        "script": str(file.relative_to(CODE)) if inside else file.name,
         "paper": paper,
         "command": shlex.join(["python", *_relative_argv()]),
         "config": dataclasses.asdict(cfg),
