@@ -178,7 +178,8 @@ def alignment_score(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """How much closer parallel questions are than others: mean cosine of the pairs (x_i, y_i) minus
     that of all (x_i, y_j), i != j, after each language's mean vector is taken away.
 
-    x, y [..., n, D] -> [...]: 0 if nothing is aligned, about 1 if a pair is one vector."""
+    x, y [..., n, D] -> [...]: 0 if nothing is aligned, about 1 if a pair is one vector. By hand:
+    test_the_alignment_score_by_hand."""
     x = F.normalize(x - x.mean(-2, keepdim=True), dim=-1)
     y = F.normalize(y - y.mean(-2, keepdim=True), dim=-1)
     n = x.shape[-2]
