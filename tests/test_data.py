@@ -41,9 +41,7 @@ def test_a_generator_belongs_to_a_seed_and_a_name():
     assert draw(0, "init") == draw(0, "init")
     assert len({tuple(draw(seed, name)) for seed in (0, 1) for name in ("init", "order")}) == 4
     # a number to hold every machine to
-    assert draw(0, "init")[0] == pytest.approx(
-        0.09622, abs=1e-5
-    )
+    assert draw(0, "init")[0] == pytest.approx(0.09622, abs=1e-5)
 
 
 # --- text
@@ -178,9 +176,7 @@ def test_the_next_save_removes_what_a_killed_one_left_but_not_what_another_still
     )
     killed = running.with_name(running.name.replace(f".{os.getpid()}@", f".{gone.pid}@"))
     # of another machine: it cannot be asked
-    elsewhere = elsewhere.with_name(
-        elsewhere.name.replace("@", "@another-")
-    )
+    elsewhere = elsewhere.with_name(elsewhere.name.replace("@", "@another-"))
     for path in (running, killed, elsewhere, other):
         path.touch()
     write_atomically(file, save_text("new"))
@@ -259,9 +255,7 @@ def test_tokens_come_back_memory_mapped_in_the_smallest_type_that_holds_the_voca
     assert isinstance(tokens, np.memmap) and tokens.dtype == dtype
     assert tokens.tolist() == [0, 1, vocab_size - 1]
     # no temporary file is left
-    assert [p.name for p in (tmp_path / "folder").iterdir()] == [
-        "t.npy"
-    ]
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["t.npy"]
 
 
 def test_random_blocks_are_windows_whose_labels_are_the_next_tokens_and_every_window_is_drawn():
@@ -321,9 +315,7 @@ def test_every_epoch_visits_every_example_once_in_a_fresh_order():
     first, second = (list(itertools.chain(*part)) for part in (drawn[:3], drawn[3:]))
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
     # endless when no number of steps is given
-    again = itertools.islice(
-        batches(10, 4, generator(0, "order")), 6
-    )
+    again = itertools.islice(batches(10, 4, generator(0, "order")), 6)
     assert [b.tolist() for b in again] == drawn
     with pytest.raises(InputError, match="no examples"):
         next(batches(0, 4, generator(0, "order")))
@@ -334,9 +326,7 @@ def test_a_file_gets_the_permissions_of_the_users_umask_whoever_writes_it(tmp_pa
         old = os.umask(umask)
         write_tokens(tmp_path / f"new{umask}" / "tokens.npy", [1, 2], 10)
         # as safetensors leaves its files
-        write_atomically(
-            tmp_path / "private", lambda path: path.chmod(0o600)
-        )
+        write_atomically(tmp_path / "private", lambda path: path.chmod(0o600))
         os.umask(old)
         assert (tmp_path / f"new{umask}" / "tokens.npy").stat().st_mode & 0o777 == 0o666 & ~umask
         assert (tmp_path / "private").stat().st_mode & 0o777 == 0o666 & ~umask

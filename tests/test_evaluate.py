@@ -165,9 +165,7 @@ def test_pca_projections_carry_the_variance_and_ignore_a_shift():
     x = torch.randn(40, 6, generator=generator(0, "x")) * torch.tensor([5.0, 3, 1, 1, 0.5, 0.1])
     projected, share = pca(x, k=6)
     # a rotation about the centre
-    torch.testing.assert_close(
-        projected.norm(dim=1), (x - x.mean(0)).norm(dim=1)
-    )
+    torch.testing.assert_close(projected.norm(dim=1), (x - x.mean(0)).norm(dim=1))
     variance = projected.var(0)
     torch.testing.assert_close(share, variance / variance.sum())
     assert (variance.diff() < 0).all()

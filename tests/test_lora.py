@@ -523,9 +523,7 @@ def test_an_adapter_of_any_fields_gives_pefts_logits_or_is_refused(tied, tmp_pat
         torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=1e-4)
         if "modules_to_save" not in settings:
             # with its own ranks per layer it can be read again
-            save_adapter(
-                ours, tmp_path / "again"
-            )
+            save_adapter(ours, tmp_path / "again")
             again, _ = load_pretrained(tmp_path / "base")
             load_adapter(again, tmp_path / "again")
             assert torch.equal(again(IDS).logits, ours(IDS).logits)

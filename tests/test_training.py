@@ -73,9 +73,7 @@ def test_every_schedule_is_its_closed_form_and_ends_at_final():
         [1.0] * 80 + [1 - 0.9 * (s - 80) / 20 for s in range(80, 101)]
     )
     # one step; beyond the end
-    assert (
-        schedule(0, 1) == 1.0 and schedule(500, 101, "linear", final=0.0) == 0.0
-    )
+    assert schedule(0, 1) == 1.0 and schedule(500, 101, "linear", final=0.0) == 0.0
 
 
 def test_set_lr_multiplies_the_rate_an_optimizer_was_made_with_and_does_not_compound():
@@ -169,9 +167,7 @@ def test_two_muon_steps_are_the_orthogonal_factors_of_gradient_and_momentum_mixe
         assert values.min() > 0.6 and values.max() < 1.3
         assert (update - U * values @ Vh).abs().max() < 1e-3
     # so W moves by 0.2 lr rms, AdamW's size
-    assert update.square().mean().sqrt().item() == pytest.approx(
-        1 / math.sqrt(20), rel=0.2
-    )
+    assert update.square().mean().sqrt().item() == pytest.approx(1 / math.sqrt(20), rel=0.2)
 
 
 def test_muon_batches_matrices_of_one_shape_without_mixing_them_and_skips_those_without_gradient():
@@ -199,9 +195,7 @@ def test_take_step_clips_the_whole_gradient_to_one_norm_and_clears_it():
         p(torch.tensor([[30.0, 40.0]])).sum(), p, [torch.optim.SGD(p.parameters(), 1.0)], clip=5.0
     )
     # the gradient (30, 40) has norm 50: a tenth of it
-    torch.testing.assert_close(
-        p.weight.data, torch.tensor([[-3.0, -4.0]])
-    )
+    torch.testing.assert_close(p.weight.data, torch.tensor([[-3.0, -4.0]]))
     assert p.weight.grad is None
 
 
