@@ -101,7 +101,10 @@ def run_again(name: str, saved: dict, cfg: Config) -> dict:
             run = subprocess.run(command, env=own_code, stdout=printed, stderr=subprocess.STDOUT)
         if run.returncode:
             raise Failed(f"failed with exit status {run.returncode}; what it printed: {log}")
-    return json.loads(file.read_text(encoding="utf-8"))
+    again = json.loads(file.read_text(encoding="utf-8"))
+    if again["seeds"] != seeds:
+        raise Failed(f"ran seeds {again['seeds']}, committed are {seeds}: its defaults have changed")
+    return again
 
 
 def finished(file: Path, seeds: list[int]) -> bool:

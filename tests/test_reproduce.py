@@ -110,6 +110,12 @@ def test_an_experiment_that_fails_stops_no_other_and_its_log_is_named(tree, caps
     assert "thirteen" in (tree / "runs" / "first" / "a.log").read_text()
 
 
+def test_a_run_of_other_seeds_than_the_committed_ones_is_no_reproduction(tree, capsys):
+    change(tree, "a", seeds=[60, 61])
+    status, printed = reproduced(tree, capsys)
+    assert status == 1 and "ran seeds [50, 51], committed are [60, 61]" in printed
+
+
 def test_what_this_commit_has_run_is_not_run_again_and_in_an_edited_tree_it_is(
     tree, capsys, monkeypatch
 ):
