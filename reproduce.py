@@ -103,7 +103,7 @@ def run_again(name: str, saved: dict, cfg: Config) -> dict:
             raise Failed(f"failed with exit status {run.returncode}; what it printed: {log}")
     again = json.loads(file.read_text(encoding="utf-8"))
     if again["seeds"] != seeds:
-        raise Failed(f"ran seeds {again['seeds']}, committed are {seeds}: its defaults have changed")
+        raise Failed(f"ran seeds {again['seeds']}, committed are {seeds}: other defaults by now")
     return again
 
 
