@@ -182,6 +182,9 @@ def compare(saved: dict, again: dict) -> tuple[bool, str]:
     if wrong:
         worst = max(wrong, key=distance)
         words += f"; furthest: {worst.where}: {worst.again}, committed {worst.committed}"
+    if wrong and exact:  # (two kinds of CPU may go by one name)
+        near = [n for n in numbers if n.spread is not None]
+        words += f"; {sum(map(agrees, near)):,} of {len(near):,} within another CPU's tolerance"
     changed = changed_verdicts(saved, again)
     if changed:
         words += f"; other verdicts: {', '.join(changed)}"
