@@ -120,7 +120,9 @@ def plasma(H, W, decay, gen):
     level the centres of squares, then the middles of their sides, are the mean of their four
     neighbours plus a uniform value in +- amplitude^2; amplitude /= decay."""
     side = 2 ** math.ceil(math.log2(max(H, W, 2)))
-    a, step, amplitude = torch.zeros(side, side), side, 100.0
+    a = torch.zeros(side, side)
+    step = side
+    amplitude = 100.0
     while step >= 2:
         half, corners = step // 2, a[::step, ::step]
         wobble = uniform((3, *corners.shape), -(amplitude**2), amplitude**2, gen)
@@ -472,7 +474,9 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[list[np.ndarray]], name
     """Small pictures in a grid, the columns' names above them, the rows' names at the left."""
     from PIL import Image, ImageDraw, ImageOps
 
-    cell, left, top = 160, 120, 20
+    cell = 160
+    left = 120
+    top = 20
     size = (left + cell * len(columns), top + cell * len(rows))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
@@ -498,7 +502,8 @@ def save_png(path: Path, image: np.ndarray) -> None:
 def main(cfg: Config) -> None:
     check_range(cfg, "severity", least=0, most=5)
     ops = find_operations(cfg.perturb)
-    folder, out = Path(cfg.images), Path(cfg.out)
+    folder = Path(cfg.images)
+    out = Path(cfg.out)
     if folder.resolve() in [path.resolve() for path in (out, *(out / op for op in ops))]:
         raise InputError(f"--out {out} would write among the pictures of --images {folder}: "
                          "give another folder")
