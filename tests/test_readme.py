@@ -29,8 +29,9 @@ ROW = re.compile(
 def fill(text: str, folder: Path = ROOT / "results") -> str:
     """A README with everything that follows from committed results filled in: of every table row
     that links an experiment (the last link to one of our scripts in its third cell) what was found,
-    how much of the paper that reproduces, and the minutes; what a real model says inside and the
-    table of speed between their marks."""
+    how much of the paper that reproduces, and the minutes; between their marks the papers' claims
+    that are not reproduced, what a real model says inside and the table of speed."""
+    text = between("not reproduced", text, not_reproduced(text, folder))
     text = between("smollm2", text, inside_a_real_model(folder))
     text = between("bench", text, speed(folder))
     return ROW.sub(lambda row: fill_row(folder, *row.groups()), text)
@@ -105,6 +106,20 @@ def in_words(folder: Path, runs: dict, script: str) -> str:
     found = f"[{word}](results/README.md#{name_of(script)}): {held} of {len(tested)} claims"
     stale = [run for run, saved in runs.items() if "stale" in saved]
     return found + (f" (stale, to be run again: {', '.join(stale)})" if stale else "")
+
+
+def not_reproduced(text: str, folder: Path) -> str:
+    """The papers' own claims that came out otherwise, sentence by sentence."""
+    lines = []
+    for row in ROW.finditer(text):
+        script = row[4]
+        rows = deciding_rows(committed_runs(folder, script)).values()
+        missed = [r for r in rows if r["paper"] and r["verdict"] == NOT_REPRODUCED]
+        if missed:
+            paper = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row[1]).strip()
+            said = "; ".join(f'"{r["statement"]}" ({r["id"]})' for r in missed)
+            lines.append(f"- [{paper}](results/README.md#{name_of(script)}): {said}")
+    return "\n".join(lines) + "\n" if lines else ""
 
 
 def inside_a_real_model(folder: Path) -> str:
@@ -231,6 +246,17 @@ def test_the_least_python_is_the_same_wherever_it_is_named():
     assert all(named.values()) and {
         version for versions in named.values() for version in versions
     } == {"3.11"}, named
+
+
+def test_only_the_papers_own_claims_are_listed_as_not_reproduced(tmp_path):
+    readme = f"| [P](x) | a finding | {LINKS} | ? | ? |\n"
+    rows = [
+        {"id": "C1", "statement": "It helps", "verdict": NOT_REPRODUCED, "paper": "by 3 points"},
+        {"id": "C2", "statement": "It is fast", "verdict": HOLDS, "paper": "twice"},
+        {"id": "R1", "statement": "Ours", "verdict": NOT_REPRODUCED, "paper": None},
+    ]
+    write_json(tmp_path / "name.json", {"wall_seconds": 1, "claims": rows})
+    assert not_reproduced(readme, tmp_path) == '- [P](results/README.md#name): "It helps" (C1)\n'
 
 
 def test_what_stands_between_marks_is_replaced_and_nothing_else():
