@@ -1105,11 +1105,12 @@ def load_call(name: str, folder: str, dtype: str) -> Callable:
 # --- moe: one mixture layer, forward and backward
 
 MIXTURE = """
-Gained on two threads: gathering by F.embedding, whose backward pass is parallel and adds in
-order, where indexing's adds atomically (on one thread, in CPU time over the dense MLP: 1.10,
-before 1.13).
-Tried without gain, in the same measure: index_select 1.11; the weighted sum as one einsum 1.11;
-grouped products, the row below."""
+Gained, time over the dense MLP on two threads of a CPU that others used as well: gathering by
+F.embedding, whose backward pass is parallel and adds in order, where indexing's adds atomically,
+1.28 (1.35 before; in CPU time on one thread 1.10 and 1.13).
+Tried, in the same measures: index_select in its place 1.21 and 1.11, within the noise of it; the
+weighted sum as one einsum besides, 1.18 and 1.11, but it rounds otherwise, and a training step may
+not change; grouped products, the row below."""
 
 
 def moe(cfg: Config) -> list[dict]:
