@@ -14,7 +14,7 @@ import torch
 
 from minilm import InputError, results
 from minilm.data import generator
-from minilm.claims import claim
+from minilm.claims import HOLDS
 from minilm.results import (
     Outcome,
     bar_seeds,
@@ -256,12 +256,23 @@ def figure(saved):
     return fig
 
 
+def claim_on(measured) -> dict:
+    return {
+        "id": "C1",
+        "statement": "s",
+        "paper": None,
+        "rule": "r",
+        "measured": f"{measured}",
+        "verdict": HOLDS,
+    }
+
+
 def test_a_run_leaves_one_json_with_everything_needed_and_one_figure(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(results.ROOT / "methods" / "name.py"), "--checkpoint", "/somewhere/private/model"])
     outcomes = [Outcome({"arm": {"sum": np.float32(s), "bad": math.nan}}, {"arm": {"row": (np.arange(3), [s, None or 2.0, math.nan])}})
                 for s in (1, 2)]
     cfg = Config(out=str(tmp_path / "new"), quick=True)
-    claims = lambda metrics: [claim("C1", "s", "r", f"{metrics['arm']['sum']['mean']}", metrics["arm"]["sum"]["mean"] > 1)]
+    claims = lambda metrics: [claim_on(metrics["arm"]["sum"]["mean"])]
     returned = save_results(str(results.ROOT / "methods" / "name.py"), "a paper", cfg, outcomes, claims, figure, started=0.0, seeds=(7, 8),
                             depends={"text": [[1, 2], [3]]})
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["name.json", "name.png"]  # no temporary file is left
@@ -275,7 +286,7 @@ def test_a_run_leaves_one_json_with_everything_needed_and_one_figure(tmp_path, c
     assert saved["metrics"]["arm"] == {"sum": {"mean": 1.5, "sd": pytest.approx(0.7071, abs=1e-4), "values": [1, 2]},
                                        "bad": {"mean": None, "sd": None, "values": [None, None]}}
     assert saved["series"]["arm"]["row"] == {"x": [0, 1, 2], "values": [[1, 2, None], [2, 2, None]]}  # not measured: a gap in the figure
-    assert saved["claims"] == [{"id": "C1", "statement": "s", "paper": None, "rule": "r", "measured": "1.5", "verdict": "smoke run"}]
+    assert saved["claims"] == [claim_on(1.5) | {"verdict": "smoke run"}]
     assert saved["depends"] == fingerprints({"text": [(1, 2), (3,)]})
     assert set(saved["hardware"]) == {"cpu", "cores", "gpu", "threads"} and set(saved["versions"]) == {"python", "torch", "minilm"}
     assert (tmp_path / "new" / "name.png").read_bytes().startswith(b"\x89PNG")
@@ -301,7 +312,7 @@ def test_a_fingerprint_changes_with_one_token_and_with_one_weight_but_not_with_i
 
 def test_a_smoke_run_gives_numbers_and_no_verdict(tmp_path):
     def claims(metrics):
-        return [claim("C1", "s", "r", "1.5", True)]
+        return [claim_on(1.5)]
 
     for quick, verdict in ((True, "smoke run"), (False, "holds")):
         cfg = Config(out=str(tmp_path), quick=quick)
