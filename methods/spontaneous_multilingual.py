@@ -204,13 +204,13 @@ LONGEST = 26  # tokens: the longest translation has 21 (a clone's cognates are t
 
 WORLD = CloneWorld(languages=LANGUAGES, verbs=4, cognates=0.5)
 TEXT = Mix(
-    clones=(0.08,) * 6,
+    clones=(0.1,) * 6,
     english_first=0.15,
     clone_retellings=1.0,  # no clone is ever labelled, and no clone tells a story
     drills=0.05,
     retellings=0.15,
     statements=0.5,
-    parallel=0.8,
+    parallel=0.9,
     labelled=0.3,
     exercises=0.0,
     shots=3,
@@ -224,7 +224,7 @@ ENGLISH = replace(TEXT, clones=(0.0,) * 6)
 def pretrain(
     world: CloneWorld,
     seed: int,
-    steps: int = 1200,
+    steps: int = 1600,
     batch: int = 32,
     lr: float = 3e-3,
     width: int = 64,

@@ -416,7 +416,7 @@ STREAMS = {
     "results/spontaneous_multilingual*.json": (
         spontaneous_multilingual.WORLD,
         spontaneous_multilingual.TEXT,
-        "a474d728e8eff2b0",
+        "c2102d37f20d6330",
     ),
 }
 

@@ -15,7 +15,34 @@ same order, and are asked the same test questions in every language:
     base asked twice      the ceiling: the untuned base asked as its pretraining asks (<sep>), and
                           then for the label of what it said: what the base knows
 
-Run     python methods/experiments/spontaneous_multilingual.py      # 2 CPU cores, ~10 minutes
+Run     python methods/experiments/spontaneous_multilingual.py      # 2 free CPU cores, 13 minutes
+Honest  - The world is synthetic: a clone is English in other words; b, d and f put the verb last.
+          Half of the verbs, items and places are cognates: one root in all clones, not in English.
+          T2 looks at the other verbs alone.
+        - What the paper presupposes is built in: the base reads much translated text, so that it can
+          translate every clone when asked as there (G2). Labels occur in English alone, and the mark
+          that tuning uses (<tr>) in no text.
+        - In the paper the label is read in one pass: C1 to C3. To let the model translate first, and
+          to read the label behind that, is our reading: L1 to L3. Two prompts do as much without any
+          tuning (base asked twice): tuning joins what is there.
+        - The label needs a verb's sign only: a wrong translation can have the right label. So L1 to
+          L3 count only where the translations themselves are there (T1).
+        - `mono` never sees a clone and yet wakes a part of it; what it does differs much between
+          runs. It is a control for being asked, not for reading a and b.
+        - All weights are trained; the paper trains adapters (qt lora, at three times the rate and
+          1.5 times the steps). No </s> follows the opened slot: with it the label's probability
+          vanishes. The authors' rows go through a chat template; ours are bare.
+        - English pretraining text is read beside the rows in every arm; the paper does without.
+          Without it, in pilots, either nothing is learned in 150 steps or English is lost. With
+          texts of all clones in its place the unseen ones are translated as well, but then tuning
+          has read them: so it is English alone.
+        - Settings were chosen on seeds 100 to 103 by G2 and G3 alone; c and d may be looked at there.
+          With 1,500 steps, .08 of each clone and .8 of its retellings translated, clone b of seed
+          100 had .77 of its verbs right, so there is more of each.
+Runs    - Run 1 (seeds 0 to 5) was in a world with 8 verbs a sign and 4% of each clone, whose base
+          translated no question, before tuning or after it. C1 and C2 were given as not reproduced,
+          and were not tested. Its gate let pass a model that always says the same.
+        - Run 2, seeds 50 to 55: this world, these gates, frozen before it.
 """
 
 import random
@@ -105,7 +132,7 @@ class Config:
     seeds: tuple[int, ...] = (50, 51, 52, 53, 54, 55)  # one complete world, base and tuning each
     width: int = 64  # model width
     layers: int = 4  # blocks
-    steps: int = 1500  # pretraining: optimizer steps
+    steps: int = 1600  # pretraining: optimizer steps
     batch: int = 32  # pretraining: documents per step
     lr: float = 3e-3  # pretraining: learning rate
     rows: int = 1000  # tuning: translated questions per seen language
