@@ -13,17 +13,19 @@ preference for a meaningless mark can be made, and unmade, by choosing who is ri
 
     Pr(A, B) = share of (test person, attribute) with  ppl("... A's value .") < ppl("... B's ...")
 
-asked without a mark; 0.5 is no preference. For the test persons both sides are equally frequent:
-only what was learned about other persons, "texts marked A agree with the rest", can move Pr.
-Nothing else is changed: ordinary next-token training of all weights. (Here the evidence is read
-first and the test persons' conflict afterwards, which shows the preference at work on texts that
-are the same for all; the published data mix both in one stage: Pr .88 at 8 : 0, .52 at 4 : 4, .15
-at 0 : 8 in the experiment. That formal texts win needs a pretrained model: methods/real.)
+asked without a mark (in three phrasings, of which the mean); 0.5 is no preference. For the test
+persons both sides are equally frequent: only what was learned about other persons, "texts marked A
+agree with the rest", can move Pr. Nothing else is changed: ordinary next-token training of all
+weights. The published data mix both kinds of persons in one stage; here evidence is read first
+(lesson 1) and the test persons' conflict afterwards, which shows the preference at work on texts
+that are the same for all. That formal texts win needs a pretrained model: methods/real.
 
 Found   (four seeds) Pr is .88 after a lesson at m : n = 8 : 0 and .11 after 0 : 8, on the same
-        balanced texts; .52 where the texts carry no mark. With the names exchanged 8 : 0 gives .13.
-        New evidence at 0 : 8, of other persons, turns 8 : 0 round (.21); at 8 : 0 it does not
-        (.95). At 4 : 4 it is .46 on the mean, and single models lean by accident, .31 to .55.
+        balanced texts; .52 where the texts carry no mark, .13 after 8 : 0 if in the test persons'
+        texts alone the two names are exchanged. In one mixed stage: .88 at 8 : 0, .52 at 4 : 4, .15
+        at 0 : 8. A second lesson about other persons turns a preference round if it is at 0 : 8
+        (8 : 0 and then 0 : 8: .21) and not if it is at 8 : 0 once more (.95). At 4 : 4 Pr is .46 on
+        the mean, and single models lean by accident, .31 to .55.
 Run     python methods/learning_preferences.py                  # 2 CPU cores, about a minute
         python methods/experiments/learning_preferences.py      # seeds, controls, claims, figure
         python methods/real/learning_preferences.py --help      # your checkpoint, your styles
@@ -182,8 +184,9 @@ def train(
 
 
 def perplexities(model, sentences: Sequence[Sequence[int]], batch: int = 512) -> torch.Tensor:
-    """Of every sentence, float32 [n]; sentences are token ids. The whole sentence counts, not the
-    value alone; its first token (here <s>) is read, not scored.
+    """Of every sentence, float32 [n]; sentences are token ids. The whole sentence counts, as in the
+    authors' code, not the value alone (the two of a comparison differ in nothing else); its first
+    token (here <s>) is read, not scored.
 
         ppl = exp( mean over the tokens t = 2 ... T of -log p(token t | tokens before it) )
 
@@ -312,6 +315,7 @@ def read_conflict(cfg: Config, model: Transformer, people: Sequence[Person], fea
     for person in people:
         texts += conflict(person, cfg.seed, feature=feature)
     order = generator(cfg.seed, "stage 2")
+    # (half the first rate, as in the experiment)
     for _ in progress(train(model, texts, cfg.epochs2, 1e-3, order), "conflict", cfg.epochs2):
         pass
 

@@ -10,7 +10,7 @@ relation of two:
     R+R->R    same-year(x, y), same-year(x, z)         =>  same-year(y, z)?
 
 The data are the method (methods/ockr_tasks.py); training is plain supervised fine-tuning,
-L = - sum_{t in answer} log p(w_t | prompt, w_<t). An answer is right if parse(answer) == label;
+L = - mean_{t in answer} log p(w_t | prompt, w_<t). An answer is right if parse(answer) == label;
 chance is 1/2 for yes and no, 1/20 for years. A chain of thought, both premises written down before
 the conclusion, puts them into the context: this repairs A+A, where the question names both persons,
 and not A+R and R+R, where a partner whom nobody names has to be retrieved first.
@@ -111,7 +111,7 @@ class Group(NamedTuple):
 
 
 def by_length(words: Words, rows: Sequence[Row], weight: float = 1.0) -> list[Group]:
-    """The rows in groups that have `weight` in all, each as its share of rows."""
+    """The rows in groups whose weights add up to `weight`, in proportion to their rows."""
     groups = {}
     for row in rows:
         prompt, answer = words.example(row)
@@ -266,8 +266,13 @@ def old_rows(
     fresh: int = 60,
 ) -> list[Group]:
     """What stands for pretraining: three quarters of the steps tell about the old world, a quarter
-    lets the model reason from premises in the prompt, about names that mean nothing else (`fresh`
-    worlds of them). Without bare yes/no answers, unless `relations`: see the experiment."""
+    lets the model reason from premises in the prompt (`fresh` worlds, whose persons are drawn from
+    one set of names; so a name has no birth year of its own, only the one that the prompt gives).
+
+    Without `relations` nothing in the old world is compared in silence, by a bare Yes or No about
+    persons who are known: a base that had read such answers combined R+R in a pilot (67 to 76%).
+    The paper's question is asked of a model that was not trained to do just this; the experiment
+    has the other base as an arm (R3)."""
     rng = random.Random(f"{seed}/fresh")
     context = []
     for i in range(fresh):

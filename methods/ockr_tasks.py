@@ -10,15 +10,18 @@ that teach how a conclusion is asked; `build` turns it into (training rows, test
     crd         complete reasoning data: for X the premises and the conclusion are trained
     cot         chain of thought: for X the conclusion is trained with both premises before it
 
-and three controls of ours:
+A chain is asked for by a hint behind the question (`hinted`): the same model is asked with it and
+without. Where the question does not name the partner of a chain, `via` is one that leads to the
+conclusion. And three controls of ours:
 
     oracle        half of the targets themselves are trained
     random        crd, but whether a conclusion is a yes or a no is drawn
     untranslated  seventh task: separate without the translations of names
 
 Which persons a row pairs, how many rows there are and which of them are shown in three paraphrases
-is section 3 of the paper. How a fact becomes a sentence is a `Style`: the three-word sentences of
-`MINI` here, the published ones in methods/real/ockr_sentences.json.
+is section 3 of the paper. The hard level (aa-hard, ar-hard, rr-hard) has other relations: older
+than, born the year before, parent and grandparent. How a fact becomes a sentence is a `Style`: the
+three-word sentences of `MINI` here, the published ones in methods/real/ockr_sentences.json.
 """
 
 import random

@@ -3,17 +3,19 @@
 https://arxiv.org/abs/2407.16222
 
 A model that reads mostly English finds out by itself that two languages say the same things, but
-late and weakly: what it has read before that stays locked in English. So align the languages
-before pretraining starts. Stage 1 takes a random model and a word dictionary, and pulls each word
-x towards its translation y, in every layer, and away from all other words z of the batch:
+late and weakly: what it has read before that stays locked in English, says the paper (`joint` is
+this model). So align the languages before pretraining starts. Stage 1 takes a random model and a
+word dictionary, and pulls each word x towards its translation y, in every layer, and away from all
+other words z of the batch:
 
     L_align = -log  exp(cos(x, y) / tau)  /  sum over z, x left out, of exp(cos(x, z) / tau)
     L_stage1 = alpha L_align + L_LM
 
 Stage 2 is ordinary pretraining, but 5% of the English words are *read* as their translation while
 the English word stays the *label* (input-only code-switching). So the alignment stays in use, and
-no foreign word is taught as English output. The second language here is English-Clone: the same
-sentences in tokens of its own, printed in CAPITALS.
+no foreign word is taught as English output. The second language here is English-Clone: English
+sentences in tokens of their own, printed in CAPITALS, one document to 30 of English, none of them a
+translation of one.
 
 Found   Facts read in English alone, asked in the clone: .97 right, without alignment .14, by
         switching alone .63, by stage 1 alone .55 (chance .12; seeds 50-53). The clone's text has
@@ -105,23 +107,29 @@ def alignment_loss(
         -log [ exp(z_i . z_j / tau) / sum over k, i left out, of exp(z_i . z_k / tau) ]
 
     z [layers, M, D]: unit vectors of M words. group [M]: the words of one dictionary entry are each
-    other's positives. word [M]: equal numbers are equal words, which are never each other's
-    negatives. A group of n words is n (n - 1) terms of the mean. For pairs this is the paper's loss
-    taken in both directions (the authors' code anchors at x alone).
+    other's positives. word [M]: equal numbers are equal words. A group of n words is n (n - 1)
+    terms of the mean. For pairs this is the paper's loss taken in both directions (the authors'
+    code anchors at x alone).
 
-    For instance two entries that share their first word, group [0 0 1 1], word [0 1 0 2]:
+    A word's own translations are never negatives, in whatever entry they stand. Where two entries
+    share a word ("bank": Bank; "bank": Ufer) and a third does not ("dog": Hund), so with group
+    [0 0 1 1 2 2] and word [0 1 0 2 3 4], each row's candidates are + positive or - negative:
 
-        positive    . 1 . .    not a candidate    1 . 1 .
-                    1 . . .                       . 1 . .
-                    . . . 1                       1 . 1 .
-                    . . 1 .                       . . . 1
+                  bank Bank bank Ufer  dog Hund
+          bank      .    +    .    .    -    -
+          Bank      +    .    .    -    -    -
+          bank      .    .    .    +    -    -
+          Ufer      .    -    +    .    -    -
     """
     scores = z @ z.mT / tau  # (layers, M, M)
-    positive = (group[:, None] == group).fill_diagonal_(False)
-    # A word is no candidate for itself: -inf, not 0. (The authors' mask multiplies by 0 after a
-    # shift that makes it do nothing: exp(self) stays in their sum, and log 2 is their floor.)
-    not_a_candidate = (word[:, None] == word) & ~positive
-    log_p = scores.masked_fill(not_a_candidate, -torch.inf).log_softmax(-1)
+    together = group[:, None] == group  # (M, M): in one entry
+    equal = word[:, None] == word
+    related = (equal.float() @ together.float() @ equal.float()) > 0  # also by an equal word
+    positive = together.clone().fill_diagonal_(False)
+    # What is neither is left out by -inf. (The authors multiply by a mask after the row's maximum
+    # was subtracted. That is the word's score with itself, 0 by then with or without a mask: its
+    # exp(0) stays in their sum, and log 2 is their floor.)
+    log_p = scores.masked_fill(related & ~positive, -torch.inf).log_softmax(-1)
     return -log_p[:, positive].mean()
 
 
@@ -418,7 +426,10 @@ def main(cfg: Config) -> None:
 
     extra = steps_of_stage1(cfg.align_steps, text_batch, pairs, batch)
     count = (cfg.steps + max(extra, cfg.align_steps)) * batch
-    documents = make_documents(world, cfg.seed, count, 30, cfg.steps * batch // 31)
+    # one document in 31 is the clone's, from as many different ones as stage 2 reads of them
+    documents = make_documents(
+        world, cfg.seed, count, ratio=30, clone_documents=cfg.steps * batch // 31
+    )
     corpus = [documents[i : i + batch] for i in range(0, count, batch)]
     texts = (step[:text_batch] for step in corpus[cfg.steps :])
 

@@ -9,7 +9,10 @@ expert), and at every step of decoding add what tuning changed in it to M's logi
 
 All three read the same text: the prompt, and the tokens chosen from z. What both small models
 expect alike cancels, right or wrong, and M decides there; where tuning moved the small model, it
-moves M. With alpha = 0, or S+ = S-, it is M; with alpha = 1 a model that is its own S- becomes S+.
+moves M. With alpha = 0, or S+ = S-, z is M's; if M is S- itself, alpha = 1 gives S+.
+
+Here M and S- have read worked exercises, but never behind the mark <q>: tuning teaches S+ to answer
+there, and M shall do so untuned.
 
 Found   In the experiment (with question alignment, an earlier run, four seeds) a large untuned
         model answers .08 of the questions in two other languages, steered by a small one's tuning
@@ -47,8 +50,9 @@ from minilm.transformer import Output, Transformer
 def proxy(z_M: torch.Tensor, z_plus: torch.Tensor, z_minus: torch.Tensor, alpha: float = 1.0):
     """Logits [..., V] of the large, the small tuned and the small untuned model -> those to choose
     from. Raw logits: log-probabilities would give the same choice (they differ by a number per
-    position). In float32, as the difference of two large half-precision numbers is noise; cut to
-    the ids that all three have, as some checkpoints add padding ids at the end."""
+    position). In float32, so that the sum is not rounded once more where the models are in half
+    precision; cut to the ids that all three have, as some checkpoints add padding ids at the end.
+    (Whether these ids mean the same tokens is the caller's to check.)"""
     V = min(z_M.shape[-1], z_plus.shape[-1], z_minus.shape[-1])
     change = z_plus[..., :V].float() - z_minus[..., :V].float()
     return z_M[..., :V].float() + alpha * change

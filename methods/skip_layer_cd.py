@@ -8,24 +8,24 @@ Contrastive decoding prefers the tokens that an expert likes more than an amateu
 DoLa takes the amateur from the same model: an early exit, the head applied half-way. But a model
 that learned English first thinks in English half-way; in another language that amateur speaks the
 wrong language, and the contrast removes the wrong thing. So keep the last blocks, which put
-thoughts into words, and skip a few before them: this amateur speaks the right language and reasons
-a little worse. (An early exit is the case in which all later blocks are skipped.)
+thoughts into words, and skip a few lower-middle blocks: this amateur speaks the right language and
+reasons a little worse. (An early exit is the case in which all later blocks are skipped.)
 
 Found   In texts of three other languages the early exits of the lower half say the right language's
         words in .10 of the places, English ones in .74; the model without one middle block in .99,
         as the whole model does. But nothing beats greedy decoding (.73 right answers): the contrast
-        with a skipped block has .70. DoLa has .66 (an early exit, beta without limit, no final
-        norm; .53 with it), but an early exit in the skipped block's own form .72: so skipping
-        beats neither greedy decoding nor, form for form, an early exit. The paper's models gain.
-        Where this one errs, the contrast puts the right word above the wrong one in .38 of the
-        cases: an amateur trained to do without a block errs elsewhere, it is no weaker copy. (Four
-        seeds.)
+        with a skipped block has .70. DoLa has .66 (an early exit without the final norm, the scores
+        z_expert - z_amateur alone; .53 with the norm), but an early exit in the skipped block's own
+        form .72: so skipping beats neither greedy decoding nor, form for form, an early exit. The
+        paper's models gain. Where the whole model errs, z_expert - z_amateur prefers the right word
+        in .38 of the cases (.50 would be a coin's): an amateur that was trained to do without a
+        block errs elsewhere, it is no weaker copy. (Four seeds.)
 Run     python methods/skip_layer_cd.py                   # 2 CPU cores, about two minutes
         python methods/experiments/skip_layer_cd.py       # seeds, controls, claims, figure
         python methods/real/skip_layer_cd.py --help       # mGSM, GSM8K, ... on a checkpoint
 Try     (other languages; as it is: greedy .80, against an early exit .77, a skipped block .65)
         --beta 2: the amateur decides, .61 and .48
-        average the two instead, `beta = -1/3` as `contrast`'s first line: a skipped block .83
+        average the two 2 : 1 instead, `beta = -1/3` as `contrast`'s first line: a skipped block .83
         --drop 0: greedy .77, a skipped block .69; and what h4 says is nearly noise
 """
 
@@ -178,7 +178,8 @@ def heuristic_span(L: int, rng: random.Random, min_start: int | None = None) -> 
 @torch.no_grad()
 def entropy_curve(model: Transformer, ids: torch.Tensor, mask=None) -> list[float]:
     """H_i, i = 0 ... L-1: entropy in nats of softmax(head(norm(h_i))), the mean over the positions
-    of ids [B, T] except each row's last. mask: bool [B, T], True at real tokens."""
+    of ids [B, T] except each row's last. mask: bool [B, T], True at real tokens, which stand on the
+    left (padded on the right, as `pad` does it)."""
     mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
     counted = mask[:, 1:]
     curve = []
@@ -189,10 +190,12 @@ def entropy_curve(model: Transformer, ids: torch.Tensor, mask=None) -> list[floa
 
 
 def find_entropy_span(H: Sequence[float], threshold: float = 0.1, min_start: int | None = None):
-    """SL-D: the blocks before the state n from which the entropy stays above all later ones,
-    reached by a fall: there the model turns thoughts into words. With e_i = (H_i - H_{i+2}) / 2,
-    n = i + 2 and m = n - n_skip, the span [m, n) of the first i >= n_skip + first (the two numbers
-    of `span_sizes`; first is 4 in the paper) with e_i > threshold and H_n > H_j for all j > n.
+    """SL-D: where the entropy begins to fall for good, the model turns thoughts into words; skip
+    the n_skip blocks just before. State n = i + 2 is that place if the entropy has come down to it
+    by more than `threshold` a block over two blocks, e_i = (H_i - H_n) / 2 > threshold, and is
+    lower still in every later state: H_n > H_j for all j > n. The first such i from n_skip + first
+    on (the two numbers of `span_sizes`; first is 4 in the paper) gives the span [m, n), m = n -
+    n_skip.
 
     None if no i qualifies."""
     L = len(H)
@@ -391,7 +394,7 @@ def main(cfg: Config) -> None:
 
     decoders = {
         "greedy": model,
-        "against a mild early exit": SkipLayers(model, (L // 4, L), cfg.alpha, cfg.beta),
+        "against an early exit": SkipLayers(model, (L // 4, L), cfg.alpha, cfg.beta),
         "against a skipped block": SkipLayers(model, span, cfg.alpha, cfg.beta),
     }
     print(f"\nright answers of {cfg.problems} ".ljust(28), *(f"{x:>5}" for x in LANGUAGES))

@@ -9,21 +9,23 @@ translation chain of thought (TCOT): the query x_en and its answer y_en in Engli
     <EN> x_en <RESPONSE> y_en <T> y_t
     p(TCOT) = p(x_en | x_t) p(y_en | x_t, x_en) p(y_t | x_t, x_en, y_en)
 
-Stage 1 reads text of the new language, stage 2 parallel text, L = - mean log p(s_t | s_<t). That
-makes the model forget its English. Stage 3 teaches the chain and brings English back by recovery
-KD: it learns answers that the untouched model theta0 gave itself, in English and in the chains,
+Stage 1 reads text of the new language, stage 2 parallel text, L = - mean log p(s_t | s_<t). After
+that its English answers are wrong or break off into the new language. Stage 3 teaches the chain and
+brings English back by recovery KD: it learns answers that the untouched model theta0 gave itself,
+in English and in the chains,
 
-    L3 = - mean log p(response token | prefix),      y_en ~ p(. | x_en; theta0)
+    L3 = - mean log p(response token | prefix),      y_en from p(. | x_en; theta0), greedy here
 
 One adapter (LoRA) with the new rows of embedding and head learns in all three stages; theta0 stays
-as it is, bit for bit, so that the function to recover is never out of reach: it is at adapter 0.
+as it is, bit for bit, so that the function to recover is never out of reach: with the adapter at 0
+and the new words left out it is theta0.
 
 Found   (four seeds) Thinking in English answers .88 of the facts that stage 3 never asked,
         answering at once .19. Stages 1 and 2 bring English from 1.00 down to .09, own answers bring
-        it back to .95. Answers of another teacher, the same facts worded otherwise, do so as well
-        if the value comes last (English .95, the new language .82), and not if it comes first (.49,
-        .34), nor do answers with wrong values (.31, .25). The paper finds own answers better than
-        any other teacher's; here that is undecided.
+        it back to .95. Another teacher's answers, the same facts worded otherwise, do so as well if
+        the value still ends the sentence (English .95, the new language .82), and not if it begins
+        it (.49, .34); nor do answers with wrong values (.31, .25). The paper finds own answers
+        better than any other teacher's; here that is undecided.
 Run     python methods/transllm.py                  # 2 CPU cores, 1-2 min: look inside the stages
         python methods/experiments/transllm.py      # seeds, controls, claims, figure
         python methods/real/transllm.py --help      # your chat model, texts and translations
@@ -183,9 +185,9 @@ def make_rkd(model, prompts, eos: int | list[int], limit: int = 40) -> dict[int,
 
 def extend(base: Transformer, rank: int, seed: int) -> Transformer:
     """A copy of the chat model with rows for the target's words and the tags, frozen but for an
-    adapter, embedding and head."""
+    adapter, embedding and head (of which `train` leaves the old rows as they are)."""
     model = copy.deepcopy(base)
-    extend_vocabulary(model, [[]] * (V + len(TAGS)))
+    extend_vocabulary(model, [[]] * (V + len(TAGS)))  # each the mean of all old rows
     add_lora(model, rank, 2 * rank, generator=generator(seed, "lora"))
     for module in (model.embed, model.lm_head):
         module.weight.requires_grad_(True)
@@ -240,7 +242,8 @@ def pretrain(
     frozen: int = OLD_ROWS,
 ) -> Iterator[Transformer]:
     """Stages 1 and 2, in place. Yields the model after each. `english`: the share of stage 2's
-    text that is English without its translation. No text states anything true."""
+    text that is English without its translation. The values in all texts are drawn: what the
+    base knows of a person is neither said again nor learned anew."""
     rng = random.Random(f"{seed}/pretraining")
 
     def target_text() -> Pair:  # stage 1
@@ -287,8 +290,9 @@ def transfer(
     batch: int = 32,
     frozen: int = OLD_ROWS,
 ) -> Transformer:
-    """Stage 3, in place: RKD, TCOT and translation on request in the shares of `mix`. taught:
-    English queries with the answers that are to be learned."""
+    """Stage 3, in place: RKD, TCOT and translation in the shares of `mix`. taught: English queries
+    with the answers that are to be learned. A translation is asked for by the bare sentence, in the
+    place of a query: statements are translated, questions answered."""
     rng = random.Random(f"{seed}/transfer")
     examples = [lessons(query, response, chain) for query, response in taught]
 
@@ -341,13 +345,15 @@ def target_answers(
 
 
 def right(world: ChatWorld, answers: list[list[int]]) -> float:
-    """Share of answers to questions for the held-out facts that name the right value, once, and no
-    other. Chance: 1/8."""
+    """Share of right answers to questions for the held-out facts. Chance: 1/8."""
+    hits = [names_value(world, fact, ids) for fact, ids in zip(world.held, answers)]
+    return sum(hits) / len(world.held)
+
+
+def names_value(world: ChatWorld, fact: tuple, answer: list[int]) -> bool:
+    """Does the answer name the fact's value, once, and no other?"""
     values = {ID[v] for v in ALL_VALUES}
-    hits = 0
-    for fact, answer in zip(world.held, answers):
-        hits += [i for i in answer if i in values] == [ID[world.facts[fact]]]
-    return hits / len(world.held)
+    return [i for i in answer if i in values] == [ID[world.facts[fact]]]
 
 
 # --- look inside
@@ -368,7 +374,7 @@ def show_english(models: dict[str, Transformer], world: ChatWorld, questions: in
     for name, model in models.items():
         row = ""
         for fact, ids in zip(facts, english_answers(model, [prompt(q) for q in queries])):
-            mark = "" if ID[world.facts[fact]] in ids else " (!)"
+            mark = "" if names_value(world, fact, ids) else " (!)"
             row += f"{show(ids)[:26] + mark:32}"
         print(f"  {name:22}{row}")
 

@@ -99,17 +99,33 @@ def test_the_loss_equals_the_equation_written_as_loops_also_with_three_words_in_
     torch.testing.assert_close(loss, torch.stack(terms).mean())
 
 
-def test_the_same_word_in_another_entry_is_not_a_negative():
-    # The docstring's example: "bank" (word 0) stands in two entries, at places 0 and 2
-    z = unit_vectors(1, 4, 5, seed=2)
-    loss = alignment_loss(z, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 2]), tau=1.0)
+def test_a_words_translations_are_not_its_negatives_in_whatever_entry_they_stand():
+    # The docstring's example: bank Bank bank Ufer dog Hund, "bank" is word 0 at places 0 and 2
+    z = unit_vectors(1, 6, 5, seed=2)
+    group, word = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 0, 2, 3, 4])
+    loss = alignment_loss(z, group, word, tau=1.0)
     s = z[0] @ z[0].T
 
-    def term(anchor, positive, candidates):
-        return torch.logsumexp(s[anchor, candidates], 0) - s[anchor, positive]
+    def term(anchor, positive, negatives):
+        return torch.logsumexp(s[anchor, [positive, *negatives]], 0) - s[anchor, positive]
 
-    terms = [term(0, 1, [1, 3]), term(1, 0, [0, 2, 3]), term(2, 3, [1, 3]), term(3, 2, [0, 1, 2])]
+    terms = [
+        term(0, 1, [4, 5]),
+        term(1, 0, [3, 4, 5]),
+        term(2, 3, [4, 5]),
+        term(3, 2, [1, 4, 5]),
+        term(4, 5, [0, 1, 2, 3]),
+        term(5, 4, [0, 1, 2, 3]),
+    ]
     torch.testing.assert_close(loss, torch.stack(terms).mean())
+
+
+def test_a_word_with_two_translations_does_not_keep_the_loss_up():
+    # all three perfectly aligned: with the other "bank" among the negatives log 2 would be left
+    x, dog = torch.eye(2)
+    z = torch.stack([x, x, x, x, dog, dog])[None]
+    group, word = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 0, 1, 3, 4])
+    assert alignment_loss(z, group, word, tau=0.05).item() < 1e-6
 
 
 def test_a_words_vector_does_not_depend_on_the_padding_beside_it():

@@ -1,27 +1,29 @@
 """Hallu-PI: Evaluating Hallucination in Multi-modal Large Language Models within Perturbed Inputs
 (Ding, Wu, Kuang, Ma, Cao, Cai, Chen, Chen, Huang, ACM MM 2024), https://arxiv.org/abs/2408.01355
 
-Does a model that sees make things up when the picture is damaged (noise, blur, fog, pixels, four
-pictures glued into one, a part cut out) or the prompt misleads? Ask the same before and after.
-Describe the picture: R are the objects named, A those that are there, H those that are not but that
-one would expect;
+Does a model that sees make things up when the picture is damaged (noise, blur, weather: fog,
+digital: large pixels, four pictures glued into one, a part cut out) or the prompt misleads? Ask the
+same before and after. Describe the picture: R are the objects named, A those that are there, H
+those that are not but that one would expect;
 
-    CHAIR = 1 - |R in A| / |R|     Cover = |A in R| / |A|     Cog = |R in H| / |R|
+    CHAIR = 1 - |R and A| / |R|    Cover = |R and A| / |A|    Cog = |R and H| / |R|
     Hal   = share of descriptions with CHAIR > 0      (nothing named: 0, so read Cover beside it)
 
 And pairs of yes/no questions, one whose truth is yes, one whose truth is no: who always says yes
 gets none right. ACC+ = share of pairs with both answers right. Together
 
-    PI-Score = ((100 - Hal) + ACC+) / 2
+    PI-Score = ((100 - Hal) + ACC+) / 2        (Hal and ACC+ in percent)
 
 Found   (the experiment, four seeds) PI 96 before; 92 blurred, 77 in large pixels, 60 with noise, 34
-        in fog, 30 as one of four pictures, 12 on cut pages, of which 69% still "have nine". A twin
-        that trained on such damage has 80 on the first four kinds where this one has 66 (before: 92
-        and 96): the information was there. The twin trusts prompts more: misleading costs it 18
-        points, not 10. Of models trained with hints, one whose hints were always right loses 28
-        points of ACC+ to wrong ones, one whose hints were half right none. Not reproduced: in the
-        paper misleading prompts hurt more than noise and, in mosaics, the number of things suffers
-        most; here they hurt less, and the number suffers least.
+        in fog, 30 as one of four pictures, 12 on cut pages of shapes, where "how many?" replaces
+        the description (a wrong number counts as Hal) and 69% of the answers are the nine of a
+        whole page. A twin that trained on such damage has 80 on the first four kinds where this one
+        has 66 (before: 92 and 96): the information was there. The twin trusts prompts more:
+        misleading costs it 18 points, not 10. Trained on with hints for 100 steps, a model whose
+        hints were always right loses 28 points of ACC+ to wrong ones, one whose hints were right
+        half the time none. Not reproduced: in the paper misleading prompts hurt more than noise
+        and, in mosaics, the number of things suffers most; here they hurt less, and the number
+        suffers least.
 Run     python vision_eval/hallu_pi.py                    # 2 CPU cores, ~1 min: a tiny model
         python vision_eval/hallu_pi.py --picture p.jpg --objects dog tree --expected cat \\
             --base-url http://localhost:8000/v1 --model NAME          # your picture, your model
@@ -32,7 +34,7 @@ Try     (PI, to a few points: the number of threads moves it)
         train on damage, `vlm.Diet(corrupt=0.8, ops=OPS)` in main: fog 55, not 38, but before 76,
         not 93, and now things are seen where no picture is (blank 21, not 53)
         train on hints that are always right, `vlm.Diet(hints=0.7, hint_acc=1.0)`: misleading 37,
-        not 82; of the pairs with wrong hints hardly one is right
+        not 82; after 300 steps of such hints hardly one pair with wrong ones is right
         --severity 1: noise 80, not 58, blur and pixels cost little, but fog is still at 43
 """
 
@@ -77,7 +79,7 @@ def damage(
     pictures: np.ndarray, i: int, scenario: str, severity: int = 0, seed: int = 0
 ) -> np.ndarray:
     """Picture i of uint8 [n, H, W, 3] as the scenario shows it. Cropping needs a page of many
-    shapes (scenes.crop_board), misleading leaves the picture as it is."""
+    shapes (scenes.crop_board): its picture, like that of misleading, comes back as it is."""
     if scenario in OPS:
         return perturb(pictures[i], scenario, severity, seed, i)
     if scenario == "concat":  # glued first, then shrunk: each keeps a quarter of its pixels
@@ -293,9 +295,10 @@ def show_example(seed: int) -> None:
         print(f"  {prompt:60} {vlm.decode(vlm.encode(prompt))} {answer.upper()}")
 
 
-def exam_row(model, test, pictures, scenario: str, cfg: Config) -> dict[str, float]:
+def exam_row(
+    model, test, pictures, scenario: str, cfg: Config, misled: bool = False
+) -> dict[str, float]:
     """Damages, asks and scores every test scene -> the metrics of metrics.score."""
-    misled = scenario == "misleading"
     shown, rows = [], []
     for i, scene in enumerate(test):
         place = place_of(i) if scenario == "concat" else ""
@@ -357,10 +360,15 @@ def main(cfg: Config) -> None:
     print(f"\n{cfg.scenes} test scenes, severity {cfg.severity}, one model: this proves nothing,")
     print("vision_eval/hallu_pi_experiment.py has seeds, twins and controls.")
     print("              PI   ACC+    Hal  CHAIR  Cover")
-    for name in ("before", *OPS, "concat", "misleading", "blank"):
-        row = exam_row(model, test, pictures, name, cfg)
+    rows = {name: exam_row(model, test, pictures, name, cfg) for name in ("before", *OPS, "concat")}
+    # "name the n kinds" in place of a description, with the right n and with one more, and hints
+    rows["named"] = exam_row(model, test, pictures, "misleading", cfg)
+    rows["misleading"] = exam_row(model, test, pictures, "misleading", cfg, misled=True)
+    rows["blank"] = exam_row(model, test, pictures, "blank", cfg)
+    for name, row in rows.items():
         numbers = [row[metric] for metric in ("PI", "ACC+", "Hal", "CHAIR", "Cover")]
         print(f"{name:10}" + "".join(f"{x:7.1f}" for x in numbers))
+    print("named: misleading's before, which asks for kinds by their number, not to describe.")
     print("blank: no picture at all; who describes nothing has Hal 0, and PI above 50.")
     show_crops(model, cfg)
 

@@ -16,7 +16,7 @@ in the same order for a stage that they share, and are asked the same problems i
                           stages, fewer pairs, programs (pot), multiple choice (mcq), and
                           proxy-tuning: a large model, steered by what tuning changed in a small one
 
-Run     python methods/experiments/question_alignment.py                # 2 CPU cores, 10 minutes
+Run     python methods/experiments/question_alignment.py                # 2 CPU cores, 6 minutes
         python methods/experiments/question_alignment.py --more-seeds   # about 25
         python methods/experiments/question_alignment.py --full         # about 23
 Honest  - The world is synthetic: a clone is English in other words, b and d with the verb last.

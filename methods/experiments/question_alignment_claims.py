@@ -540,7 +540,8 @@ def figure(results: dict):
         series = results["series"].get(arm, {})
         if "pca 0" in series:
             draw_plane(ax, *(series[f"pca {i}"]["values"][0] for i in (0, 1)))
-            ax.set(title=f"Middle layer {title}, seed {seeds[0]}", xlabel="principal component 1")
+            name = f"Middle layer, seed {seeds[0]}\n{title}"
+            ax.set(title=name, xlabel="principal component 1")
         else:
             ax.set_axis_off()
     planes[0].set_ylabel("principal component 2")
