@@ -14,7 +14,7 @@ paper finds that tuned languages gain, and that languages which tuning never sho
 FOUND
 Run     python methods/spontaneous_multilingual.py                   # 2 CPU cores, two minutes
         python methods/experiments/spontaneous_multilingual.py       # seeds, controls, claims
-        python methods/real/spontaneous_multilingual.py --help       # your checkpoint, published files
+        python methods/real/spontaneous_multilingual.py --help       # your checkpoint
 TRY
 """
 

@@ -19,12 +19,12 @@ Run     python methods/experiments/spontaneous_multilingual.py      # 2 free CPU
 Honest  - The world is synthetic: a clone is English in other words; b, d and f put the verb last.
           Half of the verbs, items and places are cognates: one root in all clones, not in English.
           T2 looks at the other verbs alone.
-        - What the paper presupposes is built in: the base reads much translated text, so that it can
-          translate every clone when asked as there (G2). Labels occur in English alone, and the mark
-          that tuning uses (<tr>) in no text.
-        - In the paper the label is read in one pass: C1 to C3. To let the model translate first, and
-          to read the label behind that, is our reading: L1 to L3. Two prompts do as much without any
-          tuning (base asked twice): tuning joins what is there.
+        - What the paper presupposes is built in: the base reads much translated text, so that it
+          can translate every clone when asked as there (G2). Labels occur in English alone, and the
+          mark that tuning uses (<tr>) in no text.
+        - In the paper the label is read in one pass: C1 to C3. To let the model translate first,
+          and to read the label behind that, is our reading: L1 to L3. Two prompts do as much
+          without any tuning (base asked twice): tuning joins what is there.
         - The label needs a verb's sign only: a wrong translation can have the right label. So L1 to
           L3 count only where the translations themselves are there (T1).
         - `mono` never sees a clone and yet wakes a part of it; what it does differs much between
@@ -36,9 +36,9 @@ Honest  - The world is synthetic: a clone is English in other words; b, d and f 
           Without it, in pilots, either nothing is learned in 150 steps or English is lost. With
           texts of all clones in its place the unseen ones are translated as well, but then tuning
           has read them: so it is English alone.
-        - Settings were chosen on seeds 100 to 103 by G2 and G3 alone; c and d may be looked at there.
-          With 1,500 steps, .08 of each clone and .8 of its retellings translated, clone b of seed
-          100 had .77 of its verbs right, so there is more of each.
+        - Settings were chosen on seeds 100 to 103, by G1 to G3 alone. With 1,500 steps, .08 of each
+          clone and .8 of its retellings translated, the worst clone of seed 100 had .77 of its
+          verbs right; with 1,600, .1 and .9 that of any of the four seeds has .88.
 Runs    - Run 1 (seeds 0 to 5) was in a world with 8 verbs a sign and 4% of each clone, whose base
           translated no question, before tuning or after it. C1 and C2 were given as not reproduced,
           and were not tested. Its gate let pass a model that always says the same.
