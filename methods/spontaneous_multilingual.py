@@ -280,7 +280,7 @@ def show(world: CloneWorld, p: Problem, name: str, reading: Reading) -> None:
 
 @dataclass(frozen=True)
 class Config:
-    steps: int = 1200  # pretraining of the base model: optimizer steps
+    steps: int = 1600  # pretraining of the base model: optimizer steps
     tune_steps: int = 200  # tuning: optimizer steps
     rank: int | None = None  # tuning: rank of the paper's adapter (default: train all weights)
     lr: float = 1e-3  # tuning: learning rate; the adapter needs 3e-3
@@ -325,9 +325,8 @@ def main(cfg: Config) -> None:
             print(f"  {name:6} {measure:20}", *(f"{x:11.2f}" for x in values))
     labels = [p.label for p in problems]
     most = max(labels.count(label) for label in LABELS) / len(labels)
-    print(f"saying always the same label is right in {most:.2f}. One seed, a base of fewer steps")
-    print("than the experiment's: this proves nothing. Seeds, controls and claims:")
-    print("methods/experiments/spontaneous_multilingual.py")
+    print(f"Always the same label is right in {most:.2f}. One seed: this proves nothing; seeds,")
+    print("controls and claims: methods/experiments/spontaneous_multilingual.py")
 
 
 def score(model, world: CloneWorld, problems: Sequence[Problem], language: str) -> tuple:

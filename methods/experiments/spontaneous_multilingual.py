@@ -416,7 +416,7 @@ def main(cfg: Config) -> dict:
     check(cfg)
     if cfg.quick:
         cfg = replace(
-            cfg, seeds=cfg.seeds[:1], steps=6, tune_steps=2, lora_steps=2, items=20, rows=20
+            cfg, seeds=cfg.seeds[:1], steps=4, tune_steps=2, lora_steps=2, items=4, rows=8
         )
     world = replace(WORLD, seed=cfg.seeds[0])
     question, answer = translation_rows(world, cfg.seeds[0], n=1)[-1]
