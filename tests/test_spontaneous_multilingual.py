@@ -467,7 +467,7 @@ def test_states_are_those_of_the_model_and_the_lens_of_the_last_is_its_own_answe
             torch.testing.assert_close(layers[layer][i], seen, atol=1e-6, rtol=1e-4)
 
 
-def test_the_lens_that_claims_read_is_the_right_labels_between_embedding_and_last_block(monkeypatch):
+def test_the_lens_that_claims_read_leaves_out_embedding_and_last_block(monkeypatch):
     model = tiny(4)
     exam = draw_exam(HERE, 100, 8)  # "more" and "less" by turns
     by_layer = [0.9, 0.1, 0.3, 0.2, 0.8]  # of the right label, embedding first
