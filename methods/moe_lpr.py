@@ -105,7 +105,7 @@ def lpr_loss(
     The paper sums over tokens; its code takes the mean, for which gamma = .1 is set: so do we.
     Without an old token the loss is 0 (the code's mean over nothing is NaN). form "double" is the
     code's: it hands G to a cross-entropy, which takes a second softmax, -log softmax(G)_0, never
-    below log(1 + (E-1)/e) and with a weak gradient."""
+    below log(1 + (E-1)/e) and with a weak gradient. By hand: test_the_routing_loss_by_hand."""
     z = torch.stack(list(router_logits)).float()  # (layers, B, T, E)
     if form == "double":
         z = z.softmax(-1)

@@ -149,7 +149,7 @@ def parse(text: str, label: str) -> str | None:
     """The answer that a generated text gives, of the label's kind; None if it gives none.
 
     Only what follows the last "Therefore" counts: a premise in a chain of thought may well hold the
-    right year for the wrong reason."""
+    right year for the wrong reason. By hand: test_what_counts_as_the_answer_of_a_text."""
     text = text.rsplit("Therefore", 1)[-1]
     if label in ("Yes", "No"):
         found = re.search(r"\b(?:Yes|No)\b", text)  # whole words: NomadicEclipse is no No

@@ -120,6 +120,8 @@ def alignment_loss(
           Bank      +    .    .    -    -    -
           bank      .    .    .    +    -    -
           Ufer      .    -    +    .    -    -
+
+    By hand: test_the_loss_of_two_perfectly_aligned_orthogonal_pairs_by_hand.
     """
     scores = z @ z.mT / tau  # (layers, M, M)
     together = group[:, None] == group  # (M, M): in one entry

@@ -52,7 +52,8 @@ def proxy(z_M: torch.Tensor, z_plus: torch.Tensor, z_minus: torch.Tensor, alpha:
     from. Raw logits: log-probabilities would give the same choice (they differ by a number per
     position). In float32, so that the sum is not rounded once more where the models are in half
     precision; cut to the ids that all three have, as some checkpoints add padding ids at the end.
-    (Whether these ids mean the same tokens is the caller's to check.)"""
+    (Whether these ids mean the same tokens is the caller's to check.) By hand:
+    test_the_arithmetic_by_hand."""
     V = min(z_M.shape[-1], z_plus.shape[-1], z_minus.shape[-1])
     change = z_plus[..., :V].float() - z_minus[..., :V].float()
     return z_M[..., :V].float() + alpha * change

@@ -60,7 +60,7 @@ def contrast(expert: torch.Tensor, amateur: torch.Tensor, alpha=0.1, beta: float
 
     beta None is the limit of a large beta: s = log p_E - log p_A, if log-probabilities are given.
     To choose or to sample, logits do as well as those (s changes by a constant); not under a
-    repetition penalty, which looks at the sign of s."""
+    repetition penalty, which looks at the sign of s. By hand: test_the_rule_by_hand."""
     expert = expert.float()
     amateur = amateur.float()
     if beta is None:

@@ -108,7 +108,8 @@ class Chain(NamedTuple):
 def parse_chain(ids: Sequence[int], tags: Tags, ended: bool = True) -> Chain:
     """Cuts newly generated ids (without EOS) at the tags. A tag's first occurrence counts. `ended`:
     whether the text ended by itself; what was cut off at a limit is no well-formed chain. (The
-    official script crashes where a tag is missing; here such a chain counts as wrong.)"""
+    official script crashes where a tag is missing; here such a chain counts as wrong.) By hand:
+    test_the_chain_and_its_three_segments_by_hand."""
     stray = segment = []  # what comes before the first tag
     opened = []
     segments: dict[int, list[int]] = {}

@@ -161,7 +161,9 @@ def _hide(text: str, control: Iterable[str], stand_in: dict[str, str]) -> str:
     the template's words might complete: the "<|im_" of "see <|im_", the "|>" of "|> x", all of
     "INST" between a template's "[" and "]"."""
     core = text.strip()  # what a template's `trim` leaves
-    hidden, n, blank = list(text), len(core), text.find(core)
+    hidden = list(text)
+    n = len(core)
+    blank = text.find(core)
     for token in control if core else ():
         k = len(token)
         before = range(1 - k, 0)  # it may start before the text,

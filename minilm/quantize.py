@@ -82,7 +82,8 @@ class Linear4(nn.Module):
     def __init__(self, q, scale, zero, bias=None):
         super().__init__()
         self.out_features = len(q)
-        first, second = q.to(torch.uint8).view(len(q), -1, 2, GROUP // 2).unbind(2)
+        halves = q.to(torch.uint8).view(len(q), -1, 2, GROUP // 2)  # (out, groups, 2, GROUP / 2)
+        first, second = halves.unbind(2)
         self.register_buffer("q", first | second << 4)  # (out, in / GROUP, GROUP / 2)
         pairs = torch.stack((scale.T, zero.T), -1)  # (in / GROUP, out, 2), as torch wants it
         self.register_buffer("scale_zero", pairs.bfloat16().contiguous())
@@ -105,7 +106,8 @@ class Linear4(nn.Module):
 
     def weights(self, dtype=torch.float32):
         """W [out, in]."""
-        scale, zero = self.scale_zero.transpose(0, 1)[..., None, :].float().unbind(-1)
+        pairs = self.scale_zero.transpose(0, 1)[..., None, :]  # (out, in / GROUP, 1, 2)
+        scale, zero = pairs.float().unbind(-1)
         start = zero - 8 * scale  # of q = 0; (out, in / GROUP, 1)
         q = self.integers().to(dtype)
         return q.mul_(scale.to(dtype)).add_(start.to(dtype)).flatten(1)
@@ -136,8 +138,10 @@ def _biases(layers: list):
 
 def round_to_8_bits(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """w [out, in] -> q int8 [out, in], scale [out]; off by half a step, scale / 2, at most."""
-    scale = (w.float().abs().amax(1).clamp(min=1e-12) / 127).bfloat16().float()  # as it is kept
-    return (w / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+    largest = w.float().abs().amax(1).clamp(min=1e-12)  # (out,)
+    scale = (largest / 127).bfloat16().float()  # as it is kept
+    q = (w / scale[:, None]).round().clamp(-127, 127)
+    return q.to(torch.int8), scale
 
 
 def round_to_4_bits(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -146,7 +150,8 @@ def round_to_4_bits(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     low, high = groups.amin(-1), groups.amax(-1)
     scale = ((high - low) / 15).clamp(min=1e-12).bfloat16().float()  # as they are kept
     zero = (low + 8 * scale).bfloat16().float()
-    q = ((groups - zero[..., None]) / scale[..., None] + 8).round().clamp(0, 15)
+    steps = (groups - zero[..., None]) / scale[..., None]
+    q = (steps + 8).round().clamp(0, 15)
     return q.to(torch.uint8).flatten(1), scale, zero
 
 

@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +32,9 @@ from minilm import InputError
 from minilm.claims import SMOKE, key, mean_sd, pm
 from minilm.data import write_atomically, write_json
 
-ROOT = Path(minilm.__file__).resolve().parents[1]
+CODE = Path(minilm.__file__).resolve().parents[1]
+# A checkout keeps its results; installed without one, runs go where they were started.
+ROOT = CODE if (CODE / "pyproject.toml").exists() else Path.cwd()
 COLORS = (  # Okabe & Ito: safe for the colour-blind
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999",
 )  # fmt: skip
@@ -48,7 +50,7 @@ def cli(main: Callable, Config: type) -> None:
         if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts in its place
             stream.reconfigure(errors="replace")
     doc = sys.modules[main.__module__].__doc__
-    paragraphs = re.sub(r"\n(?=[A-Z]\w+ {2,})", "\n\n", doc)  # so that --help keeps Idea, Claims and Run apart
+    paragraphs = re.sub(r"\n(?=[A-Z]\w+ {2,})", "\n\n", doc)  # --help keeps Found, Run, Try apart
     cfg = tyro.cli(Config, description=paragraphs)
     try:
         main(cfg)
@@ -83,6 +85,27 @@ def check_range(cfg, names: str, *, least: float = -math.inf, most: float = math
                 raise InputError(f"{flag(cfg, name)}: give a number {needed or 'that is finite'}")
 
 
+def check_arms(cfg, name: str, known: Iterable[str]) -> None:
+    """Of an experiment: refuses arms (the flag `name`) that it does not have, a run of none, and
+    two runs at once. Arms that were not given (None) are the run's own."""
+    given = getattr(cfg, name)
+    wrong = sorted(set(given or ()) - set(known))
+    if wrong:
+        raise InputError(
+            f"--{name} {' '.join(wrong)} is not known; give some of {', '.join(known)}"
+        )
+    if given is not None and not given:
+        raise InputError(f"--{name}: give at least one of {', '.join(known)}")
+    if all(getattr(cfg, run, False) for run in RUNS):
+        raise InputError("--full and --more-seeds are two runs: give one of them")
+
+
+def check_width(cfg) -> None:
+    """Of an experiment whose models have four heads: their width must be even."""
+    if cfg.width < 16 or cfg.width % 8:
+        raise InputError(f"--width {cfg.width}: give a multiple of 8, at least 16: 4 even heads")
+
+
 def check_unused(cfg, names: str, where: str) -> None:
     """Refuses flags that would be ignored in silence. A flag counts as given if its value is not
     the default.
@@ -98,8 +121,12 @@ def check_unused(cfg, names: str, where: str) -> None:
 def flag(cfg, name: str) -> str:
     """A field as it is typed: "--top-k 5", "--seeds 1 2", "--quick"."""
     value = getattr(cfg, name)
-    words = map(str, value if isinstance(value, (tuple, list)) else () if value is True else (value,))
-    return " ".join((f"--{name.replace('_', '-')}", *words))
+    words = [f"--{name.replace('_', '-')}"]
+    if isinstance(value, (tuple, list)):
+        words += map(str, value)
+    elif value is not True:
+        words.append(str(value))
+    return " ".join(words)
 
 
 # --- seeds
@@ -186,13 +213,18 @@ NEUTRAL = ("workers", "device", "out")  # fields that change no number
 RUNS = {"full": "full", "more_seeds": "seeds"}  # flag -> ending of the file that its run writes
 
 
+def name_of(script: str) -> str:
+    """What a script's files are called: its own name, less _experiment (in methods/real/:
+    NAME_real)."""
+    name = Path(script).stem.removesuffix("_experiment")
+    return f"{name}_real" if Path(script).parent.name == "real" else name
+
+
 def destination(script: str, cfg) -> Path:
     """Where a run's files go, without their endings: `results/NAME` for the default Config,
     `results/NAME_full` for `--full` alone, `results/NAME_seeds` for `--more-seeds` alone, else
-    `runs/NAME/NAME`. NAME is the script's, less _experiment (in methods/real/: NAME_real)."""
-    name = Path(script).stem.removesuffix("_experiment")
-    if Path(script).parent.name == "real":
-        name += "_real"
+    `runs/NAME/NAME`. NAME is that of `name_of`."""
+    name = name_of(script)
     if getattr(cfg, "out", None):
         return Path(cfg.out) / name
     default = type(cfg)()
@@ -229,9 +261,9 @@ def save_results(
     if quick:  # numbers of an untrained model: no verdict
         rows = [row | {"verdict": SMOKE} for row in rows]
     file = Path(script).resolve()
-    inside = file.is_relative_to(ROOT)
+    inside = file.is_relative_to(CODE)
     results = {
-        "script": str(file.relative_to(ROOT)) if inside else file.name,
+        "script": str(file.relative_to(CODE)) if inside else file.name,
         "paper": paper,
         "command": shlex.join(["python", *_relative_argv()]),
         "config": dataclasses.asdict(cfg),

@@ -47,7 +47,8 @@ class Tokenizer:
     says it, else its post-processor (transformers 4's rule; 5 reads the post-processor alone)."""
 
     def __init__(self, spec: dict, config: dict | None = None):
-        self.spec, self.config = spec, config or {}
+        self.spec = spec
+        self.config = config or {}
         self.vocab, self._merges = read_model(spec)
         self.settings = self._read_settings(spec)
         added = read_added(spec, self.config, self.vocab)
@@ -184,9 +185,11 @@ class ByteLevelBPE(Tokenizer):
 
     def __init__(self, spec: dict, config: dict | None = None):
         super().__init__(spec, config)
-        self.pattern, model = self.settings.pattern, spec["model"]
+        self.pattern = self.settings.pattern
+        model = spec["model"]
         made = [self.vocab[a + b] for a, b in self._merges]  # ids, in the order of the merges
-        products, self._tokens = set(made), {}
+        products = set(made)
+        self._tokens = {}
         for name, i in self.vocab.items():
             own = name not in self.added or i in products or len(name) == 1
             if own and all(c in CHAR_TO_BYTE for c in name):
@@ -230,7 +233,8 @@ class ByteLevelBPE(Tokenizer):
         return spell(word.encode())
 
     def _merge_word(self, word: str) -> list[int]:
-        model, text = self.spec["model"], self._letters(word)
+        model = self.spec["model"]
+        text = self._letters(word)
         if model.get("ignore_merges") and text in self.vocab:
             return [self.vocab[text]]
         if self._unknown is None:  # tokenizers drops what it cannot spell
@@ -258,7 +262,8 @@ class SentencePieceBPE(Tokenizer):
 
     def __init__(self, spec: dict, config: dict | None = None):
         super().__init__(spec, config)
-        model, merges = spec["model"], self._merges
+        model = spec["model"]
+        merges = self._merges
         self._rank = {pair: i for i, pair in enumerate(merges)}
         # does a merge ever join a word to the space after it? Else words are merged one by one
         crossing = any("▁" in (a + b).lstrip("▁") for a, b in merges)
@@ -276,7 +281,8 @@ class SentencePieceBPE(Tokenizer):
         return text.replace(" ", "▁") if by_normalizer else text
 
     def _words(self, text, first=True):
-        marked, prepend = text.replace(" ", "▁"), self.settings.prepend
+        marked = text.replace(" ", "▁")
+        prepend = self.settings.prepend
         if marked and not marked.startswith("▁"):
             if prepend == "missing" or (prepend == "first" and first):
                 marked = "▁" + marked
@@ -291,7 +297,8 @@ class SentencePieceBPE(Tokenizer):
         return word
 
     def _merge_word(self, word: str) -> list[int]:
-        model, symbols = self.spec["model"], []
+        model = self.spec["model"]
+        symbols = []
         for c in word:
             spelled = [f"<0x{b:02X}>" for b in c.encode()]
             if c in self.vocab:
@@ -417,7 +424,9 @@ def extend_tokenizer(
     if twice := [s for s in special if tok.token_id(s) is not None]:
         raise InputError(f"the tokenizer has a token {twice[0]!r} already: it was extended before, "
                          "or choose another name")
-    words, kept, first = _count_words(tok, texts), _count_words(tok, protect), tok.vocab_size
+    words = _count_words(tok, texts)
+    kept = _count_words(tok, protect)
+    first = tok.vocab_size
     seen = Counter()
     for word, times in words.items():
         for letter in tok._letters(word):
@@ -457,7 +466,8 @@ def _longer(
     special: Sequence[str] = (),
 ) -> Tokenizer:
     """The tokenizer with these tokens, the merges that make them, special tokens behind them."""
-    spec, model = dict(tok.spec), dict(tok.spec["model"])
+    spec = dict(tok.spec)
+    model = dict(tok.spec["model"])
     behind = tok.vocab_size + len(names)
     # (the library gives an added token that is not in the vocabulary the id behind its last)
     model["vocab"] = tok.vocab | tok.added | dict(zip(names, range(tok.vocab_size, behind)))
@@ -485,7 +495,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
         return read_tokenizer(open_gguf(folder)[1])
     file = folder / "tokenizer.json"
-    spec, config = read_json(file), _optional(file, "tokenizer_config.json")
+    spec = read_json(file)
+    config = _optional(file, "tokenizer_config.json")
     with reading(file):
         for key, value in _optional(file, "special_tokens_map.json").items():
             if key in (*NAMES, *LISTS) and value is not None:
@@ -514,7 +525,8 @@ def _optional(file: Path, name: str) -> dict:
 
 
 def _kind(spec: dict) -> type[Tokenizer]:
-    pre, model = spec.get("pre_tokenizer"), spec["model"]
+    pre = spec.get("pre_tokenizer")
+    model = spec["model"]
     if '"ByteLevel"' in json.dumps(pre):
         return ByteLevelBPE
     characters = not (model.get("merges") or model.get("unk_token") or model.get("byte_fallback"))

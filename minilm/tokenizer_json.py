@@ -135,7 +135,8 @@ def read_added(spec: dict, config: dict, vocab: dict[str, int]) -> list[Added]:
     members = [t for many in lists for t in (many.values() if isinstance(many, dict) else many)]
     roles = {*named(config).values(), *map(content, members)}
     decoder = {int(i): t for i, t in (config.get("added_tokens_decoder") or {}).items()}
-    tokens, behind = [], len(vocab)  # the id that the library gives to the next new token
+    tokens = []
+    behind = len(vocab)  # the id that the library gives to the next new token
     for entry in spec.get("added_tokens") or []:
         text, i = entry["content"], entry["id"]
         if type(text) is not str or type(i) is not int or i < 0:
@@ -202,7 +203,8 @@ def byte_level(spec: dict) -> Settings:
 def _pattern(parts: list[dict]) -> tuple[str, bool]:
     """The regular expression that cuts the text, and whether a space is put in front of it."""
     *before, last = parts
-    prefix, gpt2 = last.get("add_prefix_space", True), last.get("use_regex", True)
+    prefix = last.get("add_prefix_space", True)
+    gpt2 = last.get("use_regex", True)
     known = exactly(last, "ByteLevel", add_prefix_space=None, trim_offsets=None, use_regex=None)
     if known and type(prefix) is bool and type(gpt2) is bool:
         if not before and gpt2:

@@ -187,7 +187,9 @@ class Attention(nn.Module):
 
     def __init__(self, c: Config, layer: int):
         super().__init__()
-        self.head_dim, self.qk_norm, self.window = c.head_dim, c.qk_norm, c.window(layer)
+        self.head_dim = c.head_dim
+        self.qk_norm = c.qk_norm
+        self.window = c.window(layer)
         self.qkv_proj = None  # `fuse` puts one matrix here
         D, Dh = c.hidden_size, c.head_dim
         queries, keys = c.num_attention_heads * Dh, c.num_key_value_heads * Dh

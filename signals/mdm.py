@@ -94,6 +94,7 @@ def matching_loss(psi, real: torch.Tensor, syn: torch.Tensor, C: int) -> torch.T
 
     real [C * B, 2, N] and syn [C * SPC, 2, N] are in order of class; all classes pass the network
     in one batch. First the means, then the square: the mean of pairwise distances is another loss.
+    By hand: test_the_loss_by_hand_when_the_features_are_the_samples_themselves.
     """
     with torch.no_grad():
         wanted = psi.features(real).unflatten(0, (C, -1)).mean(1)  # (C, F)

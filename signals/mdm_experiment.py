@@ -541,7 +541,9 @@ def rounded(values: torch.Tensor, drawn: bool) -> list[float]:
 
 def try_all_signals(cfg: Config, arm: Arm, task: Task) -> tuple[dict, dict]:
     """One network of each kind, trained on all training signals, or on their spectra."""
-    nets, test, held_out = {}, task.test, task.held_out
+    nets = {}
+    test = task.test
+    held_out = task.held_out
     if arm.spectra_only:
         test = test._replace(x=spectrum(test.x))
         held_out = held_out._replace(x=spectrum(held_out.x))

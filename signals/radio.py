@@ -69,7 +69,8 @@ def constellation(name: str) -> np.ndarray:
     """All symbols of a linear modulation, complex [M], with mean power 1."""
     if name.endswith("PSK"):
         M = {"BPSK": 2, "QPSK": 4, "8PSK": 8}[name]
-        return np.exp(2j * np.pi * (np.arange(M) + (0.5 if M == 4 else 0)) / M)
+        first = 0.5 if name == "QPSK" else 0  # QPSK's four points lie on the diagonals
+        return np.exp(2j * np.pi * (np.arange(M) + first) / M)
     levels = {"PAM4": 4, "QAM16": 4, "QAM64": 8}[name]
     axis = np.arange(1 - levels, levels, 2).astype(complex)  # -3, -1, 1, 3
     points = axis if name == "PAM4" else (axis[:, None] + 1j * axis).ravel()
@@ -180,7 +181,8 @@ def waveforms(name: str, n: int, rng: np.random.Generator, length: int = L) -> n
         return m / np.sqrt(2)  # upper sideband, no carrier
     # WBFM: 75 kHz of deviation at 220.5 kHz, as broadcast radio has it. The factor .25 is ours: the
     # noise peaks at three deviations, and without it the signal would fold over the whole band.
-    return np.exp(2j * np.pi * 75 / 220.5 * 0.25 * np.cumsum(np.clip(m.real, -3, 3), 1))
+    phase = np.cumsum(np.clip(m.real, -3, 3), 1)
+    return np.exp(2j * np.pi * 75 / 220.5 * 0.25 * phase)
 
 
 # --- channel
@@ -204,13 +206,15 @@ def paths(n: int, rng: np.random.Generator, rician: float = 4.0) -> np.ndarray:
     scattered = (rng.standard_normal((n, 3)) + 1j * rng.standard_normal((n, 3))) / np.sqrt(2)
     fixed = np.exp(2j * np.pi * rng.random((n, 3)))
     g = np.sqrt(rician / (rician + 1)) * fixed + np.sqrt(1 / (rician + 1)) * scattered
-    return (amplitude * g) @ np.sinc(np.arange(8)[None, :] - 3 - delay[:, None])
+    taps = np.sinc(np.arange(8)[None, :] - 3 - delay[:, None])  # (3, 8)
+    return (amplitude * g) @ taps
 
 
 def add_noise(z: np.ndarray, snr: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """White Gaussian noise of the power P 10^(-SNR/10), P the measured power of each signal, half
     of it on each axis."""
-    power = np.mean(np.abs(z) ** 2, 1, keepdims=True) * 10 ** (-np.asarray(snr)[:, None] / 10)
+    signal = np.mean(np.abs(z) ** 2, 1, keepdims=True)  # P, [n, 1]
+    power = signal * 10 ** (-np.asarray(snr)[:, None] / 10)
     noise = rng.standard_normal(z.shape) + 1j * rng.standard_normal(z.shape)
     return z + np.sqrt(power / 2) * noise
 

@@ -1,4 +1,5 @@
-"""One thread per test process: two pytest workers then use two cores, and sums have the same order everywhere."""
+"""One thread per test process: two pytest workers then use two cores, and sums have
+the same order everywhere."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""From text to batches: what each function makes of a few tokens that one can follow by eye, and how it refuses what it cannot use."""
+"""From text to batches: what each function makes of a few tokens that one can follow by
+eye, and how it refuses what it cannot use."""
 
 import errno
 import itertools
@@ -14,15 +15,33 @@ import torch
 
 from minilm import InputError
 from minilm import data
-from minilm.data import (IGNORE, batches, collate, generator, make_folder, pack, pad, prompt_masked, random_blocks, read_documents,
-                         read_json, read_json_lines, read_text, read_tokens, temporary_name, write_atomically, write_tokens)
+from minilm.data import (
+    IGNORE,
+    batches,
+    collate,
+    generator,
+    make_folder,
+    pack,
+    pad,
+    prompt_masked,
+    random_blocks,
+    read_documents,
+    read_json,
+    read_json_lines,
+    read_text,
+    read_tokens,
+    temporary_name,
+    write_atomically,
+    write_tokens,
+)
 
 
 def test_a_generator_belongs_to_a_seed_and_a_name():
     draw = lambda seed, name: torch.rand(3, generator=generator(seed, name)).tolist()
     assert draw(0, "init") == draw(0, "init")
     assert len({tuple(draw(seed, name)) for seed in (0, 1) for name in ("init", "order")}) == 4
-    assert draw(0, "init")[0] == pytest.approx(0.09622, abs=1e-5)  # a number to hold every machine to
+    # a number to hold every machine to
+    assert draw(0, "init")[0] == pytest.approx(0.09622, abs=1e-5)
 
 
 # --- text
@@ -39,8 +58,14 @@ def test_a_folder_is_read_in_sorted_order_and_other_endings_are_left_alone(tmp_p
     assert "second" in read_documents(tmp_path)  # one blank file does not stop a corpus
 
 
-@pytest.mark.parametrize("content, words", [(b"", "is empty: give a file with text"), (b" \n\t", "is empty"),
-                                            (b"caf\xe9", "is not UTF-8 text .byte 3 is 0xe9, line 1.: convert it")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "is empty: give a file with text"),
+        (b" \n\t", "is empty"),
+        (b"caf\xe9", "is not UTF-8 text .byte 3 is 0xe9, line 1.: convert it"),
+    ],
+)
 def test_a_file_without_readable_text_is_refused_by_name(tmp_path, content, words):
     (tmp_path / "story.txt").write_bytes(content)
     with pytest.raises(InputError, match=f"story.txt {words}"):
@@ -57,12 +82,22 @@ def test_a_missing_file_and_a_folder_without_text_are_refused_by_name(tmp_path):
 def test_json_lines_come_with_their_places_and_blank_lines_are_left_out(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n\n{"a": "\u00e9\u2028"}\n', encoding="utf-8")  # U+2028 ends no line
-    assert read_json_lines(file) == [(f"{file}, line 1", {"a": 1}), (f"{file}, line 3", {"a": "\u00e9\u2028"})]
+    assert read_json_lines(file) == [
+        (f"{file}, line 1", {"a": 1}),
+        (f"{file}, line 3", {"a": "\u00e9\u2028"}),
+    ]
 
 
-@pytest.mark.parametrize("line, words", [
-    (b'{"a": "\\ud83d"}', "line 2 holds half a character"), (b'{"a": 1', "line 2 is not valid JSON"), (b"[1]", "line 2 holds a list"),
-    (b"[" * 100_000, "line 2 is not valid JSON"), (b'"caf\xe9"', "is not UTF-8 text .byte 13 is 0xe9, line 2")])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        (b'{"a": "\\ud83d"}', "line 2 holds half a character"),
+        (b'{"a": 1', "line 2 is not valid JSON"),
+        (b"[1]", "line 2 holds a list"),
+        (b"[" * 100_000, "line 2 is not valid JSON"),
+        (b'"caf\xe9"', "is not UTF-8 text .byte 13 is 0xe9, line 2"),
+    ],
+)
 def test_a_line_that_is_no_record_is_named_with_its_number(tmp_path, line, words):
     (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\n' + line + b"\n")
     with pytest.raises(InputError, match=f"rows.jsonl,? {words}"):
@@ -124,7 +159,9 @@ def test_a_full_disk_is_said_also_where_a_library_says_something_else(tmp_path, 
 
     with pytest.raises(RuntimeError, match="inline_container"):
         write_atomically(tmp_path / "training.pt", fail)  # there is room: not the disk's fault
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: data.shutil._ntuple_diskusage(10**9, 10**9, 0))
+    monkeypatch.setattr(
+        data.shutil, "disk_usage", lambda path: data.shutil._ntuple_diskusage(10**9, 10**9, 0)
+    )
     with pytest.raises(OSError, match="No space left on device"):
         write_atomically(tmp_path / "training.pt", fail)
 
@@ -132,9 +169,14 @@ def test_a_full_disk_is_said_also_where_a_library_says_something_else(tmp_path, 
 def test_the_next_save_removes_what_a_killed_one_left_but_not_what_another_still_writes(tmp_path):
     file, gone = tmp_path / "file", subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    running, elsewhere, other = temporary_name(file), temporary_name(file), temporary_name(tmp_path / "file2")
+    running, elsewhere, other = (
+        temporary_name(file),
+        temporary_name(file),
+        temporary_name(tmp_path / "file2"),
+    )
     killed = running.with_name(running.name.replace(f".{os.getpid()}@", f".{gone.pid}@"))
-    elsewhere = elsewhere.with_name(elsewhere.name.replace("@", "@another-"))  # of another machine: it cannot be asked
+    # of another machine: it cannot be asked
+    elsewhere = elsewhere.with_name(elsewhere.name.replace("@", "@another-"))
     for path in (running, killed, elsewhere, other):
         path.touch()
     write_atomically(file, save_text("new"))
@@ -144,7 +186,9 @@ def test_the_next_save_removes_what_a_killed_one_left_but_not_what_another_still
     assert set(tmp_path.iterdir()) == {file, running, other}
 
 
-def test_a_file_that_a_reader_has_mapped_is_moved_aside_where_it_cannot_be_replaced(tmp_path, monkeypatch):
+def test_a_file_that_a_reader_has_mapped_is_moved_aside_where_it_cannot_be_replaced(
+    tmp_path, monkeypatch
+):
     file, replace = tmp_path / "file", os.replace
     write_atomically(file, save_text("old"))
 
@@ -175,8 +219,16 @@ def test_a_folder_appears_whole_or_not_at_all_and_the_first_of_two_stays(tmp_pat
     with pytest.raises(KeyboardInterrupt):
         make_folder(folder, fail)
     assert os.listdir(tmp_path) == []
-    for content, replace, expected in (("first", False, "first"), ("second", False, "first"), ("third", True, "third")):
-        make_folder(folder, lambda path, content=content: write_atomically(path / "one", save_text(content)), replace)
+    for content, replace, expected in (
+        ("first", False, "first"),
+        ("second", False, "first"),
+        ("third", True, "third"),
+    ):
+        make_folder(
+            folder,
+            lambda path, content=content: write_atomically(path / "one", save_text(content)),
+            replace,
+        )
         assert (folder / "one").read_text() == expected and os.listdir(tmp_path) == ["folder"]
 
 
@@ -193,16 +245,23 @@ def test_a_token_file_that_is_empty_cut_or_no_token_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("vocab_size, dtype", [(2**16, np.uint16), (2**16 + 1, np.uint32)])
-def test_tokens_come_back_memory_mapped_in_the_smallest_type_that_holds_the_vocabulary(tmp_path, vocab_size, dtype):
-    write_tokens(tmp_path / "folder" / "t.npy", (i % vocab_size for i in (0, 1, vocab_size - 1)), vocab_size)
+def test_tokens_come_back_memory_mapped_in_the_smallest_type_that_holds_the_vocabulary(
+    tmp_path, vocab_size, dtype
+):
+    write_tokens(
+        tmp_path / "folder" / "t.npy", (i % vocab_size for i in (0, 1, vocab_size - 1)), vocab_size
+    )
     tokens = read_tokens(tmp_path / "folder" / "t.npy")
     assert isinstance(tokens, np.memmap) and tokens.dtype == dtype
     assert tokens.tolist() == [0, 1, vocab_size - 1]
-    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["t.npy"]  # no temporary file is left
+    # no temporary file is left
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["t.npy"]
 
 
 def test_random_blocks_are_windows_whose_labels_are_the_next_tokens_and_every_window_is_drawn():
-    ids, labels = random_blocks(np.arange(10, dtype=np.uint16), block=4, batch=500, gen=generator(0, "order"))
+    ids, labels = random_blocks(
+        np.arange(10, dtype=np.uint16), block=4, batch=500, gen=generator(0, "order")
+    )
     assert ids.dtype == labels.dtype == torch.int64 and ids.shape == (500, 4)
     assert torch.equal(labels, ids + 1)
     assert set(ids[:, 0].tolist()) == {0, 1, 2, 3, 4, 5} and labels.max() == 9
@@ -221,9 +280,15 @@ def test_packing_by_hand():
 
 def test_padding_by_hand():
     ids, mask = pad([[7, 8, 9], [5]], value=1)
-    assert ids.tolist() == [[7, 8, 9], [5, 1, 1]] and mask.tolist() == [[True] * 3, [True, False, False]]
+    assert ids.tolist() == [[7, 8, 9], [5, 1, 1]] and mask.tolist() == [
+        [True] * 3,
+        [True, False, False],
+    ]
     ids, mask = pad([[7, 8, 9], [5]], left=True)
-    assert ids.tolist() == [[7, 8, 9], [0, 0, 5]] and mask.tolist() == [[True] * 3, [False, False, True]]
+    assert ids.tolist() == [[7, 8, 9], [0, 0, 5]] and mask.tolist() == [
+        [True] * 3,
+        [False, False, True],
+    ]
 
 
 def test_the_prompt_is_read_and_only_the_answer_is_learned():
@@ -233,7 +298,9 @@ def test_the_prompt_is_read_and_only_the_answer_is_learned():
 
 
 def test_an_empty_prompt_is_refused_because_nothing_would_predict_the_first_answer_token():
-    with pytest.raises(InputError, match="example 1 has an empty prompt: put BOS before the answer"):
+    with pytest.raises(
+        InputError, match="example 1 has an empty prompt: put BOS before the answer"
+    ):
         prompt_masked([([1], [2]), ([], [7, 8])])
 
 
@@ -247,7 +314,8 @@ def test_every_epoch_visits_every_example_once_in_a_fresh_order():
     assert [len(b) for b in drawn] == [4, 4, 2, 4, 4, 2]
     first, second = (list(itertools.chain(*part)) for part in (drawn[:3], drawn[3:]))
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
-    again = itertools.islice(batches(10, 4, generator(0, "order")), 6)  # endless when no number of steps is given
+    # endless when no number of steps is given
+    again = itertools.islice(batches(10, 4, generator(0, "order")), 6)
     assert [b.tolist() for b in again] == drawn
     with pytest.raises(InputError, match="no examples"):
         next(batches(0, 4, generator(0, "order")))
@@ -257,7 +325,8 @@ def test_a_file_gets_the_permissions_of_the_users_umask_whoever_writes_it(tmp_pa
     for umask in (0o022, 0o077):
         old = os.umask(umask)
         write_tokens(tmp_path / f"new{umask}" / "tokens.npy", [1, 2], 10)
-        write_atomically(tmp_path / "private", lambda path: path.chmod(0o600))  # as safetensors leaves its files
+        # as safetensors leaves its files
+        write_atomically(tmp_path / "private", lambda path: path.chmod(0o600))
         os.umask(old)
         assert (tmp_path / f"new{umask}" / "tokens.npy").stat().st_mode & 0o777 == 0o666 & ~umask
         assert (tmp_path / "private").stat().st_mode & 0o777 == 0o666 & ~umask

@@ -1,9 +1,11 @@
-"""A fork adds a method as README.md says ("Add a method"): what it must touch, and nothing else."""
+"""A fork adds a method as README.md says ("Add a method"): what it must touch, and nothing else.
+And `pip install .` brings all of the packages to where the checkout is not."""
 
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,34 @@ def test_a_method_is_one_new_file_and_an_experiment_one_more_and_a_row(fork):
     filled = readme.read_text(encoding="utf-8")
     assert "| mine | It works. |" in filled and "| not run yet | - |" in filled
     assert rules(fork, "tests/test_claims.py") == ""
+
+
+BUILD = "from setuptools.build_meta import build_wheel; build_wheel('dist')"  # as pip does it
+PACKAGES = ("minilm", "methods", "signals", "vision_eval")
+ELSEWHERE = """
+from methods.real import learning_preferences, ockr, transllm
+from minilm.results import CODE, ROOT
+print(CODE, ROOT, (learning_preferences.HERE / "novel.txt").is_file())
+"""
+
+
+def test_what_pip_installs_is_every_file_of_the_packages_and_runs_go_where_they_are_started(
+    fork, tmp_path_factory
+):
+    pytest.importorskip("setuptools")  # (pip fetches it for itself)
+    subprocess.run([sys.executable, "-c", BUILD], cwd=fork, check=True, capture_output=True)
+    (wheel,) = (fork / "dist").glob("*.whl")
+    site, elsewhere = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("elsewhere")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(site)
+        names = {name for name in packed.namelist() if ".dist-info/" not in name}
+    tracked = {path.relative_to(fork).as_posix() for path in fork.rglob("*") if path.is_file()}
+    assert names == {name for name in tracked if name.split("/")[0] in PACKAGES}
+    run = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE],
+        cwd=elsewhere,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.split() == [str(site), str(elsewhere), "True"], run.stderr

@@ -19,7 +19,7 @@ import tyro
 from minilm.results import NEUTRAL, fingerprints, same_fingerprints
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("train", "sample", "bench")
+SCRIPTS = ("train", "sample", "bench", "reproduce")
 PACKAGES = ("minilm", "methods", "signals", "vision_eval")
 PRODUCT = sorted(
     [
@@ -254,6 +254,15 @@ def test_the_readme_names_every_experiment_and_links_only_to_files_that_exist():
         if "://" not in link and not (ROOT / link).exists()
     ]
     assert not broken, f"README.md links to {broken}"
+
+
+def test_every_test_that_a_docstring_sends_its_reader_to_exists():
+    tests = set()
+    for file in (ROOT / "tests").glob("test_*.py"):
+        tests |= {node.name for node in tree(file).body if isinstance(node, ast.FunctionDef)}
+    for file in PRODUCT:
+        named = re.findall(r"[Bb]y hand:\s+(test_\w+)", file.read_text(encoding="utf-8"))
+        assert set(named) <= tests, f"{name(file)} names {sorted(set(named) - tests)}"
 
 
 # --- committed results

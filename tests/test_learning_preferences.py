@@ -399,6 +399,20 @@ def test_facts_are_learned_and_training_in_the_same_order_gives_the_same_numbers
     assert choices(models[0], people, "A").mean() > 0.9
 
 
+def test_how_fast_a_source_is_believed_is_the_mean_over_its_epochs_without_the_start(monkeypatch):
+    people = people_of(100)["test"][:2]
+    values = all_values()
+    rows = [[twelve.index(said) for twelve, said in zip(values, p.A)] for p in people]
+    truth = torch.tensor(rows)
+    half = torch.cat((truth[:1], truth[1:] + 1))
+    known = iter((truth + 1, half, truth))  # nothing before, one person of two, then both
+    monkeypatch.setattr(lp, "believed", lambda model, test, values: next(known))
+    monkeypatch.setattr(lp, "train", lambda *given: iter((1, 2)))
+    metrics, series = lp.learn_facts(SMALL, Arm(only="A"), None, people, 100)
+    assert series["top-1"] == (range(3), [0, 0.5, 1])
+    assert metrics == {"area": 0.75, "learned": 1}  # (0.5 + 1) / 2
+
+
 def test_an_arm_gives_the_same_numbers_alone_and_beside_others_and_the_last_epoch_is_shown():
     together = lp.run(replace(SMALL, arms=("8:0", "4:4", "8:0 +8")), 100)
     alone = lp.run(replace(SMALL, arms=("8:0 +8",)), 100)

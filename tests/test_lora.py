@@ -1,4 +1,5 @@
-"""LoRA: the formula by hand, what training may change, and adapter files in both directions with the `peft` package."""
+"""LoRA: the formula by hand, what training may change, and adapter files in both
+directions with the `peft` package."""
 
 import json
 import math
@@ -12,8 +13,18 @@ from safetensors.torch import load_file, save_file
 
 from minilm import InputError
 from minilm.data import generator
-from minilm.lora import (READ, SILENT, LoRALinear, add_lora, extend_vocabulary, load_adapter, lora_layers, merge_lora, save_adapter,
-                         unmerge_lora)
+from minilm.lora import (
+    READ,
+    SILENT,
+    LoRALinear,
+    add_lora,
+    extend_vocabulary,
+    load_adapter,
+    lora_layers,
+    merge_lora,
+    save_adapter,
+    unmerge_lora,
+)
 from minilm.transformer import Config, Transformer
 from minilm.weights import load_pretrained, save_pretrained
 
@@ -21,8 +32,18 @@ IDS = torch.randint(64, (2, 9), generator=generator(0, "ids"))
 
 
 def tiny(**changes):
-    config = Config(**{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-                       "num_key_value_heads": 2, "model_type": "llama"} | changes)
+    config = Config(
+        **{
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "model_type": "llama",
+        }
+        | changes
+    )
     return Transformer(config, generator(0, "init"))
 
 
@@ -42,7 +63,8 @@ def linear_with(weight, rank=1, alpha=2.0, rslora=False):
 
 
 def test_the_formula_by_hand():
-    # W = [[1 0 0] [0 1 0]], A = [1 2 3], B = [1, -1], alpha/r = 2, x = (1, 1, 1): A x = 6, y = W x + 2 B 6 = (1, 1) + (12, -12)
+    # W = [[1 0 0] [0 1 0]], A = [1 2 3], B = [1, -1], alpha/r = 2, x = (1, 1, 1):
+    # A x = 6, y = W x + 2 B 6 = (1, 1) + (12, -12)
     layer = linear_with([[1.0, 0, 0], [0, 1, 0]])
     layer.lora_A.data, layer.lora_B.data = torch.tensor([[1.0, 2, 3]]), torch.tensor([[1.0], [-1]])
     assert layer(torch.ones(3)).tolist() == [13, -11]
@@ -69,7 +91,9 @@ def test_before_training_nothing_has_changed_and_the_first_gradient_goes_to_b_al
 def test_training_moves_a_and_b_and_not_one_bit_of_anything_else():
     model = adapted()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], 1e-2, weight_decay=0.1
+    )
     model(IDS).logits.square().mean().backward()
     optimizer.step()
     for name, p in model.named_parameters():
@@ -97,7 +121,10 @@ def test_an_adapter_takes_over_the_mode_of_its_model(tmp_path):
 
 def test_merged_and_unmerged_models_agree_and_unmerging_restores_every_bit():
     model = adapted().eval()
-    weights, logits = {n: m.weight.clone() for n, m in lora_layers(model).items()}, model(IDS).logits
+    weights, logits = (
+        {n: m.weight.clone() for n, m in lora_layers(model).items()},
+        model(IDS).logits,
+    )
     merge_lora(model)
     torch.testing.assert_close(model(IDS).logits, logits, atol=1e-5, rtol=0)
     for name, layer in lora_layers(model).items():
@@ -165,12 +192,18 @@ def test_adding_twice_and_adding_to_nothing_are_refused():
 
 def test_a_longer_vocabulary_changes_no_old_logit_and_its_rows_are_means_of_the_pieces():
     model = tiny()
-    before, embed, head = model(IDS).logits, model.embed.weight.detach().clone(), model.lm_head.weight.detach().clone()
+    before, embed, head = (
+        model(IDS).logits,
+        model.embed.weight.detach().clone(),
+        model.lm_head.weight.detach().clone(),
+    )
     extend_vocabulary(model, [[3, 5], [7], []])
     assert torch.equal(model(IDS).logits[..., :64], before)
     for old, new in ((embed, model.embed.weight), (head, model.lm_head.weight)):
         assert torch.equal(new[:64], old)
-        torch.testing.assert_close(new[64:], torch.stack([(old[3] + old[5]) / 2, old[7], old.mean(0)]))
+        torch.testing.assert_close(
+            new[64:], torch.stack([(old[3] + old[5]) / 2, old[7], old.mean(0)])
+        )
     assert model.config.vocab_size == model.embed.num_embeddings == model.lm_head.out_features == 67
 
 
@@ -179,7 +212,9 @@ def test_mean_rows_get_at_most_n_of_v_plus_n_of_the_probability_whatever_the_con
     extend_vocabulary(model, [[] for _ in range(n)])
     p = model(IDS).logits.softmax(-1)[..., 64:].sum(-1)
     assert 0 < p.max() <= n / (64 + n)
-    model.lm_head.weight.data[64:] = 0  # what another initial value does: trained logits are mostly negative, so zero is a lot
+    model.lm_head.weight.data[64:] = (
+        0  # what another initial value does: trained logits are mostly negative, so zero is a lot
+    )
     model.lm_head.weight.data[:64] -= 30 * model.hidden(IDS)[0, 0].sign() / 32
     assert model(IDS).logits[0, 0].softmax(-1)[64:].sum() > n / (64 + n)
 
@@ -235,25 +270,40 @@ def test_peft_reads_what_we_write(tmp_path, arguments, tied):
     model.embed.weight.requires_grad_()
     model.embed.weight.data += 0.1
     save_adapter(model, tmp_path / "adapter")
-    theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
+    )
     torch.testing.assert_close(theirs(IDS).logits, model(IDS).logits, atol=1e-5, rtol=0)
     again, _ = load_pretrained(tmp_path / "base")
     load_adapter(again, tmp_path / "adapter")
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
-@pytest.mark.parametrize("settings", [
-    {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
-    {"target_modules": "all-linear"},
-    {"target_modules": r".*layers\.1\.(self_attn|mlp)\.(k|up)_proj"},
-    {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"v_proj": 9}},
-    {"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
-    {"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*layers\.1\.(self_attn|mlp)\.(k|up)_proj"},
+        {
+            "target_modules": ["q_proj", "v_proj"],
+            "rank_pattern": {"layers.1.self_attn.q_proj": 2},
+            "alpha_pattern": {"v_proj": 9},
+        },
+        {"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+        {
+            "target_modules": ["o_proj"],
+            "modules_to_save": ["embed_tokens"],
+            "ensure_weight_tying": True,
+        },
+    ],
+)
 def test_we_read_what_peft_writes(tmp_path, settings):
     save_pretrained(tiny(tie_word_embeddings="ensure_weight_tying" in settings), tmp_path / "base")
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    config = peft.LoraConfig(r=3, lora_alpha=5, task_type="CAUSAL_LM", init_lora_weights=False, **settings)
+    config = peft.LoraConfig(
+        r=3, lora_alpha=5, task_type="CAUSAL_LM", init_lora_weights=False, **settings
+    )
     theirs = peft.get_peft_model(base, config).eval()
     theirs.save_pretrained(tmp_path / "adapter")
     ours, _ = load_pretrained(tmp_path / "base")
@@ -263,9 +313,15 @@ def test_we_read_what_peft_writes(tmp_path, settings):
 
 def test_an_adapter_written_by_hand_with_literal_names_loads(tmp_path):
     name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
-    tensors = {name.format(i, x): torch.full((1, 32) if x == "A" else (32, 1), 0.1) for i in (0, 1) for x in "AB"}
+    tensors = {
+        name.format(i, x): torch.full((1, 32) if x == "A" else (32, 1), 0.1)
+        for i in (0, 1)
+        for x in "AB"
+    }
     save_file(tensors, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}')
+    (tmp_path / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}'
+    )
     model = tiny()
     expected = model.layers[0].self_attn.q_proj.weight + 0.01  # s B A = 1 * 0.1 * 0.1 everywhere
     load_adapter(model, tmp_path)
@@ -276,34 +332,57 @@ def test_an_adapter_written_by_hand_with_literal_names_loads(tmp_path):
 UP = "base_model.model.model.layers.1.mlp.up_proj.lora_{}.weight"
 
 
-@pytest.mark.parametrize("damage, words", [
-    (lambda t, c: t.pop(UP.format("B")), "lacks base_model.*mlp.up_proj.lora_B"),
-    (lambda t, c: t.update({"base_model.model.extra": torch.zeros(1)}), "has unexpected base_model.model.extra"),
-    (lambda t, c: t.update({UP.format("A"): torch.zeros(4, 31)}), r"shape \[4, 31\], \[4, 32\]"),
-    (lambda t, c: t[UP.format("A")].fill_(float("nan")), "NaN"),
-    (lambda t, c: c.update(r=5), r"shape \[4, 32\], \[5, 32\]"),
-    (lambda t, c: c.update(use_dora=True), "use_dora True is not read"),
-    (lambda t, c: c.update(bias="all"), "bias 'all' is not read"),
-    (lambda t, c: c.update(peft_type="IA3"), "peft_type 'IA3' is not read"),
-    (lambda t, c: c.update(init_lora_weights="pissa"), "init_lora_weights 'pissa' is not read"),
-    (lambda t, c: c.update(target_parameters=["experts.gate_up_proj"]), "target_parameters"),
-    (lambda t, c: c.update(trainable_token_indices=[1]), "trainable_token_indices"),
-    (lambda t, c: c.update(modules_to_save=["score"]), "'score'"),
-    (lambda t, c: c.update(target_modules=["c_attn"]), "names no linear layer"),
-    (lambda t, c: c.update(r=0), "adapter_config.json: LoRA rank 0: give 1 or more"),
-    *[(lambda t, c, key=key, bad=bad: c.update({key: bad}), f"adapter_config.json: .*{words}")
-      for key, bad, words in (
-          ("r", None, "rank None"), ("r", "8", "rank '8'"), ("r", True, "rank True"), ("lora_alpha", "x", "alpha 'x'"),
-          ("lora_alpha", float("nan"), "alpha nan"), ("rank_pattern", 5, "rank_pattern 5"),
-          ("alpha_pattern", {"q_proj": "1"}, "alpha '1'"), ("modules_to_save", True, "modules_to_save True"),
-          ("target_modules", 1, "target_modules 1"), ("target_modules", None, "target_modules None"),
-          ("use_rslora", "false", "use_rslora 'false' must be true or false"),
-          *(("lora_dropout", x, "lora_dropout") for x in ("x", 3, -1, None)),
-          ("future_formula", {"gamma": 2}, "future_formula {'gamma': 2} is not read"), ("megatron_config", {"a": 1}, "megatron_config"),
-          ("peft_type", None, "peft_type None"), ("layers_to_transform", [0], "layers_to_transform"),
-          ("exclude_modules", ["up_proj"], "exclude_modules"), ("kasa_config", {"a": 1}, "kasa_config"))],
-])
-def test_a_file_that_does_not_fit_is_refused_and_leaves_the_model_as_it_was(tmp_path, damage, words):
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda t, c: t.pop(UP.format("B")), "lacks base_model.*mlp.up_proj.lora_B"),
+        (
+            lambda t, c: t.update({"base_model.model.extra": torch.zeros(1)}),
+            "has unexpected base_model.model.extra",
+        ),
+        (
+            lambda t, c: t.update({UP.format("A"): torch.zeros(4, 31)}),
+            r"shape \[4, 31\], \[4, 32\]",
+        ),
+        (lambda t, c: t[UP.format("A")].fill_(float("nan")), "NaN"),
+        (lambda t, c: c.update(r=5), r"shape \[4, 32\], \[5, 32\]"),
+        (lambda t, c: c.update(use_dora=True), "use_dora True is not read"),
+        (lambda t, c: c.update(bias="all"), "bias 'all' is not read"),
+        (lambda t, c: c.update(peft_type="IA3"), "peft_type 'IA3' is not read"),
+        (lambda t, c: c.update(init_lora_weights="pissa"), "init_lora_weights 'pissa' is not read"),
+        (lambda t, c: c.update(target_parameters=["experts.gate_up_proj"]), "target_parameters"),
+        (lambda t, c: c.update(trainable_token_indices=[1]), "trainable_token_indices"),
+        (lambda t, c: c.update(modules_to_save=["score"]), "'score'"),
+        (lambda t, c: c.update(target_modules=["c_attn"]), "names no linear layer"),
+        (lambda t, c: c.update(r=0), "adapter_config.json: LoRA rank 0: give 1 or more"),
+        *[
+            (lambda t, c, key=key, bad=bad: c.update({key: bad}), f"adapter_config.json: .*{words}")
+            for key, bad, words in (
+                ("r", None, "rank None"),
+                ("r", "8", "rank '8'"),
+                ("r", True, "rank True"),
+                ("lora_alpha", "x", "alpha 'x'"),
+                ("lora_alpha", float("nan"), "alpha nan"),
+                ("rank_pattern", 5, "rank_pattern 5"),
+                ("alpha_pattern", {"q_proj": "1"}, "alpha '1'"),
+                ("modules_to_save", True, "modules_to_save True"),
+                ("target_modules", 1, "target_modules 1"),
+                ("target_modules", None, "target_modules None"),
+                ("use_rslora", "false", "use_rslora 'false' must be true or false"),
+                *(("lora_dropout", x, "lora_dropout") for x in ("x", 3, -1, None)),
+                ("future_formula", {"gamma": 2}, "future_formula {'gamma': 2} is not read"),
+                ("megatron_config", {"a": 1}, "megatron_config"),
+                ("peft_type", None, "peft_type None"),
+                ("layers_to_transform", [0], "layers_to_transform"),
+                ("exclude_modules", ["up_proj"], "exclude_modules"),
+                ("kasa_config", {"a": 1}, "kasa_config"),
+            )
+        ],
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_and_leaves_the_model_as_it_was(
+    tmp_path, damage, words
+):
     save_adapter(adapted(), tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     tensors, config = load_file(file), json.loads((tmp_path / "adapter_config.json").read_text())
@@ -321,7 +400,9 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path):
     model = adapted()
     model.embed.weight.requires_grad_()
     save_adapter(model, tmp_path)
-    with pytest.raises(InputError, match=r"embed_tokens.weight has shape \[64, 32\], \[80, 32\] is needed"):
+    with pytest.raises(
+        InputError, match=r"embed_tokens.weight has shape \[64, 32\], \[80, 32\] is needed"
+    ):
         load_adapter(tiny(vocab_size=80), tmp_path)
 
 
@@ -330,20 +411,36 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path):
 MIXTURES = {"mixtral": {}, "qwen3_moe": {"moe_intermediate_size": 24}, "olmoe": {}, "qwen2_moe": {
     "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}}
 EXPERTS = ("gate_proj", "up_proj", "down_proj")
-CHOICES = [("q_proj", "v_proj"), EXPERTS, ("down_proj",), (*EXPERTS, "o_proj"), ("gate_proj", "up_proj"), ("gate_proj",), ("up_proj",),
-           ("gate_proj", "down_proj"), ("up_proj", "down_proj", "q_proj")]
+CHOICES = [
+    ("q_proj", "v_proj"),
+    EXPERTS,
+    ("down_proj",),
+    (*EXPERTS, "o_proj"),
+    ("gate_proj", "up_proj"),
+    ("gate_proj",),
+    ("up_proj",),
+    ("gate_proj", "down_proj"),
+    ("up_proj", "down_proj", "q_proj"),
+]
 
 
 @pytest.mark.parametrize("family", MIXTURES)
 @pytest.mark.parametrize("targets", CHOICES, ids="+".join)
-def test_an_adapter_of_a_mixture_means_the_same_to_peft_or_is_not_written(family, targets, tmp_path):
+def test_an_adapter_of_a_mixture_means_the_same_to_peft_or_is_not_written(
+    family, targets, tmp_path
+):
     model = tiny(model_type=family, num_experts=3, norm_topk_prob=True, **MIXTURES[family]).eval()
     save_pretrained(model, tmp_path / "base")
     experts = set(targets) & set(EXPERTS)
     if experts and (family == "qwen2_moe" or experts not in ({"down_proj"}, set(EXPERTS))):
-        with pytest.warns(UserWarning, match="PEFT cannot read an adapter of the experts' .*: save_adapter will refuse it"):
+        with pytest.warns(
+            UserWarning,
+            match="PEFT cannot read an adapter of the experts' .*: save_adapter will refuse it",
+        ):
             adapted(model, targets=targets)
-        with pytest.raises(InputError, match="PEFT would read an adapter of the experts' .* otherwise: merge_lora"):
+        with pytest.raises(
+            InputError, match="PEFT would read an adapter of the experts' .* otherwise: merge_lora"
+        ):
             save_adapter(model, tmp_path / "adapter")
         assert not (tmp_path / "adapter").exists()
         return
@@ -357,17 +454,37 @@ def test_an_adapter_of_a_mixture_means_the_same_to_peft_or_is_not_written(family
 def random_adapter(rng):
     """Settings of a LoraConfig; about half of them are plain LoRA."""
     layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    settings = {"r": rng.choice([1, 3]), "lora_alpha": rng.choice([1, 5, 16]), "lora_dropout": rng.choice([0.0, 0.1]),
-                "use_rslora": rng.random() < 0.3, "target_modules": rng.sample(layers, rng.randrange(1, 4))}
+    settings = {
+        "r": rng.choice([1, 3]),
+        "lora_alpha": rng.choice([1, 5, 16]),
+        "lora_dropout": rng.choice([0.0, 0.1]),
+        "use_rslora": rng.random() < 0.3,
+        "target_modules": rng.sample(layers, rng.randrange(1, 4)),
+    }
     if rng.random() < 0.5:
-        settings["rank_pattern"] = {rng.choice([rf"layers.{rng.randrange(2)}.self_attn.q_proj", "up_proj", r".*\.1\..*down_proj"]): 2}
+        settings["rank_pattern"] = {
+            rng.choice(
+                [rf"layers.{rng.randrange(2)}.self_attn.q_proj", "up_proj", r".*\.1\..*down_proj"]
+            ): 2
+        }
     if rng.random() < 0.5:
         settings["alpha_pattern"] = {rng.choice(["v_proj", r"layers\.0\..*", "(q|k)_proj"]): 9}
     if rng.random() < 0.2:
-        settings["modules_to_save"] = rng.choice([["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]])
+        settings["modules_to_save"] = rng.choice(
+            [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]]
+        )
     if rng.random() < 0.4:
-        settings |= rng.choice([{"use_dora": True}, {"bias": "all"}, {"layers_to_transform": [1]}, {"exclude_modules": ["q_proj"]},
-                                {"lora_bias": True}, {"layer_replication": [[0, 2], [1, 2]]}, {"trainable_token_indices": [1, 5]}])
+        settings |= rng.choice(
+            [
+                {"use_dora": True},
+                {"bias": "all"},
+                {"layers_to_transform": [1]},
+                {"exclude_modules": ["q_proj"]},
+                {"lora_bias": True},
+                {"layer_replication": [[0, 2], [1, 2]]},
+                {"trainable_token_indices": [1, 5]},
+            ]
+        )
     return settings
 
 
@@ -379,7 +496,9 @@ def test_an_adapter_of_any_fields_gives_pefts_logits_or_is_refused(tied, tmp_pat
         settings = random_adapter(random.Random(seed))
         base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
         try:
-            theirs = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)).eval()
+            theirs = peft.get_peft_model(
+                base, peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)
+            ).eval()
         except ValueError:  # (settings that PEFT itself does not take together)
             continue
         for p in theirs.parameters():
@@ -387,8 +506,15 @@ def test_an_adapter_of_any_fields_gives_pefts_logits_or_is_refused(tied, tmp_pat
                 p.data += 0.05 * torch.randn(p.shape, generator=generator(seed, "trained"))
         theirs.save_pretrained(tmp_path / "adapter")
         ours, _ = load_pretrained(tmp_path / "base")
-        plain = not set(settings) & {"use_dora", "bias", "layers_to_transform", "exclude_modules", "lora_bias", "layer_replication",
-                                     "trainable_token_indices"}
+        plain = not set(settings) & {
+            "use_dora",
+            "bias",
+            "layers_to_transform",
+            "exclude_modules",
+            "lora_bias",
+            "layer_replication",
+            "trainable_token_indices",
+        }
         if not plain:
             with pytest.raises(InputError, match="is not read"):
                 load_adapter(ours, tmp_path / "adapter")
@@ -396,7 +522,8 @@ def test_an_adapter_of_any_fields_gives_pefts_logits_or_is_refused(tied, tmp_pat
         load_adapter(ours, tmp_path / "adapter")
         torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=1e-4)
         if "modules_to_save" not in settings:
-            save_adapter(ours, tmp_path / "again")  # with its own ranks per layer it can be read again
+            # with its own ranks per layer it can be read again
+            save_adapter(ours, tmp_path / "again")
             again, _ = load_pretrained(tmp_path / "base")
             load_adapter(again, tmp_path / "again")
             assert torch.equal(again(IDS).logits, ours(IDS).logits)

@@ -385,6 +385,17 @@ def test_stage_1_of_the_method_reads_no_old_text(trained, monkeypatch):
     assert not any(old.any() for _, old in data) and losses["alpha"] == 0.01
 
 
+def test_in_one_stage_the_routing_loss_takes_the_place_of_the_balancing_loss(trained, monkeypatch):
+    """The one gathers old tokens in an expert, the other spreads all of them over all experts."""
+    texts, base, _, _ = trained
+    calls = spy_on(monkeypatch, moe_lpr)
+    for name in ("stage 1", "one stage"):
+        run_stage_1(replace(TINY, steps=2), ARMS[name], base, texts, 100)
+    (*_, stage_1), (*_, one_stage) = calls
+    assert (stage_1["alpha"], stage_1["gamma"]) == (0.01, 0)
+    assert (one_stage["alpha"], one_stage["gamma"]) == (0, 0.1)
+
+
 @pytest.mark.parametrize("a, b", [("lpr", "review ntp"), ("lpr 3e-2", "review ntp 3e-2")])
 def test_reviews_that_are_compared_have_the_same_batches_and_rate(a, b, trained, monkeypatch):
     texts, _, model, _ = trained

@@ -31,6 +31,7 @@ from methods.worlds.prealign import (
     BOS,
     EOS,
     HALF,
+    PAD,
     SHARED,
     VOCABULARY,
     TopicWorld,
@@ -45,7 +46,7 @@ from methods.worlds.prealign import (
 from minilm import InputError
 from minilm.data import IGNORE, generator, pad
 from minilm.transformer import Config as ModelConfig
-from minilm.transformer import Transformer
+from minilm.transformer import Output, Transformer
 
 SHORT = Config(align_steps=2, steps=3, eval_every=3, quick=True)  # a run of seconds
 
@@ -406,6 +407,35 @@ def test_the_changes_of_an_arm_reach_the_method(monkeypatch):
     assert arguments("no text", "align")[1]["lm"] == "none"
     assert arguments("prealign d32", "align")[0][0].config.hidden_size == 32
     assert len(arguments("half-words", "align")[0][1]) == 176 - 83
+
+
+def test_the_leak_is_the_probability_of_clone_tokens_after_real_tokens_alone(monkeypatch):
+    exam = Exam(TopicWorld(0), 0, size=4)
+
+    def model(ids):
+        """Says all tokens alike after a word, and clone tokens alone after padding."""
+        logits = torch.zeros(*ids.shape, VOCABULARY)
+        logits[..., SHARED + HALF :] += 50.0 * (ids == PAD)[..., None]
+        return Output(logits)
+
+    assert len({len(document) for document in exam.english}) > 1  # (so that there is padding)
+    assert exam.leak(model) == pytest.approx(HALF / VOCABULARY)
+
+
+def test_the_clone_has_as_many_documents_as_stage_2_reads_of_it_each_about_once(monkeypatch):
+    asked = []
+    real = experiment.make_documents
+
+    def make(world, seed, count, ratio, clone_documents):
+        asked.append(clone_documents)
+        return real(world, seed, count, ratio, clone_documents)
+
+    monkeypatch.setattr(experiment, "make_documents", make)
+    cfg = Config(steps=100, batch=8, ratio=3, align_steps=1)
+    corpus, _ = choose_text(cfg, ARMS["prealign"], TopicWorld(0), 0)
+    read = [d for step in corpus for d in step if not d.is_source]
+    assert asked == [200]  # of 800 documents one in four
+    assert 150 < len(read) < 250
 
 
 def test_every_arm_reads_as_many_tokens_as_prealign_does():

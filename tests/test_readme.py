@@ -7,10 +7,13 @@ import importlib
 import json
 import re
 import subprocess
+import textwrap
 from pathlib import Path
+from statistics import fmean
 
 from minilm.claims import HOLDS, NOT_REPRODUCED, NOT_TESTED, UNDECIDED, NotInThisRun, View
 from minilm.data import write_json
+from minilm.results import name_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -26,10 +29,18 @@ ROW = re.compile(
 def fill(text: str, folder: Path = ROOT / "results") -> str:
     """A README with everything that follows from committed results filled in: of every table row
     that links an experiment (the last link to one of our scripts in its third cell) what was found,
-    how much of the paper that reproduces, and the minutes; the table of speed between its marks."""
-    bench = r"(<!-- bench -->\n).*?(<!-- /bench -->)"
-    text = re.sub(bench, lambda m: m[1] + speed(folder) + m[2], text, flags=re.DOTALL)
+    how much of the paper that reproduces, and the minutes; between their marks the papers' claims
+    that are not reproduced, what a real model says inside and the table of speed."""
+    text = between("not reproduced", text, not_reproduced(text, folder))
+    text = between("smollm2", text, inside_a_real_model(folder))
+    text = between("bench", text, speed(folder))
     return ROW.sub(lambda row: fill_row(folder, *row.groups()), text)
+
+
+def between(mark: str, text: str, written: str) -> str:
+    """The text with something else between <!-- mark --> and <!-- /mark -->."""
+    marks = rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)"
+    return re.sub(marks, lambda m: m[1] + written + m[2], text, flags=re.DOTALL)
 
 
 def fill_row(folder: Path, paper: str, found: str, links: str, script: str) -> str:
@@ -38,10 +49,6 @@ def fill_row(folder: Path, paper: str, found: str, links: str, script: str) -> s
     minutes = [f"{run['wall_seconds'] / 60:.0f}" for run in runs.values()]
     words = in_words(folder, runs, script)
     return f"|{paper}| {finding} |{links}| {words} | {', '.join(minutes) or '-'} |"
-
-
-def name_of(script: str) -> str:
-    return Path(script).stem.removesuffix("_experiment")
 
 
 def committed_runs(folder: Path, script: str) -> dict[str, dict]:
@@ -99,6 +106,49 @@ def in_words(folder: Path, runs: dict, script: str) -> str:
     found = f"[{word}](results/README.md#{name_of(script)}): {held} of {len(tested)} claims"
     stale = [run for run, saved in runs.items() if "stale" in saved]
     return found + (f" (stale, to be run again: {', '.join(stale)})" if stale else "")
+
+
+def not_reproduced(text: str, folder: Path) -> str:
+    """The papers' own claims that came out otherwise, sentence by sentence."""
+    lines = []
+    for row in ROW.finditer(text):
+        script = row[4]
+        rows = deciding_rows(committed_runs(folder, script)).values()
+        missed = [r for r in rows if r["paper"] and r["verdict"] == NOT_REPRODUCED]
+        if missed:
+            paper = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row[1]).strip()
+            said = "; ".join(f'"{r["statement"]}" ({r["id"]})' for r in missed)
+            lines.append(f"- [{paper}](results/README.md#{name_of(script)}): {said}")
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def inside_a_real_model(folder: Path) -> str:
+    """SkipLayerCD's look inside SmolLM2, means over Spanish and French: who names a token of the
+    language that is due, and whose first choice is the right token."""
+    file = folder / "skip_layer_cd_smollm2.json"
+    if not file.exists():
+        return ""
+    view = View(json.loads(file.read_text(encoding="utf-8"))["metrics"])
+
+    def mean(metric: str, *arms: str) -> float:
+        return fmean(view.mean(arm, f"{metric} {x}") for arm in arms for x in ("es", "fr"))
+
+    exits = [f"h{i}" for i in range(1, 15)]
+    skipped = ["[2,6)", "[6,10)", "[10,14)"]
+    right = mean("right", *(f"sl {span}" for span in skipped))
+    words = (
+        "Inside a real pretrained model, SmolLM2-135M (`results/skip_layer_cd_smollm2.json`; it is "
+        'one model, so nothing there is more than "undecided"): where the next token of a text is '
+        "Spanish or French, the early exits of its lower half name a token of that language in "
+        f"{mean('own', *exits):.2f} of the places, the whole model in {mean('own', 'expert'):.2f}. "
+        "Without four blocks of the lower middle it still names one in "
+        f"{mean('own', *skipped):.2f}, without its last four in {mean('own', '[26,30)'):.2f}. "
+        "Contrasting the whole model with one that lacks four such blocks finds the right token "
+        f"more often than DoLa ({right - mean('right', 'dola'):+.2f}; with the final norm "
+        f"{right - mean('right', 'dola norm'):+.2f}) and less often than no contrast at all "
+        f"({right - mean('right', 'expert'):+.2f}), as in the small world."
+    )
+    return textwrap.fill(words, 140) + "\n"
 
 
 def speed(folder: Path) -> str:
@@ -196,6 +246,23 @@ def test_the_least_python_is_the_same_wherever_it_is_named():
     assert all(named.values()) and {
         version for versions in named.values() for version in versions
     } == {"3.11"}, named
+
+
+def test_only_the_papers_own_claims_are_listed_as_not_reproduced(tmp_path):
+    readme = f"| [P](x) | a finding | {LINKS} | ? | ? |\n"
+    rows = [
+        {"id": "C1", "statement": "It helps", "verdict": NOT_REPRODUCED, "paper": "by 3 points"},
+        {"id": "C2", "statement": "It is fast", "verdict": HOLDS, "paper": "twice"},
+        {"id": "R1", "statement": "Ours", "verdict": NOT_REPRODUCED, "paper": None},
+    ]
+    write_json(tmp_path / "name.json", {"wall_seconds": 1, "claims": rows})
+    assert not_reproduced(readme, tmp_path) == '- [P](results/README.md#name): "It helps" (C1)\n'
+
+
+def test_what_stands_between_marks_is_replaced_and_nothing_else():
+    text = "a\n<!-- x -->\nold\n<!-- /x -->\nb <!-- y --> c"
+    assert between("x", text, "new\n") == text.replace("old", "new")
+    assert between("z", text, "new\n") == text
 
 
 def test_a_row_by_hand(tmp_path):

@@ -1,4 +1,5 @@
-"""Tokenizers: our trainer by hand, and our readers against the `tokenizers` library on real files and random text."""
+"""Tokenizers: our trainer by hand, and our readers against the `tokenizers` library on real
+files and random text."""
 
 import json
 import random
@@ -12,16 +13,37 @@ from hypothesis import strategies as st
 
 from minilm import InputError
 from minilm.bpe import BYTE_TO_CHAR, learn_merges, merge, spell
-from minilm.tokenizer import ByteLevelBPE, CharLevel, SentencePieceBPE, extend_tokenizer, load_tokenizer, train_bpe
+from minilm.tokenizer import (
+    ByteLevelBPE,
+    CharLevel,
+    SentencePieceBPE,
+    extend_tokenizer,
+    load_tokenizer,
+    train_bpe,
+)
 
 END = "<|endoftext|>"
-TEXTS = ["the cat sat on the mat\n", "    def f(x):\n        return x + 1234567\n", "der Bär läuft 12,5 km", "漢字かな交じり文",
-         "ภาษาไทยกำลัง", "नमस्ते दुनिया", "🙂🏽‍🚀 emoji", "a\r\n\r\nb\t\t c  ", "it's we'll I'M  don't", "x" * 300, "", " ",
-         "\u3000\u00a0\u2028", "e\u0301 vs é"]
+TEXTS = [
+    "the cat sat on the mat\n",
+    "    def f(x):\n        return x + 1234567\n",
+    "der Bär läuft 12,5 km",
+    "漢字かな交じり文",
+    "ภาษาไทยกำลัง",
+    "नमस्ते दुनिया",
+    "🙂🏽‍🚀 emoji",
+    "a\r\n\r\nb\t\t c  ",
+    "it's we'll I'M  don't",
+    "x" * 300,
+    "",
+    " ",
+    "\u3000\u00a0\u2028",
+    "e\u0301 vs é",
+]
 
 
 def oracle(folder):
-    """The `tokenizers` library on the same file, reading special tokens in a text as text (transformers: split_special_tokens=True)."""
+    """The `tokenizers` library on the same file, reading special tokens in a text as text
+    (transformers: split_special_tokens=True)."""
     theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     theirs.encode_special_tokens = True
     return theirs
@@ -43,7 +65,8 @@ def trained(tmp_path_factory):
 # --- training, by hand
 
 def test_the_most_frequent_pair_is_joined_first_and_ties_go_to_the_pair_that_sorts_first():
-    # words: "ab" 3 times, "abc" twice, "bc" twice -> a-b 5, b-c 4; after joining ab: ab-c 2, b-c 2 -> tie, (ab, c) sorts first; then (b, c)
+    # words: "ab" 3 times, "abc" twice, "bc" twice -> a-b 5, b-c 4;
+    # after joining ab: ab-c 2, b-c 2 -> tie, (ab, c) sorts first; then (b, c)
     texts = ["ab\tab\tab\tabc\tabc\tbc\tbc"]
     assert learn_merges(texts, 9, pattern=r"[a-z]+") == [(b"a", b"b"), (b"ab", b"c"), (b"b", b"c")]
 
@@ -54,7 +77,9 @@ def test_incremental_counting_learns_the_same_merges_as_counting_everything_anew
     words = [[bytes([b]) for b in w.encode()] for w in texts[0].split()]
     expected, tokens = [], set()
     while len(expected) < 40:
-        counts = Counter(pair for w in words for pair in zip(w, w[1:]) if pair[0] + pair[1] not in tokens)
+        counts = Counter(
+            pair for w in words for pair in zip(w, w[1:]) if pair[0] + pair[1] not in tokens
+        )
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         if counts[best] < 2:
             break
@@ -67,7 +92,12 @@ def test_incremental_counting_learns_the_same_merges_as_counting_everything_anew
 
 def test_merging_joins_the_lowest_rank_first_and_equal_pairs_from_the_left():
     rank = {("a", "a"): 0, ("aa", "b"): 1, ("b", "c"): 2}
-    assert merge(list("aaab"), rank) == ["aa", "a", "b"]  # (aa)(a)b: the second pair has lost its first half
+    # (aa)(a)b: the second pair has lost its first half
+    assert merge(list("aaab"), rank) == [
+        "aa",
+        "a",
+        "b",
+    ]
     assert merge(list("aab"), rank) == ["aab"]
     assert merge(list("abc"), rank) == ["a", "bc"]
     assert merge([], rank) == []
@@ -83,7 +113,9 @@ def test_the_heap_joins_as_the_plain_loop_does():
             tokens.append("".join(pair))
         word = symbols = rng.choices("abc", k=rng.randrange(14))
         while True:  # the pair of lowest rank, the leftmost of several, one at a time
-            found = [(rank[pair], i) for i, pair in enumerate(zip(symbols, symbols[1:])) if pair in rank]
+            found = [
+                (rank[pair], i) for i, pair in enumerate(zip(symbols, symbols[1:])) if pair in rank
+            ]
             if not found:
                 break
             _, i = min(found)
@@ -94,7 +126,9 @@ def test_the_heap_joins_as_the_plain_loop_does():
 def test_every_text_comes_back_whole_and_training_is_deterministic(trained):
     tok = load_tokenizer(trained)
     assert all(tok.decode(tok.encode(text)) == text for text in TEXTS)
-    assert train_bpe([t * 3 for t in TEXTS], 400, special=(END, "<|user|>"), eos=END).spec == tok.spec
+    assert (
+        train_bpe([t * 3 for t in TEXTS], 400, special=(END, "<|user|>"), eos=END).spec == tok.spec
+    )
     assert tok.vocab_size == 400
     assert tok.special == {END: 398, "<|user|>": 399}
     assert (tok.bos_id, tok.eos_id) == (None, 398)
@@ -137,9 +171,18 @@ def test_real_tokenizers_give_the_ids_of_the_tokenizers_library(shared, name, ki
     assert tok.vocab_size == size
     texts = [*TEXTS, *tok.added, "a<think>b</think> <|im_end|><s></s><0x41>"]
     for language in ("de", "ja", "ru", "sw", "zh"):
-        texts += (shared / f"data/gsm_questions/{language}-en/train.{language}").read_text(encoding="utf-8").splitlines()[:100]
-    texts += ["".join(chr(rng.choice([rng.randrange(32, 0xD7FF), rng.randrange(0xE000, 0x10FFFF)])) for _ in range(rng.randrange(30)))
-              for _ in range(1500)]
+        texts += (
+            (shared / f"data/gsm_questions/{language}-en/train.{language}")
+            .read_text(encoding="utf-8")
+            .splitlines()[:100]
+        )
+    texts += [
+        "".join(
+            chr(rng.choice([rng.randrange(32, 0xD7FF), rng.randrange(0xE000, 0x10FFFF)]))
+            for _ in range(rng.randrange(30))
+        )
+        for _ in range(1500)
+    ]
     for text in texts:
         agree(tok, theirs, text)
 
@@ -153,7 +196,10 @@ def byte_level_file(folder, pre_tokenizer, **changes):
 
 
 GPT2_PRE = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-DIGITS_PRE = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, GPT2_PRE]}
+DIGITS_PRE = {
+    "type": "Sequence",
+    "pretokenizers": [{"type": "Digits", "individual_digits": True}, GPT2_PRE],
+}
 
 
 @pytest.mark.parametrize("pre", [GPT2_PRE, GPT2_PRE | {"add_prefix_space": True}, DIGITS_PRE])
@@ -162,12 +208,17 @@ def test_other_byte_level_layouts_are_read_exactly(tmp_path, pre, normalizer):
     folder = byte_level_file(tmp_path, pre, normalizer=normalizer)
     tok, theirs = load_tokenizer(folder), oracle(folder)
     rng = random.Random(1)
-    for text in [*TEXTS, *("".join(rng.choice(" a1'st\n²Ⅷé,") for _ in range(12)) for _ in range(800))]:
+    for text in [
+        *TEXTS,
+        *("".join(rng.choice(" a1'st\n²Ⅷé,") for _ in range(12)) for _ in range(800)),
+    ]:
         agree(tok, theirs, text)
 
 
 @pytest.mark.parametrize("unk", [None, "<unk>"])
-def test_a_vocabulary_that_lacks_single_bytes_drops_or_marks_them_as_the_library_does(tmp_path, unk):
+def test_a_vocabulary_that_lacks_single_bytes_drops_or_marks_them_as_the_library_does(
+    tmp_path, unk
+):
     folder = byte_level_file(tmp_path, DIGITS_PRE)
     spec = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     for byte in (ord("q"), 0xC3, 0xE6):
@@ -176,14 +227,27 @@ def test_a_vocabulary_that_lacks_single_bytes_drops_or_marks_them_as_the_library
         spec["model"]["vocab"][unk], spec["model"]["unk_token"] = 900, unk
     (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
     tok, theirs, rng = load_tokenizer(folder), oracle(folder), random.Random(2)
-    for text in [*TEXTS, *("".join(rng.choice(" theqé漢cats12") for _ in range(12)) for _ in range(300))]:
+    for text in [
+        *TEXTS,
+        *("".join(rng.choice(" theqé漢cats12") for _ in range(12)) for _ in range(300)),
+    ]:
         assert tok.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
 
 
 @pytest.mark.parametrize("scheme", ["always", "never", "first"])
 def test_a_metaspace_file_is_read_exactly(tmp_path, shared, scheme):
-    spec = json.loads((shared / "checkpoints/stories260K/tokenizer.json").read_text(encoding="utf-8"))
-    spec |= {"normalizer": None, "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}}
+    spec = json.loads(
+        (shared / "checkpoints/stories260K/tokenizer.json").read_text(encoding="utf-8")
+    )
+    spec |= {
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Metaspace",
+            "replacement": "▁",
+            "prepend_scheme": scheme,
+            "split": False,
+        },
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
     tok, theirs = load_tokenizer(tmp_path), oracle(tmp_path)
     for text in [*TEXTS, "  two spaces", "▁mark", "Once upon a time"]:
@@ -193,13 +257,24 @@ def test_a_metaspace_file_is_read_exactly(tmp_path, shared, scheme):
 # --- another language
 
 def test_an_extension_by_hand():
-    # "ab" is token 256. New words: abc 3 times, abd twice: so (ab, c) is joined first, then (ab, d); each stands for two old tokens
+    # "ab" is token 256. New words: abc 3 times, abd twice: so (ab, c) is joined first, then
+    # (ab, d); each stands for two old tokens
     old = train_bpe(["ab ab ab"], 257, pattern=r"[a-z]+")
     new, pieces = extend_tokenizer(old, ["abc abc abc abd abd"], 2, special=("<T>",))
     assert pieces == [[256, 99], [256, 100], []]
-    assert (new.encode("abc"), new.encode("abd"), new.special, new.vocab_size) == ([257], [258], {"<T>": 259}, 260)
+    assert (new.encode("abc"), new.encode("abd"), new.special, new.vocab_size) == (
+        [257],
+        [258],
+        {"<T>": 259},
+        260,
+    )
     new, pieces = extend_tokenizer(old, ["abc abc abc abd abd"], 2, protect=["xabcx"])
-    assert (new.encode("abc"), new.encode("abd"), pieces) == ([256, 99], [257], [[256, 100]])  # (ab, c) would have changed "xabcx"
+    # (ab, c) would have changed "xabcx"
+    assert (new.encode("abc"), new.encode("abd"), pieces) == (
+        [256, 99],
+        [257],
+        [[256, 100]],
+    )
     assert old.vocab_size == 257
 
 
@@ -210,13 +285,26 @@ def test_a_longer_new_token_stands_for_all_the_old_ones_inside_it():
     assert pieces == [[256, 99], [256, 99, 100]]
 
 
-ENGLISH = ["the cat sat on the mat and the dog ran home", "she had 12 apples and gave some of them to her mother"]
-GERMAN = ["die Katze saß auf der Matte und der Hund lief nach Hause", "sie hatte 12 Äpfel und gab ihrer Mutter einige davon"]
+ENGLISH = [
+    "the cat sat on the mat and the dog ran home",
+    "she had 12 apples and gave some of them to her mother",
+]
+GERMAN = [
+    "die Katze saß auf der Matte und der Hund lief nach Hause",
+    "sie hatte 12 Äpfel und gab ihrer Mutter einige davon",
+]
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from(" ".join(ENGLISH + GERMAN).split() + ["漢字", "123", "\n", "Ä"]), max_size=12))
-def test_an_extended_tokenizer_is_still_the_librarys_and_texts_of_protected_words_keep_their_ids(tmp_path_factory, words):
+@given(
+    st.lists(
+        st.sampled_from(" ".join(ENGLISH + GERMAN).split() + ["漢字", "123", "\n", "Ä"]),
+        max_size=12,
+    )
+)
+def test_an_extended_tokenizer_is_still_the_librarys_and_texts_of_protected_words_keep_their_ids(
+    tmp_path_factory, words
+):
     if "extended" not in CACHE:
         old = train_bpe(ENGLISH * 3, 330, special=(END,), eos=END)
         new, _ = extend_tokenizer(old, GERMAN * 3, 60, special=("<EN>", "<DE>"), protect=ENGLISH)
@@ -226,28 +314,51 @@ def test_an_extended_tokenizer_is_still_the_librarys_and_texts_of_protected_word
     text = " ".join(words)
     agree(again, theirs, text)
     assert new.encode(text) == again.encode(text)
-    if set(words) <= set(" ".join(ENGLISH).split()) - {"the", "she"}:  # (as they stand in ENGLISH: after a space)
+    # (as they stand in ENGLISH: after a space)
+    if set(words) <= set(" ".join(ENGLISH).split()) - {
+        "the",
+        "she",
+    }:
         assert new.encode(" " + text) == old.encode(" " + text)
     for line in ENGLISH:
         assert new.encode(line) == old.encode(line)
-    assert sum(len(new.encode(line)) for line in GERMAN) < 0.5 * sum(len(old.encode(line)) for line in GERMAN)
+    assert sum(len(new.encode(line)) for line in GERMAN) < 0.5 * sum(
+        len(old.encode(line)) for line in GERMAN
+    )
 
 
 def test_the_tags_of_an_extended_tokenizer_are_one_token_each_and_text_cannot_forge_them(tmp_path):
-    new, _ = extend_tokenizer(train_bpe(ENGLISH, 280, special=(END,), eos=END), GERMAN, 10, special=("<EN>", "<DE>"))
+    new, _ = extend_tokenizer(
+        train_bpe(ENGLISH, 280, special=(END,), eos=END), GERMAN, 10, special=("<EN>", "<DE>")
+    )
     new.save(tmp_path)
     hf = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert hf.encode("<DE>", add_special_tokens=False) == [new.special["<DE>"]] == [new.vocab_size - 1]
+    assert (
+        hf.encode("<DE>", add_special_tokens=False) == [new.special["<DE>"]] == [new.vocab_size - 1]
+    )
     assert not set(new.encode("hello <DE>")) & set(new.special.values())
     assert new.eos_id == load_tokenizer(tmp_path).eos_id == hf.eos_token_id
 
 
-@pytest.mark.parametrize("name, language", [("tokenizers/minimind", "de"), ("tokenizers/minimind", "ru"), ("checkpoints/stories260K", "de"),
-                                            ("checkpoints/stories260K", "ja")])
+@pytest.mark.parametrize(
+    "name, language",
+    [
+        ("tokenizers/minimind", "de"),
+        ("tokenizers/minimind", "ru"),
+        ("checkpoints/stories260K", "de"),
+        ("checkpoints/stories260K", "ja"),
+    ],
+)
 def test_real_tokenizers_are_extended_and_english_keeps_every_id(shared, tmp_path, name, language):
-    read = lambda end: (shared / f"data/gsm_questions/{language}-en/train.{end}").read_text(encoding="utf-8").splitlines()
+    read = lambda end: (
+        (shared / f"data/gsm_questions/{language}-en/train.{end}")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     foreign, english, old = read(language), read("en"), load_tokenizer(shared / name)
-    new, pieces = extend_tokenizer(old, foreign[:400], 300, special=("<T>",), protect=english[:2000])
+    new, pieces = extend_tokenizer(
+        old, foreign[:400], 300, special=("<T>",), protect=english[:2000]
+    )
     new.save(tmp_path)
     theirs, held_out = oracle(tmp_path), foreign[400:600]
     for text in [*TEXTS, *held_out, *english[:100]]:
@@ -286,26 +397,68 @@ def test_bos_is_added_on_request_and_known_from_the_folder(shared):
     assert tok.add_bos
 
 
-def test_a_character_tokenizer_round_trips_through_its_file_and_names_what_it_does_not_know(tmp_path):
+def test_a_character_tokenizer_round_trips_through_its_file_and_names_what_it_does_not_know(
+    tmp_path,
+):
     CharLevel.train("hello\n").save(tmp_path)
     tok = load_tokenizer(tmp_path)
     assert tok.encode("hole") == [tok.vocab[c] for c in "hole"]
-    assert tok.decode(tok.encode("hello\n")) == "hello\n" == oracle(tmp_path).decode(tok.encode("hello\n"))
-    with pytest.raises(InputError, match=r"character 'z' at position 2 is not among the 5 characters"):
+    assert (
+        tok.decode(tok.encode("hello\n"))
+        == "hello\n"
+        == oracle(tmp_path).decode(tok.encode("hello\n"))
+    )
+    with pytest.raises(
+        InputError, match=r"character 'z' at position 2 is not among the 5 characters"
+    ):
         tok.encode("hez")
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"model": {"type": "WordPiece", "vocab": {}}}, "'WordPiece' is not read"),
-    ({"normalizer": {"type": "Lowercase"}}, "normalizer Lowercase is not read"),
-    ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Punctuation"}, GPT2_PRE]}}, "Punctuation . ByteLevel"),
-    ({"added_tokens": [{"id": 300, "content": "<x>", "single_word": True, "special": False}]}, "<x>.*single_word"),
-    ({"added_tokens": [{"id": "x", "content": "<x>"}]}, "added token '<x>' with the id 'x' is of a kind that is not read"),
-    ({"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}}, "token 'a' has the id 'x': a whole number"),
-    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}}, r"the merge \['a'\] must join two tokens"),
-    *[(change, "tokenizer.json holds a value of a kind that is not read") for change in (
-        {"added_tokens": 5}, {"added_tokens": [{}]}, {"normalizer": "NFC"}, {"pre_tokenizer": "ByteLevel"})],
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"model": {"type": "WordPiece", "vocab": {}}}, "'WordPiece' is not read"),
+        ({"normalizer": {"type": "Lowercase"}}, "normalizer Lowercase is not read"),
+        (
+            {
+                "pre_tokenizer": {
+                    "type": "Sequence",
+                    "pretokenizers": [{"type": "Punctuation"}, GPT2_PRE],
+                }
+            },
+            "Punctuation . ByteLevel",
+        ),
+        (
+            {
+                "added_tokens": [
+                    {"id": 300, "content": "<x>", "single_word": True, "special": False}
+                ]
+            },
+            "<x>.*single_word",
+        ),
+        (
+            {"added_tokens": [{"id": "x", "content": "<x>"}]},
+            "added token '<x>' with the id 'x' is of a kind that is not read",
+        ),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}},
+            "token 'a' has the id 'x': a whole number",
+        ),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}},
+            r"the merge \['a'\] must join two tokens",
+        ),
+        *[
+            (change, "tokenizer.json holds a value of a kind that is not read")
+            for change in (
+                {"added_tokens": 5},
+                {"added_tokens": [{}]},
+                {"normalizer": "NFC"},
+                {"pre_tokenizer": "ByteLevel"},
+            )
+        ],
+    ],
+)
 def test_kinds_that_are_not_read_exactly_are_refused_by_name(tmp_path, change, words):
     folder = byte_level_file(tmp_path, **{"pre_tokenizer": GPT2_PRE} | change)
     with pytest.raises(InputError, match=words) as error:
@@ -328,16 +481,69 @@ def test_the_printable_alphabet_is_a_bijection_on_the_256_bytes():
 
 # --- files of every setting, against the library
 
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-PATTERNS = (LLAMA3, r"\d+", r"[a-z]+|\s+", r"\p{L}+", r" ?\w+", r"x(?!b)|\d{1,2}", r"[a-c[x-z]]+|[^a-c[x-z]]+", r"\h+",
-            r"[a-z&&[^b]]+", r"\d*", "(?=b)", "^a")
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS = (
+    LLAMA3,
+    r"\d+",
+    r"[a-z]+|\s+",
+    r"\p{L}+",
+    r" ?\w+",
+    r"x(?!b)|\d{1,2}",
+    r"[a-c[x-z]]+|[^a-c[x-z]]+",
+    r"\h+",
+    r"[a-z&&[^b]]+",
+    r"\d*",
+    "(?=b)",
+    "^a",
+)
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-CONTENTS = ("<X>", "<X>y", "ab", "  ", "caf\u00e9", "cafe\u0301", "the", "\u00e9", " x", "\n", " ▁", "b<", "<0x41>", "")
-BITS = (*CONTENTS[:6], " ", "x", "\n", "y", " ▁", "b<", "\u0301", "12", "123 it's", "qz", "漢", "🙂", "\t", "A",
-        "\u00a0", "the cat", "<|end|>", "<s>")
+CONTENTS = (
+    "<X>",
+    "<X>y",
+    "ab",
+    "  ",
+    "caf\u00e9",
+    "cafe\u0301",
+    "the",
+    "\u00e9",
+    " x",
+    "\n",
+    " ▁",
+    "b<",
+    "<0x41>",
+    "",
+)
+BITS = (
+    *CONTENTS[:6],
+    " ",
+    "x",
+    "\n",
+    "y",
+    " ▁",
+    "b<",
+    "\u0301",
+    "12",
+    "123 it's",
+    "qz",
+    "漢",
+    "🙂",
+    "\t",
+    "A",
+    "\u00a0",
+    "the cat",
+    "<|end|>",
+    "<s>",
+)
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-BACK = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-        {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+BACK = [
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+]
 
 
 def sequence(field, *parts):
@@ -345,14 +551,27 @@ def sequence(field, *parts):
 
 
 def byte_level_spec(rng):
-    spec = json.loads(json.dumps(train_bpe(["the cats and caf\u00e9 123 it's ab qz xy\n" * 9], 300).spec))
-    bytes_ = {"type": "ByteLevel", "add_prefix_space": rng.random() < 0.1, "trim_offsets": True, "use_regex": rng.random() < 0.1}
-    split = {"type": "Split", "pattern": {"Regex": rng.choice(PATTERNS)}, "behavior": rng.choice(["Isolated"] * 4 + ["Removed"]),
-             "invert": rng.random() < 0.05}
+    spec = json.loads(
+        json.dumps(train_bpe(["the cats and caf\u00e9 123 it's ab qz xy\n" * 9], 300).spec)
+    )
+    bytes_ = {
+        "type": "ByteLevel",
+        "add_prefix_space": rng.random() < 0.1,
+        "trim_offsets": True,
+        "use_regex": rng.random() < 0.1,
+    }
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": rng.choice(PATTERNS)},
+        "behavior": rng.choice(["Isolated"] * 4 + ["Removed"]),
+        "invert": rng.random() < 0.05,
+    }
     spec["pre_tokenizer"] = rng.choice([GPT2_PRE, GPT2_PRE | {"add_prefix_space": True}, DIGITS_PRE,
                                         *[sequence("pretokenizers", split, bytes_)] * 5])
     nfc = {"type": "NFC"}
-    spec["normalizer"] = rng.choice([None, None, nfc, nfc, sequence("normalizers", nfc), {"type": "NFKC"}])
+    spec["normalizer"] = rng.choice(
+        [None, None, nfc, nfc, sequence("normalizers", nfc), {"type": "NFKC"}]
+    )
     spec["decoder"] = rng.choice([bytes_] * 5 + [None, {"type": "Fuse"}])
     model = spec["model"]
     model["ignore_merges"] = rng.random() < 0.3
@@ -361,7 +580,9 @@ def byte_level_spec(rng):
         for c in "qz\u00c3":
             del model["vocab"][c]
         model["merges"] = [m for m in model["merges"] if not set("qz\u00c3") & set("".join(m))]
-        model["vocab"] = {t: i for i, t in enumerate(t for t in model["vocab"] if not set("qz\u00c3") & set(t))}
+        model["vocab"] = {
+            t: i for i, t in enumerate(t for t in model["vocab"] if not set("qz\u00c3") & set(t))
+        }
         if rng.random() < 0.5:
             model["vocab"]["<unk>"] = len(model["vocab"])
             model["unk_token"], model["fuse_unk"] = "<unk>", rng.random() < 0.5
@@ -375,17 +596,43 @@ def byte_level_spec(rng):
 def sentencepiece_spec(rng, original):
     spec = json.loads(json.dumps(original))
     if rng.random() < 0.6:
-        spec["normalizer"] = rng.choice([spec["normalizer"], spec["normalizer"], REPLACE, sequence("normalizers", REPLACE), sequence(
-            "normalizers", {"type": "Prepend", "prepend": rng.choice("▁_")}, REPLACE | {"pattern": rng.choice([
-                {"String": " "}, {"Regex": " +"}, {"String": "\t"}])})])
+        spec["normalizer"] = rng.choice(
+            [
+                spec["normalizer"],
+                spec["normalizer"],
+                REPLACE,
+                sequence("normalizers", REPLACE),
+                sequence(
+                    "normalizers",
+                    {"type": "Prepend", "prepend": rng.choice("▁_")},
+                    REPLACE
+                    | {"pattern": rng.choice([{"String": " "}, {"Regex": " +"}, {"String": "\t"}])},
+                ),
+            ]
+        )
     else:
         meta = {"type": "Metaspace", "replacement": rng.choice("▁▁▁_"), "split": rng.random() < 0.1,
                 "prepend_scheme": rng.choice(["always", "first", "never"])}
-        spec |= {"normalizer": None, "pre_tokenizer": meta | rng.choice([{}, {}, {"add_prefix_space": True}])}
-    spec["decoder"] = rng.choice([*[spec["decoder"]] * 3, sequence("decoders", *BACK[:3]), sequence("decoders", BACK[0], *BACK[2:]),
-                                  sequence("decoders", *BACK[:2]), BACK[2], None])
-    spec["model"] |= {"unk_token": rng.choice(["<unk>", "<unk>", None]), "byte_fallback": rng.random() < 0.7,
-                      "fuse_unk": rng.random() < 0.7, "ignore_merges": rng.random() < 0.05}
+        spec |= {
+            "normalizer": None,
+            "pre_tokenizer": meta | rng.choice([{}, {}, {"add_prefix_space": True}]),
+        }
+    spec["decoder"] = rng.choice(
+        [
+            *[spec["decoder"]] * 3,
+            sequence("decoders", *BACK[:3]),
+            sequence("decoders", BACK[0], *BACK[2:]),
+            sequence("decoders", *BACK[:2]),
+            BACK[2],
+            None,
+        ]
+    )
+    spec["model"] |= {
+        "unk_token": rng.choice(["<unk>", "<unk>", None]),
+        "byte_fallback": rng.random() < 0.7,
+        "fuse_unk": rng.random() < 0.7,
+        "ignore_merges": rng.random() < 0.05,
+    }
     return spec
 
 
@@ -393,7 +640,9 @@ def with_added_tokens(rng, spec):
     i = 1 + max([*spec["model"]["vocab"].values(), *(t["id"] for t in spec["added_tokens"])])
     for content in rng.sample(CONTENTS, rng.randrange(6)):
         if content not in spec["model"]["vocab"]:
-            flags = {flag: rng.random() < (0.02 if flag == "single_word" else 0.4) for flag in FLAGS}
+            flags = {
+                flag: rng.random() < (0.02 if flag == "single_word" else 0.4) for flag in FLAGS
+            }
             spec["added_tokens"].append({"id": i, "content": content} | flags)
             i += content != ""
     return spec
@@ -403,7 +652,9 @@ def test_a_byte_level_file_of_any_settings_gives_what_the_library_gives_or_is_re
     compare_files(byte_level_spec, tmp_path)
 
 
-def test_a_sentencepiece_file_of_any_settings_gives_what_the_library_gives_or_is_refused(shared, tmp_path):
+def test_a_sentencepiece_file_of_any_settings_gives_what_the_library_gives_or_is_refused(
+    shared, tmp_path
+):
     original = json.loads((shared / SP / "tokenizer.json").read_text(encoding="utf-8"))
     compare_files(lambda rng: sentencepiece_spec(rng, original), tmp_path)
 
@@ -423,7 +674,9 @@ def compare_files(make, tmp_path):
             text = "".join(rng.choice(BITS) for _ in range(rng.randrange(8)))
             agree(tok, theirs, text)
             theirs.encode_special_tokens = False
-            assert tok.encode_template(text, {}) == theirs.encode(text, add_special_tokens=False).ids, text
+            assert (
+                tok.encode_template(text, {}) == theirs.encode(text, add_special_tokens=False).ids
+            ), text
             theirs.encode_special_tokens = True
     assert read > 40
 
@@ -455,23 +708,36 @@ def test_no_character_between_two_matches_of_a_split_is_lost(shared, tmp_path):
 
 
 def test_added_tokens_are_looked_for_in_the_normalised_text_if_they_say_so(shared, tmp_path):
-    tok = load_tokenizer(changed(tmp_path, shared, SP, added_tokens=[extra(512, "<X>", normalized=True)]))
+    tok = load_tokenizer(
+        changed(tmp_path, shared, SP, added_tokens=[extra(512, "<X>", normalized=True)])
+    )
     assert tok.encode("a <X> b") == [261, 512, 268]  # "▁<X>" is what is found
     assert tok.encode("a<X>b") == [261, 504, 478, 505, 430]
     cafe = extra(6400, "caf\u00e9", normalized=True)
-    tok = load_tokenizer(changed(tmp_path, shared, MM, normalizer={"type": "NFC"}, added_tokens=[cafe]))
+    tok = load_tokenizer(
+        changed(tmp_path, shared, MM, normalizer={"type": "NFC"}, added_tokens=[cafe])
+    )
     assert tok.encode("cafe\u0301 x") == [6400, 1390]
 
 
 def test_the_longest_of_several_added_tokens_is_found_and_an_empty_one_never(shared, tmp_path):
-    tok = load_tokenizer(changed(tmp_path, shared, MM, added_tokens=[extra(6400, "<X"), extra(6401, "<X>y"), extra(6402, "")]))
+    tok = load_tokenizer(
+        changed(
+            tmp_path,
+            shared,
+            MM,
+            added_tokens=[extra(6400, "<X"), extra(6401, "<X>y"), extra(6402, "")],
+        )
+    )
     assert tok.encode("<X>y<X>") == [6401, 6400, 65]
     assert tok.encode("ab") == [572]
 
 
 def test_a_mark_is_put_before_the_first_piece_of_a_text_only(shared, tmp_path):
     pre = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
-    folder = changed(tmp_path, shared, SP, normalizer=None, pre_tokenizer=pre, added_tokens=[extra(512, "<X>")])
+    folder = changed(
+        tmp_path, shared, SP, normalizer=None, pre_tokenizer=pre, added_tokens=[extra(512, "<X>")]
+    )
     tok, theirs = load_tokenizer(folder), oracle(folder)
     ids = tok.encode("once<X>once")
     assert ids == theirs.encode("once<X>once", add_special_tokens=False).ids
@@ -490,25 +756,54 @@ def test_whole_words_are_looked_up_first_where_merges_are_ignored(tmp_path):
 
 
 def test_bos_is_put_in_front_if_the_post_processor_does_so(shared, tmp_path):
-    single = [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    front = {"type": "TemplateProcessing", "single": single, "pair": [],
-             "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}}
-    for processor, bos, said, add in ((front, "<|im_start|>", {}, True), (sequence("processors", front), "<|im_start|>", {}, True),
-                                      (front, "<|im_end|>", {}, False), (None, "<|im_start|>", {}, False),
-                                      (front, "<|im_start|>", {"add_bos_token": False}, False),
-                                      (front, "<|im_start|>", {"add_bos_token": None}, True)):
+    single = [
+        {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ]
+    front = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [],
+        "special_tokens": {
+            "<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}
+        },
+    }
+    for processor, bos, said, add in (
+        (front, "<|im_start|>", {}, True),
+        (sequence("processors", front), "<|im_start|>", {}, True),
+        (front, "<|im_end|>", {}, False),
+        (None, "<|im_start|>", {}, False),
+        (front, "<|im_start|>", {"add_bos_token": False}, False),
+        (front, "<|im_start|>", {"add_bos_token": None}, True),
+    ):
         changed(tmp_path, shared, MM, post_processor=processor)
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": bos} | said))
         assert load_tokenizer(tmp_path).add_bos == add
 
 
-@pytest.mark.parametrize("config, others, words", [
-    ({"eos_token": "<E>"}, {}, "names the token '<E>', which tokenizer.json lacks"),
-    ({"pad_token": {"content": "<pad>"}}, {}, "names the token '<pad>', which"),
-    ({}, {"added_tokens.json": {"<N>": 6400}}, "added_tokens.json gives '<N>' the id 6400, tokenizer.json None"),
-    ({"added_tokens_decoder": {"6400": {"content": "<N>"}}}, {}, "has an added token '<N>', tokenizer.json has not"),
-    ({"added_tokens_decoder": {"25": {"content": "<think>", "lstrip": True}}}, {}, "differ in the added token '<think>' .id 25."),
-    ({"eos_token": 5}, {}, "eos_token 5 must be a text")])
+@pytest.mark.parametrize(
+    "config, others, words",
+    [
+        ({"eos_token": "<E>"}, {}, "names the token '<E>', which tokenizer.json lacks"),
+        ({"pad_token": {"content": "<pad>"}}, {}, "names the token '<pad>', which"),
+        (
+            {},
+            {"added_tokens.json": {"<N>": 6400}},
+            "added_tokens.json gives '<N>' the id 6400, tokenizer.json None",
+        ),
+        (
+            {"added_tokens_decoder": {"6400": {"content": "<N>"}}},
+            {},
+            "has an added token '<N>', tokenizer.json has not",
+        ),
+        (
+            {"added_tokens_decoder": {"25": {"content": "<think>", "lstrip": True}}},
+            {},
+            "differ in the added token '<think>' .id 25.",
+        ),
+        ({"eos_token": 5}, {}, "eos_token 5 must be a text"),
+    ],
+)
 def test_files_that_disagree_about_a_token_are_refused(config, others, words, shared, tmp_path):
     changed(tmp_path, shared, MM)
     for name, value in (others | {"tokenizer_config.json": config}).items():
@@ -520,15 +815,24 @@ def test_files_that_disagree_about_a_token_are_refused(config, others, words, sh
 def test_a_token_that_a_configuration_names_is_special_wherever_it_is_named(shared, tmp_path):
     changed(tmp_path, shared, MM, added_tokens=[extra(6400, "<E>")])
     assert load_tokenizer(tmp_path).encode("a <E>")[-1] == 6400
-    for name, value in (("tokenizer_config.json", {"eos_token": "<E>"}), ("special_tokens_map.json", {"eos_token": {"content": "<E>"}}),
-                        ("config.json", {"eos_token_id": [6400, 2]}), ("generation_config.json", {"eos_token_id": 6400})):
+    for name, value in (
+        ("tokenizer_config.json", {"eos_token": "<E>"}),
+        ("special_tokens_map.json", {"eos_token": {"content": "<E>"}}),
+        ("config.json", {"eos_token_id": [6400, 2]}),
+        ("generation_config.json", {"eos_token_id": 6400}),
+    ):
         (tmp_path / name).write_text(json.dumps(value))
         tok = load_tokenizer(tmp_path)
         assert tok.eos_id == 6400 not in tok.encode("a <E>") and tok.special["<E>"] == 6400
         (tmp_path / name).unlink()
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<|endoftext|>"}')
-    assert load_tokenizer(tmp_path).eos_id == 0 == transformers.AutoTokenizer.from_pretrained(tmp_path).eos_token_id  # the map wins
+    # the map wins
+    assert (
+        load_tokenizer(tmp_path).eos_id
+        == 0
+        == transformers.AutoTokenizer.from_pretrained(tmp_path).eos_token_id
+    )
 
 
 @pytest.mark.parametrize("change, words", [

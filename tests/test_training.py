@@ -1,4 +1,5 @@
-"""The parts of training: schedules against their closed forms, a Muon step against an SVD, two processes against one, files that resume."""
+"""The parts of training: schedules against their closed forms, a Muon step against an SVD, two
+processes against one, files that resume."""
 
 import math
 import os
@@ -14,44 +15,100 @@ from torch import nn
 
 from minilm import InputError
 from minilm.data import generator
-from minilm.training import (Muon, Processes, autocast, distribute, load_state, make_optimizers, parameter_groups, pick_device, save_state,
-                             schedule, set_lr, start_world, take_step)
+from minilm.training import (
+    Muon,
+    Processes,
+    autocast,
+    distribute,
+    load_state,
+    make_optimizers,
+    parameter_groups,
+    pick_device,
+    save_state,
+    schedule,
+    set_lr,
+    start_world,
+    take_step,
+)
 from minilm.transformer import Config, Transformer
 
-CHILD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # environment of a child process
-tiny = lambda **change: Transformer(Config(**{"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-                                              "num_attention_heads": 2, **change}), generator(0, "init"))
+# environment of a child process
+CHILD = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+}
+tiny = lambda **change: Transformer(
+    Config(
+        **{
+            "vocab_size": 50,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            **change,
+        }
+    ),
+    generator(0, "init"),
+)
 
 
 # --- schedules
 
 def test_warm_up_rises_linearly_and_reaches_the_peak_at_the_first_step_after_it():
     for kind in ("constant", "linear", "cosine", "wsd"):
-        assert [schedule(s, 100, kind, warmup=4) for s in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+        assert [schedule(s, 100, kind, warmup=4) for s in range(5)] == pytest.approx(
+            [0.2, 0.4, 0.6, 0.8, 1.0]
+        )
 
 
 def test_every_schedule_is_its_closed_form_and_ends_at_final():
     factors = lambda kind: [schedule(s, 101, kind, final=0.1) for s in range(101)]
     assert factors("constant") == [1.0] * 101
     assert factors("linear") == pytest.approx([1 - 0.9 * s / 100 for s in range(101)])
-    assert factors("cosine") == pytest.approx([0.1 + 0.45 * (1 + math.cos(math.pi * s / 100)) for s in range(101)])
-    assert factors("wsd") == pytest.approx([1.0] * 80 + [1 - 0.9 * (s - 80) / 20 for s in range(80, 101)])
-    assert schedule(0, 1) == 1.0 and schedule(500, 101, "linear", final=0.0) == 0.0  # one step; beyond the end
+    assert factors("cosine") == pytest.approx(
+        [0.1 + 0.45 * (1 + math.cos(math.pi * s / 100)) for s in range(101)]
+    )
+    assert factors("wsd") == pytest.approx(
+        [1.0] * 80 + [1 - 0.9 * (s - 80) / 20 for s in range(80, 101)]
+    )
+    # one step; beyond the end
+    assert schedule(0, 1) == 1.0 and schedule(500, 101, "linear", final=0.0) == 0.0
 
 
 def test_set_lr_multiplies_the_rate_an_optimizer_was_made_with_and_does_not_compound():
-    a, b = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.5), torch.optim.SGD([nn.Parameter(torch.zeros(1))], 2.0)
+    a, b = (
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.5),
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], 2.0),
+    )
     for factor in (0.1, 0.1, 0.5):
         set_lr([a, b], factor)
     assert (a.param_groups[0]["lr"], b.param_groups[0]["lr"]) == (0.25, 1.0)
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: schedule(0, 10, "step", warmup=5), "schedule 'step' is not known: use cosine, wsd, linear or constant"),
-    (lambda: make_optimizers(tiny(), "sgd", 0.1), "optimizer 'sgd' is not known: use adamw or muon"),
-    (lambda: autocast(torch.device("cpu"), "float16"), "dtype 'float16' is not known: use float32 or bfloat16"),
-    (lambda: pick_device("foo"), "--device foo"), (lambda: pick_device("cpu:x"), "--device cpu:x"),
-    (lambda: pick_device("cuda") if not torch.cuda.is_available() else pick_device("tpu"), "--device")])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (
+            lambda: schedule(0, 10, "step", warmup=5),
+            "schedule 'step' is not known: use cosine, wsd, linear or constant",
+        ),
+        (
+            lambda: make_optimizers(tiny(), "sgd", 0.1),
+            "optimizer 'sgd' is not known: use adamw or muon",
+        ),
+        (
+            lambda: autocast(torch.device("cpu"), "float16"),
+            "dtype 'float16' is not known: use float32 or bfloat16",
+        ),
+        (lambda: pick_device("foo"), "--device foo"),
+        (lambda: pick_device("cpu:x"), "--device cpu:x"),
+        (
+            lambda: pick_device("cuda") if not torch.cuda.is_available() else pick_device("tpu"),
+            "--device",
+        ),
+    ],
+)
 def test_a_name_that_is_not_known_is_refused_at_once(call, words):
     with pytest.raises(InputError, match=words):
         call()
@@ -64,18 +121,26 @@ def test_matrices_decay_norms_and_biases_do_not_and_frozen_parameters_are_left_o
     model.embed.weight.requires_grad = False
     matrices, vectors = parameter_groups(model, weight_decay=0.3)
     assert matrices["weight_decay"] == 0.3 and vectors["weight_decay"] == 0.0
-    assert {p.dim() for p in matrices["params"]} == {2} and {p.dim() for p in vectors["params"]} == {1}
-    assert len(matrices["params"]) + len(vectors["params"]) == sum(1 for _ in model.parameters()) - 1
+    assert {p.dim() for p in matrices["params"]} == {2} and {
+        p.dim() for p in vectors["params"]
+    } == {1}
+    assert (
+        len(matrices["params"]) + len(vectors["params"]) == sum(1 for _ in model.parameters()) - 1
+    )
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest_each_parameter_once():
     model = tiny(model_type="qwen3_moe", num_experts=2)
     adamw, muon = make_optimizers(model, "muon", 0.01)
     names = {id(p): n for n, p in model.named_parameters()}
-    by_muon, by_adamw = ([names[id(p)] for g in o.param_groups for p in g["params"]] for o in (muon, adamw))
+    by_muon, by_adamw = (
+        [names[id(p)] for g in o.param_groups for p in g["params"]] for o in (muon, adamw)
+    )
     assert sorted(by_muon + by_adamw) == sorted(names.values())
     assert all("_proj" in n for n in by_muon) and not any("_proj" in n for n in by_adamw)
-    assert {"embed.weight", "lm_head.weight", "layers.0.mlp.gate.weight", "norm.weight"} <= set(by_adamw)
+    assert {"embed.weight", "lm_head.weight", "layers.0.mlp.gate.weight", "norm.weight"} <= set(
+        by_adamw
+    )
     [alone] = make_optimizers(model, "adamw", 0.01)
     assert sum(len(g["params"]) for g in alone.param_groups) == len(names)
 
@@ -101,7 +166,8 @@ def test_two_muon_steps_are_the_orthogonal_factors_of_gradient_and_momentum_mixe
         values = torch.einsum("mk,mn,kn->k", U, update, Vh)  # the diagonal of U^T X V
         assert values.min() > 0.6 and values.max() < 1.3
         assert (update - U * values @ Vh).abs().max() < 1e-3
-    assert update.square().mean().sqrt().item() == pytest.approx(1 / math.sqrt(20), rel=0.2)  # so W moves by 0.2 lr rms, AdamW's size
+    # so W moves by 0.2 lr rms, AdamW's size
+    assert update.square().mean().sqrt().item() == pytest.approx(1 / math.sqrt(20), rel=0.2)
 
 
 def test_muon_batches_matrices_of_one_shape_without_mixing_them_and_skips_those_without_gradient():
@@ -125,13 +191,17 @@ def test_muon_batches_matrices_of_one_shape_without_mixing_them_and_skips_those_
 def test_take_step_clips_the_whole_gradient_to_one_norm_and_clears_it():
     p = nn.Linear(2, 1, bias=False)
     p.weight.data.zero_()
-    take_step(p(torch.tensor([[30.0, 40.0]])).sum(), p, [torch.optim.SGD(p.parameters(), 1.0)], clip=5.0)
-    torch.testing.assert_close(p.weight.data, torch.tensor([[-3.0, -4.0]]))  # the gradient (30, 40) has norm 50: a tenth of it
+    take_step(
+        p(torch.tensor([[30.0, 40.0]])).sum(), p, [torch.optim.SGD(p.parameters(), 1.0)], clip=5.0
+    )
+    # the gradient (30, 40) has norm 50: a tenth of it
+    torch.testing.assert_close(p.weight.data, torch.tensor([[-3.0, -4.0]]))
     assert p.weight.grad is None
 
 
 def test_two_steps_of_adamw_by_hand():
-    # gradients 1 and 3; m = 0.9 m + 0.1 g, v = 0.95 v + 0.05 g^2, each over what its weights add up to: 1 - 0.9^t, 1 - 0.95^t
+    # gradients 1 and 3; m = 0.9 m + 0.1 g, v = 0.95 v + 0.05 g^2, each over what its weights add
+    # up to: 1 - 0.9^t, 1 - 0.95^t
     layer = nn.Linear(1, 1, bias=False)
     [adamw] = make_optimizers(layer, "adamw", 0.1, weight_decay=0.5)
     w = layer.weight.item()
@@ -147,7 +217,11 @@ def test_both_optimizers_learn_one_batch(name):
     model, ids = tiny(), torch.randint(50, (4, 12), generator=generator(0, "ids"))
     optimizers, losses = make_optimizers(model, name, 0.02), []
     for _ in range(40):
-        losses.append(nn.functional.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten()))
+        losses.append(
+            nn.functional.cross_entropy(
+                model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten()
+            )
+        )
         take_step(losses[-1], model, optimizers)
     assert losses[-1] < 0.2 * losses[0]
 
@@ -177,7 +251,8 @@ class Loss(torch.nn.Module):
         self.model = model
 
     def forward(self, ids):
-        return torch.nn.functional.cross_entropy(self.model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten())
+        logits = self.model(ids[:, :-1]).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 torch.set_num_threads(1)
 cpu, model = torch.device("cpu"), Transformer(Config(50, 16, 24, 2, 2), generator(0, "init"))
@@ -197,12 +272,29 @@ def test_two_processes_with_half_the_batch_each_train_the_same_model_as_one(tmp_
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    torchrun = {**CHILD, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # what torchrun tells its processes
-    two = [subprocess.Popen([sys.executable, "-c", HALF, str(tmp_path / "two.pt")], env={**torchrun, "RANK": rank}) for rank in "01"]
+    # what torchrun tells its processes
+    torchrun = {
+        **CHILD,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
+    two = [
+        subprocess.Popen(
+            [sys.executable, "-c", HALF, str(tmp_path / "two.pt")], env={**torchrun, "RANK": rank}
+        )
+        for rank in "01"
+    ]
     model, ids = tiny(), torch.randint(50, (4, 9), generator=generator(0, "ids"))
     optimizers = make_optimizers(model, "muon", 0.01)
     for _ in range(3):
-        take_step(nn.functional.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten()), model, optimizers)
+        take_step(
+            nn.functional.cross_entropy(
+                model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten()
+            ),
+            model,
+            optimizers,
+        )
     assert [process.wait(timeout=120) for process in two] == [0, 0]
     together = load_state(tmp_path / "two.pt")
     for name, p in model.state_dict().items():
@@ -212,19 +304,43 @@ def test_two_processes_with_half_the_batch_each_train_the_same_model_as_one(tmp_
 def test_a_single_process_is_a_world_of_one_and_nothing_is_wrapped():
     model = tiny()
     assert start_world(torch.device("cpu")) == Processes(0, 1)
-    assert distribute(model, model.layers, Processes(0, 1), torch.device("cpu"), sharded=True) is model
+    assert (
+        distribute(model, model.layers, Processes(0, 1), torch.device("cpu"), sharded=True) is model
+    )
 
 
 # --- files that resume
 
 def test_a_state_comes_back_as_it_was_and_training_goes_on_bit_for_bit(tmp_path):
-    ids, path = torch.randint(50, (4, 12), generator=generator(0, "ids")), tmp_path / "new" / "training.pt"
-    steps = lambda model, optimizers, n: [take_step(nn.functional.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1),
-                                                                               ids[:, 1:].flatten()), model, optimizers) for _ in range(n)]
+    ids, path = (
+        torch.randint(50, (4, 12), generator=generator(0, "ids")),
+        tmp_path / "new" / "training.pt",
+    )
+    steps = lambda model, optimizers, n: [
+        take_step(
+            nn.functional.cross_entropy(
+                model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten()
+            ),
+            model,
+            optimizers,
+        )
+        for _ in range(n)
+    ]
     model, resumed = tiny(), tiny()
-    optimizers, others = make_optimizers(model, "muon", 0.02), make_optimizers(resumed, "muon", 0.02)
+    optimizers, others = (
+        make_optimizers(model, "muon", 0.02),
+        make_optimizers(resumed, "muon", 0.02),
+    )
     steps(model, optimizers, 2)
-    save_state(path, {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "log": [1.5, None], "name": "é"})
+    save_state(
+        path,
+        {
+            "model": model.state_dict(),
+            "optimizers": [o.state_dict() for o in optimizers],
+            "log": [1.5, None],
+            "name": "é",
+        },
+    )
     steps(model, optimizers, 2)
     state = load_state(path)
     assert state["log"] == [1.5, None] and state["name"] == "é"
@@ -241,16 +357,25 @@ class Evil:
         return os.mkdir, ("owned",)
 
 
-@pytest.mark.parametrize("content", [pickle.dumps(Evil()), b"", b"hello world", b"\x80\x04junk", pickle.dumps({"step": 1})[:9]])
-def test_a_file_that_is_no_training_state_is_refused_in_one_line_and_nothing_in_it_is_run(tmp_path, monkeypatch, content):
+@pytest.mark.parametrize(
+    "content",
+    [pickle.dumps(Evil()), b"", b"hello world", b"\x80\x04junk", pickle.dumps({"step": 1})[:9]],
+)
+def test_a_file_that_is_no_training_state_is_refused_in_one_line_and_nothing_in_it_is_run(
+    tmp_path, monkeypatch, content
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "training.pt").write_bytes(content)
-    with pytest.raises(InputError, match="training.pt is not a training state that can be resumed") as error:
+    with pytest.raises(
+        InputError, match="training.pt is not a training state that can be resumed"
+    ) as error:
         load_state(tmp_path / "training.pt")
     assert "\n" not in str(error.value) and not (tmp_path / "owned").exists()
 
 
-def test_a_pickle_inside_a_torch_file_is_refused_too_and_a_truncated_or_missing_file_is_named(tmp_path, monkeypatch):
+def test_a_pickle_inside_a_torch_file_is_refused_too_and_a_truncated_or_missing_file_is_named(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "training.pt"
     torch.save({"model": Evil()}, path)
@@ -260,7 +385,9 @@ def test_a_pickle_inside_a_torch_file_is_refused_too_and_a_truncated_or_missing_
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(InputError, match="training.pt is not a training state"):
         load_state(path)
-    with pytest.raises(FileNotFoundError, match="there is no run to resume; start one without --resume"):
+    with pytest.raises(
+        FileNotFoundError, match="there is no run to resume; start one without --resume"
+    ):
         load_state(tmp_path / "none.pt")
     assert not (tmp_path / "owned").exists()
 
@@ -282,7 +409,9 @@ save_state(Path(sys.argv[1]), {"step": 2, "weights": torch.ones(1000), "last": B
 def test_the_same_state_is_the_same_file_to_the_last_byte(tmp_path):
     for name in ("a", "b"):  # so no name of the moment, as a temporary file has, is written into it
         save_state(tmp_path / name / "training.pt", {"step": 1, "weights": torch.ones(3)})
-    assert (tmp_path / "a" / "training.pt").read_bytes() == (tmp_path / "b" / "training.pt").read_bytes()
+    assert (tmp_path / "a" / "training.pt").read_bytes() == (
+        tmp_path / "b" / "training.pt"
+    ).read_bytes()
 
 
 def test_a_process_killed_in_the_middle_of_saving_leaves_the_last_complete_state(tmp_path):

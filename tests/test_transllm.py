@@ -2,6 +2,7 @@
 stage shows, the exam, the arms, the whole script."""
 
 import random
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 
@@ -410,6 +411,13 @@ def test_every_arm_takes_the_same_number_of_steps_and_the_same_stage_3_draws(mon
     assert TAGS.response not in tags and tags == {TAGS.english, TAGS.target}
 
 
+def test_without_translation_on_request_stage_3_is_recovery_and_chains_alone(monkeypatch):
+    found = stage_3_draws(monkeypatch, encode("rice ."))
+    responds = {n: [TAGS.response in x for _, x in pairs] for n, (_, pairs) in found.items()}
+    assert all(responds["no-mt"])
+    assert 0.1 < responds["transllm"].count(False) / 60 < 0.4  # a fifth of its examples translate
+
+
 def test_the_controls_differ_from_the_treatment_in_the_one_thing_that_the_claim_names():
     world = ChatWorld(0)
     own = {i: world.answer(f) for i, f in enumerate(world.asked)}
@@ -440,7 +448,30 @@ def test_arms_differ_from_transllm_in_one_thing_and_both_ways_of_learning_have_t
     assert set(CORE) == set(ARMS) - {"no-mono", "no-mt"}
 
 
+def test_stage_2_translates_into_both_languages_alike_and_a_fifth_of_it_is_english(monkeypatch):
+    draws = []
+    monkeypatch.setattr(paper, "train", lambda model, draw, *rest, **more: draws.append(draw))
+    assert len(list(paper.pretrain(None, ChatWorld(0), 0))) == 2
+    target_text, parallel_text = draws
+    assert all(is_target(target_text()[1][:-1]) for _ in range(20))  # stage 1
+    kinds = Counter()
+    for _ in range(2000):
+        _, learned = parallel_text()
+        tag = set(learned) & set(TAGS)
+        kinds[tag.pop() if tag else "English alone"] += 1
+        assert not tag
+    assert 340 < kinds["English alone"] < 460
+    assert all(740 < kinds[tag] < 860 for tag in (TAGS.english, TAGS.target))
+
+
 # --- the exam
+
+
+def test_the_first_turn_asks_for_another_attribute_of_the_same_person():
+    world = ChatWorld(0)
+    for name, attribute in world.held:
+        asked = show(first_turn(world, (name, attribute))).split()
+        assert name in asked and attribute not in asked and set(asked) & set(VALUES)
 
 
 def oracle(world):

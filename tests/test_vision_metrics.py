@@ -242,6 +242,13 @@ def test_a_whole_table_from_items_and_answers():
     assert scored(RIGHT)["crop", "after"]["Hal"] == 0
 
 
+def test_descriptions_and_numbers_of_one_scenario_share_its_hal():
+    asked = [*items()[:5], items()[5]._replace(scenario="noise")]
+    said = {**RIGHT, "g": "a ring"}  # one of two is wrong, the description
+    assert scored(said, asked)["noise", "after"]["Hal"] == 50
+    assert scored({**said, "h": "9"}, asked)["noise", "after"]["Hal"] == 100
+
+
 @pytest.mark.parametrize("lost", [id for id in RIGHT if id != "h"])
 def test_a_lost_answer_takes_the_pi_score_away_and_is_neither_right_nor_wrong(lost):
     whole = scored(RIGHT)["noise", "after"]

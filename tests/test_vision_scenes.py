@@ -2,6 +2,7 @@
 reader can check, damage to the layout."""
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -130,6 +131,14 @@ def test_questions_by_hand():
     )
     false = ask("relation", False, TWO.shapes[:2], random.Random(1), "top-left")
     assert false.text != one.text and false.evidence == one.evidence and one.evidence in one.text
+
+
+def test_a_wrong_number_is_one_more_or_one_less_by_turns_and_never_none():
+    rng = random.Random(0)
+    asked = Counter(ask("number", False, TWO.shapes, rng).text for _ in range(400))
+    one_less, one_more = "Is there one bar in the image?", "Are there three bars in the image?"
+    assert set(asked) == {one_less, one_more, "Are there two circles in the image?"}
+    assert 0.4 < asked[one_less] / (asked[one_less] + asked[one_more]) < 0.6
 
 
 def test_open_questions_by_hand():

@@ -125,7 +125,8 @@ def read_item(row, where: str) -> Item:
         words = row.get(name, [])
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise InputError(f"{where}: {name} must be a list of words, not {shown(words)}")
-    severity, seed = row.get("severity", 0), row.get("seed", 0)
+    severity = row.get("severity", 0)
+    seed = row.get("seed", 0)
     if type(severity) is not int or not 0 <= severity <= 5:
         raise InputError(f"{where}: severity must be 0 to 5 (0: undamaged), not {shown(severity)}")
     if type(seed) is not int:
@@ -288,7 +289,8 @@ def demonstrations(item: Item, pool: Sequence[Item], shots: int, seed: int, read
 def make_turns(item: Item, cfg: Config, pool: Sequence[Item], read) -> list[Turn]:
     """What the model is shown: perhaps demonstrations, then the picture and the question, before
     which the reminder may stand."""
-    turns, text = [], item.question
+    turns = []
+    text = item.question
     if cfg.baseline == "reminder":
         text = TEMPLATES["reminder"] + text
     if cfg.baseline == "icl":
@@ -324,7 +326,8 @@ def evaluate(
     model: Callable[[Sequence[Turn]], str], items: Sequence[Item], cfg: Config
 ) -> tuple[list[Item], dict]:
     """Asks the model -> (items asked, {id: answer or None})."""
-    items, pool = list(items), []
+    items = list(items)
+    pool = []
     if cfg.scenarios:
         items = within(items, cfg.scenarios)
     if cfg.baseline == "icl":

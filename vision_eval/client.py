@@ -181,9 +181,13 @@ class ChatClient:
         patience: int = 20,
     ):
         self.base_url = check_url(base_url)
-        self.model, self.max_tokens = model, max_tokens
-        self.timeout, self.retries, self.pause = timeout, retries, pause
-        self.patience, self.failures = patience, 0.0  # failures since the last answer
+        self.model = model
+        self.max_tokens = max_tokens
+        self.timeout = timeout
+        self.retries = retries
+        self.pause = pause
+        self.patience = patience
+        self.failures = 0.0  # since the last answer
         self.cache = Path(cache) if cache else None
         self._key = read_key(key_env)
         self._opener = urllib.request.build_opener(_NoRedirect)
@@ -215,7 +219,8 @@ class ChatClient:
     def _request(self, body: bytes) -> str:
         for attempt in range(self.retries + 1):
             wait = min(60.0, self.pause * 2**attempt)
-            problem, weight = "", 1.0
+            problem = ""
+            weight = 1.0
             try:
                 answer = self._send(body)
                 self.failures = 0.0
@@ -277,7 +282,8 @@ class ChatClient:
         elsewhere is an error."""
         if not self.cache or not self.cache.exists():
             return {}
-        data, answers = self.cache.read_bytes(), {}
+        data = self.cache.read_bytes()
+        answers = {}
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             with open(self.cache, "rb+") as f:

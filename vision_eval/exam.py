@@ -133,7 +133,8 @@ def ask(model: vlm.TinyVLM, asked: Asked) -> dict[str, str]:
 
 def export(count: int, seed: int, folder: Path) -> None:
     """The exam as a JSONL file of items and PNG pictures, for benchmark.py and any other model."""
-    exam, lines = Exam(count, seed), []
+    exam = Exam(count, seed)
+    lines = []
     folder.mkdir(parents=True, exist_ok=True)
     blocks = [PLAIN, *map(Block, SCENARIOS), before("crop"), before("misleading")]
     for block in blocks:

@@ -158,7 +158,7 @@ def questions(
 
 @dataclass(frozen=True)
 class Description:
-    """What one description said, R, against A and H."""
+    """What one description said, R, against A and H. By hand: test_one_description_by_hand."""
 
     R: list[str]
     A: list[str]

@@ -48,11 +48,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minilm import InputError
 from minilm.claims import key, print_claims
 from minilm.data import generator, write_atomically
 from minilm.results import (
     Outcome,
+    check_arms,
     check_range,
     cli,
     destination,
@@ -368,16 +368,11 @@ def write_table(metrics: dict, path: Path) -> None:
 
 def main(cfg: Config) -> dict:
     started, asked = time.time(), cfg
-    unknown = sorted(set(cfg.methods or ()) - set(ARMS))
-    if unknown:
-        raise InputError(f"--methods {' '.join(unknown)} is not known; "
-                         f"give some of {', '.join(ARMS)}")
+    check_arms(cfg, "methods", ARMS)
     check_range(cfg, "scenes", least=8)
     check_range(cfg, "steps encoder_steps twin_steps more_steps batch turns", least=1)
     check_range(cfg, "lr more_lr", above=0)
     check_range(cfg, "workers", least=1)
-    if cfg.full and cfg.more_seeds:
-        raise InputError("--full and --more-seeds are two runs: give one of them")
     cfg = resolved(cfg)
     if cfg.export:
         export(cfg.scenes, cfg.seeds[0], Path(cfg.export))

@@ -137,7 +137,9 @@ def mentions(text: str, vocabulary: Iterable[str], negation: bool = False) -> li
     "without" or "n't" within the two words before it."""
     names = {" ".join(split_words(name)): name for name in vocabulary}
     longest = max((name.count(" ") + 1 for name in names), default=1)
-    words, found, at = split_words(text), [], 0
+    words = split_words(text)
+    found = []
+    at = 0
     while at < len(words):
         step = 1
         for n in range(longest, 0, -1):
@@ -181,7 +183,9 @@ class Naming(NamedTuple):
 
 
 def count_names(response, truth, hal, vocabulary, negation=False) -> Naming:
-    R, A, H = mentions(response, vocabulary, negation), set(truth), set(hal)
+    R = mentions(response, vocabulary, negation)
+    A = set(truth)
+    H = set(hal)
     return Naming(
         wrong=sum(name not in A for name in R),
         named=len(R),
@@ -430,7 +434,9 @@ def amber_generative(
             found = mentions(text, known)
         else:
             found = [word for word in nouns(text) if word in known]
-        good_hits, bad_hits, errors = set(), set(), 0
+        good_hits = set()
+        bad_hits = set()
+        errors = 0
         for noun in found:
             if noun in amber.safe_words:
                 continue

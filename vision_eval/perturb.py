@@ -120,7 +120,9 @@ def plasma(H, W, decay, gen):
     level the centres of squares, then the middles of their sides, are the mean of their four
     neighbours plus a uniform value in +- amplitude^2; amplitude /= decay."""
     side = 2 ** math.ceil(math.log2(max(H, W, 2)))
-    a, step, amplitude = torch.zeros(side, side), side, 100.0
+    a = torch.zeros(side, side)
+    step = side
+    amplitude = 100.0
     while step >= 2:
         half, corners = step // 2, a[::step, ::step]
         wobble = uniform((3, *corners.shape), -(amplitude**2), amplitude**2, gen)
@@ -215,7 +217,11 @@ def fog(x, c, gen, factor):
 def frost(x, c, gen, factor):
     """a x + b texture; the texture: ridges of two plasmas, bluish white."""
     a, b = c
-    rough, fine = (1 - (2 * plasma(*x.shape[1:], d, gen) - 1).abs() for d in (1.7, 1.3))
+
+    def ridge(decay):  # 1 where the plasma crosses its middle
+        return 1 - (2 * plasma(*x.shape[1:], decay, gen) - 1).abs()
+
+    rough, fine = ridge(1.7), ridge(1.3)
     ridges = rough**2 * (0.5 + 0.5 * fine)
     return a * x + b * ridges * torch.tensor([0.85, 0.93, 1.0])[:, None, None]
 
@@ -353,7 +359,8 @@ def perturb(
                          f"to {image.max():.3g}: divide by 255?")
     x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
     gen = generator(seed, f"{index} {FAMILIES.get(op, op)} {severity}")
-    y = apply(x / (255 if bytes_ else 1), op, severity, gen, scale).permute(1, 2, 0).numpy()
+    x = x / 255 if bytes_ else x
+    y = apply(x, op, severity, gen, scale).permute(1, 2, 0).numpy()
     return np.round(y * 255).astype(np.uint8) if bytes_ else y.astype(image.dtype)
 
 
@@ -365,7 +372,8 @@ def concat(images: Sequence[torch.Tensor]) -> torch.Tensor:
         raise InputError(f"a mosaic needs four pictures, got {len(images)}")
     H, W = images[0].shape[1:]
     a, b, c, d = (resize(image, H, W) for image in images)
-    return resize(torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1), H, W)
+    top, bottom = torch.cat([a, b], 2), torch.cat([c, d], 2)  # side by side
+    return resize(torch.cat([top, bottom], 1), H, W)
 
 
 # --- files
@@ -390,7 +398,8 @@ def read_picture(path: str | Path) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} is not a picture that can be read ({error})") from None
     if image.mode.startswith("I;16"):
-        return np.repeat((np.asarray(image) / 257).round().astype(np.uint8)[..., None], 3, 2)
+        gray = (np.asarray(image) / 257).round().astype(np.uint8)  # 65535 is 255 * 257
+        return np.repeat(gray[..., None], 3, 2)
     if image.mode not in MODES:
         raise InputError(f"{path} has pixels of mode {image.mode}, which viewers show differently: "
                          "save it as an 8-bit PNG")
@@ -465,7 +474,9 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[list[np.ndarray]], name
     """Small pictures in a grid, the columns' names above them, the rows' names at the left."""
     from PIL import Image, ImageDraw, ImageOps
 
-    cell, left, top = 160, 120, 20
+    cell = 160
+    left = 120
+    top = 20
     size = (left + cell * len(columns), top + cell * len(rows))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
@@ -491,7 +502,8 @@ def save_png(path: Path, image: np.ndarray) -> None:
 def main(cfg: Config) -> None:
     check_range(cfg, "severity", least=0, most=5)
     ops = find_operations(cfg.perturb)
-    folder, out = Path(cfg.images), Path(cfg.out)
+    folder = Path(cfg.images)
+    out = Path(cfg.out)
     if folder.resolve() in [path.resolve() for path in (out, *(out / op for op in ops))]:
         raise InputError(f"--out {out} would write among the pictures of --images {folder}: "
                          "give another folder")

@@ -120,7 +120,8 @@ def draw_scene(rng: random.Random, prior: float, kind: str = "single") -> Scene:
             names += [i] * (1 + (rng.random() < 0.45) + (rng.random() < 0.2))
         names = names[:6]
     grid = 4 if kind == "wide" else 3
-    width, shapes = SIZE / grid, []
+    width = SIZE / grid
+    shapes = []
     for i, cell in zip(names, rng.sample(range(grid * grid), len(names))):
         r = rng.uniform(5, 6.8) * width / 16
         jitter = width / 2 - r - 0.6

@@ -230,7 +230,9 @@ def draw_views(diet: Diet, rng: random.Random) -> tuple[np.ndarray | scenes.Scen
         whole = scenes.render([board])[0]
         picture, left = scenes.crop_board(board, whole, *rng.choice(scenes.CROPS), rng)
         return picture, [(left, "")], True
-    u, kind, below = rng.random(), "single", 0.0
+    u = rng.random()
+    kind = "single"
+    below = 0.0
     for name, share in (("board", diet.boards), ("wide", diet.wide), ("sparse", diet.sparse)):
         below += share
         if u < below:
@@ -285,7 +287,8 @@ def draw_question(shapes, place: str, board: bool, rng: random.Random) -> scenes
 def example(prompt: str, answer: str) -> tuple[list[int], list[int]]:
     """(inputs, labels): the prompt is read, the answer is learned. Yes and no end an answer; an
     open one ends with <end>."""
-    read, said = encode(prompt), [IDS[w] for w in answer.split()]
+    read = encode(prompt)
+    said = [IDS[w] for w in answer.split()]
     if said[-1] not in (IDS["yes"], IDS["no"]):
         said.append(IDS["<end>"])
     return [*read, *said[:-1]], [*[IGNORE] * (len(read) - 1), *said]
@@ -350,7 +353,8 @@ def pretrain_encoder(
 ) -> None:
     """Stage 1: what kind (or none) and which colour is the shape whose centre lies in each patch?
     "None", the usual case, weighs 0.3. `prior`: see scenes.draw_scene."""
-    gen, rng = generator(seed, "stage 1 heads"), random.Random(f"{seed}/stage 1")
+    gen = generator(seed, "stage 1 heads")
+    rng = random.Random(f"{seed}/stage 1")
     heads = nn.Linear(model.rows.shape[1], 2 + len(KINDS) + len(COLORS))
     with torch.no_grad():
         heads.weight.normal_(0, 0.1, generator=gen)

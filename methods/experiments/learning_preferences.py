@@ -79,7 +79,9 @@ from minilm.claims import print_claims
 from minilm.data import generator
 from minilm.results import (
     Outcome,
+    check_arms,
     check_range,
+    check_width,
     cli,
     print_metrics,
     progress,
@@ -313,18 +315,13 @@ def depends(cfg: Config, seed: int) -> dict:
 
 def main(cfg: Config) -> dict:
     started, asked = time.time(), cfg
-    if wrong := set(cfg.arms) - set(ARMS):
-        given, known = " ".join(sorted(wrong)), ", ".join(ARMS)
-        raise InputError(f"--arms {given} is not known; give some of {known}")
-    if not cfg.arms:
-        raise InputError(f"--arms: give at least one of {', '.join(ARMS)}")
+    check_arms(cfg, "arms", ARMS)
     check_range(cfg, "seeds", least=0)
     check_range(cfg, "lr lr2", above=0)
     check_range(cfg, "epochs", least=0)
     check_range(cfg, "evidence epochs2 batch layers eval_every", least=1)
     check_range(cfg, "test", least=2)
-    if cfg.width < 16 or cfg.width % 8:
-        raise InputError(f"--width {cfg.width}: give a multiple of 8, at least 16: 4 even heads")
+    check_width(cfg)
     names, needed = len(FIRST) * len(LAST), 2 * cfg.evidence + cfg.test
     if needed > names:
         raise InputError(

@@ -70,8 +70,10 @@ from minilm.lora import add_lora
 from minilm.moe import upcycle
 from minilm.results import (
     Outcome,
+    check_arms,
     check_range,
     check_unused,
+    check_width,
     cli,
     flag,
     print_metrics,
@@ -329,11 +331,7 @@ def depends(cfg: Config, seed: int) -> dict:
 
 
 def check(cfg: Config) -> None:
-    if wrong := set(cfg.methods) - set(ARMS):
-        given, known = " ".join(sorted(wrong)), ", ".join(ARMS)
-        raise InputError(f"--methods {given} is not known; give some of {known}")
-    if not cfg.methods:
-        raise InputError(f"--methods: give at least one of {', '.join(ARMS)}")
+    check_arms(cfg, "methods", ARMS)
     for name, words in (("lpr_form", ("paper", "double")), ("scripts", ("two", "one"))):
         if getattr(cfg, name) not in words:
             given = f"--{name.replace('_', '-')} {getattr(cfg, name)}"
@@ -342,8 +340,7 @@ def check(cfg: Config) -> None:
     check_range(cfg, "steps batch review_batch base_steps layers eval_blocks", least=1)
     check_range(cfg, "lr review_lr base_lr", above=0)
     check_range(cfg, "block", least=16)
-    if cfg.width < 16 or cfg.width % 8:
-        raise InputError(f"--width {cfg.width}: give a multiple of 8, at least 16: 4 even heads")
+    check_width(cfg)
     if not 2 <= cfg.experts_per_token <= cfg.num_experts:
         raise InputError(
             f"--experts-per-token {cfg.experts_per_token} must lie between 2 and "
@@ -354,8 +351,6 @@ def check(cfg: Config) -> None:
         raise InputError(
             f"--review-old {cfg.review_old}: give 16 (a few documents) to {half} (half of stage 1)"
         )
-    if cfg.full and cfg.more_seeds:
-        raise InputError("--full and --more-seeds are two runs: give one of them")
     if cfg.full or cfg.more_seeds:
         check_unused(cfg, "methods", "with --full or --more-seeds")
     if cfg.quick:

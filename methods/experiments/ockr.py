@@ -103,7 +103,15 @@ from minilm import InputError
 from minilm.claims import key, print_claims
 from minilm.data import generator
 from minilm.evaluate import continuation_logprobs
-from minilm.results import Outcome, check_range, cli, print_metrics, run_seeds, save_results
+from minilm.results import (
+    Outcome,
+    check_arms,
+    check_range,
+    cli,
+    print_metrics,
+    run_seeds,
+    save_results,
+)
 from minilm.transformer import Transformer
 
 PAPER = "Out-of-context knowledge reasoning, Findings of EMNLP 2024, arXiv 2406.07393"
@@ -449,11 +457,7 @@ def main(cfg: Config) -> dict:
 
 
 def check(cfg: Config) -> None:
-    if wrong := sorted(set(cfg.cells) - set(ARMS)):
-        raise InputError(f"--cells {wrong[0]!r} is not known: give some of {', '.join(ARMS)} (no "
-                         "published data have crd or cot at the hard level)")
-    if cfg.full and cfg.more_seeds:
-        raise InputError("--full --more-seeds: give one of them, each is a run of its own")
+    check_arms(cfg, "cells", ARMS)  # (no published data have crd or cot at the hard level)
     check_range(cfg, "base_steps steps batch width layers points old_entities", least=1)
     check_range(cfg, "entities", least=2)
     check_range(cfg, "epochs weight_decay", least=0)

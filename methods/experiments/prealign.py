@@ -88,11 +88,19 @@ from methods.worlds.prealign import (
     split_dictionary,
     unfolded,
 )
-from minilm import InputError
 from minilm.claims import print_claims
 from minilm.data import batches, generator, pad
 from minilm.evaluate import masked_mean, perplexity
-from minilm.results import Outcome, check_range, cli, print_metrics, run_seeds, save_results
+from minilm.results import (
+    Outcome,
+    check_arms,
+    check_range,
+    check_width,
+    cli,
+    print_metrics,
+    run_seeds,
+    save_results,
+)
 from minilm.training import take_step
 
 PAPER = "PreAlign, EMNLP 2024, arXiv 2407.16222"
@@ -343,11 +351,7 @@ def depends(cfg: Config, seed: int) -> dict:
 
 def main(cfg: Config) -> dict:
     started, asked = time.time(), cfg
-    if wrong := set(cfg.methods) - set(ARMS):
-        given, known = " ".join(sorted(wrong)), ", ".join(ARMS)
-        raise InputError(f"--methods {given} is not known; give some of {known}")
-    if not cfg.methods:
-        raise InputError(f"--methods: give at least one of {', '.join(ARMS)}")
+    check_arms(cfg, "methods", ARMS)
     check_range(cfg, "seeds", least=0)
     check_range(cfg, "rho", least=0, below=1)
     check_range(cfg, "dict_frac", above=0, most=1)
@@ -355,8 +359,7 @@ def main(cfg: Config) -> dict:
     check_range(cfg, "alpha", least=0)
     check_range(cfg, "align_steps align_documents steps batch layers eval_every", least=1)
     check_range(cfg, "pairs", least=2)
-    if cfg.width < 16 or cfg.width % 8:
-        raise InputError(f"--width {cfg.width}: give a multiple of 8, at least 16: 4 even heads")
+    check_width(cfg)
     if cfg.full:
         cfg = replace(cfg, methods=tuple(ARMS))
     if cfg.more_seeds:

@@ -77,11 +77,18 @@ from methods.skip_layer_cd import (
 )
 from methods.skip_layer_cd_baselines import ContrastModels, DoLa, RepetitionPenalty
 from methods.worlds.clones import EOS, CloneWorld, Problem, document, new_model
-from minilm import InputError
 from minilm.claims import key, print_claims
 from minilm.data import generator, pad
 from minilm.generate import generate
-from minilm.results import Outcome, cli, print_metrics, progress, run_seeds, save_results
+from minilm.results import (
+    Outcome,
+    check_arms,
+    cli,
+    print_metrics,
+    progress,
+    run_seeds,
+    save_results,
+)
 from minilm.transformer import Transformer
 
 PAPER = "SkipLayerCD, Findings of EMNLP 2024, arXiv 2407.10795"
@@ -398,11 +405,7 @@ def main(cfg: Config) -> dict:
 
 
 def check(cfg: Config) -> None:
-    if wrong := set(cfg.methods) - set(ARMS):
-        known = ", ".join(ARMS)
-        raise InputError(f"--methods {' '.join(sorted(wrong))} is not known; give some of {known}")
-    if cfg.full and cfg.more_seeds:
-        raise InputError("--full --more-seeds: give one of them, each is a run of its own")
+    check_arms(cfg, "methods", ARMS)
     check_contrast(cfg.alpha, cfg.beta)
 
 

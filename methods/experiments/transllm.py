@@ -104,7 +104,16 @@ from minilm import InputError
 from minilm.claims import print_claims
 from minilm.evaluate import continuation_logprobs
 from minilm.lora import merge_lora
-from minilm.results import Outcome, check_range, cli, print_metrics, run_seeds, save_results
+from minilm.results import (
+    Outcome,
+    check_arms,
+    check_range,
+    check_width,
+    cli,
+    print_metrics,
+    run_seeds,
+    save_results,
+)
 from minilm.transformer import Transformer
 
 PAPER = "TransLLM, Frontiers of Computer Science 2025, arXiv 2405.13923"
@@ -419,11 +428,7 @@ def depends(cfg: Config, seed: int) -> dict:
 
 def main(cfg: Config) -> dict:
     started, asked = time.time(), cfg
-    if wrong := set(cfg.methods) - set(ARMS):
-        given, known = " ".join(sorted(wrong)), ", ".join(ARMS)
-        raise InputError(f"--methods {given} is not known; give some of {known}")
-    if not cfg.methods:
-        raise InputError(f"--methods: give at least one of {', '.join(ARMS)}")
+    check_arms(cfg, "methods", ARMS)
     check_range(cfg, "seeds", least=0)
     check_range(cfg, "base_steps translation_steps mono_steps transfer_steps", least=1)
     check_range(cfg, "batch layers lora_rank max_new_tokens", least=1)
@@ -432,8 +437,7 @@ def main(cfg: Config) -> dict:
     check_range(cfg, "mix", least=0)
     if cfg.mix[1] == 0:
         raise InputError(f"--mix {cfg.mix}: the second share, of chains, must be above 0")
-    if cfg.width < 16 or cfg.width % 8:
-        raise InputError(f"--width {cfg.width}: give a multiple of 8, at least 16: 4 even heads")
+    check_width(cfg)
     if cfg.full:
         cfg = replace(cfg, methods=tuple(ARMS))
     if cfg.quick:
