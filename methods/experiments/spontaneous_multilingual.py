@@ -15,7 +15,7 @@ same order, and are asked the same test questions in every language:
     base asked twice      the ceiling: the untuned base asked as its pretraining asks (<sep>), and
                           then for the label of what it said: what the base knows
 
-Run     python methods/experiments/spontaneous_multilingual.py      # 2 free CPU cores, 13 minutes
+Run     python methods/experiments/spontaneous_multilingual.py      # 2 free CPU cores, 13 min
 Honest  - The world is synthetic: a clone is English in other words; b, d and f put the verb last.
           Half of the verbs, items and places are cognates: one root in all clones, not in English.
           T2 looks at the other verbs alone.
@@ -42,7 +42,15 @@ Honest  - The world is synthetic: a clone is English in other words; b, d and f 
 Runs    - Run 1 (seeds 0 to 5) was in a world with 8 verbs a sign and 4% of each clone, whose base
           translated no question, before tuning or after it. C1 and C2 were given as not reproduced,
           and were not tested. Its gate let pass a model that always says the same.
-        - Run 2, seeds 50 to 55: this world, these gates, frozen before it.
+        - Run 2, seeds 50 to 55: this world, these gates, frozen before it. G2 and G3 hold with
+          room (worst clone .95 of its verbs, worst seen language .995), G1 does not: with two
+          examples English labels are right in .94, .87, .85, .79, .88, .98. On the pilot seeds it
+          was .94 to 1.00. So no claim has a verdict; what was measured stands beside each.
+        - On these numbers, without G1, the rules of T1 to T3, R1, L2, L3 and C7 would hold, those
+          of C5, C6 and L1 be undecided, those of C1 to C3 fail.
+        - A run 3 needs a base that reads more labelled English (.3 of its other English texts now),
+          on seeds 60 to 65. And T1 to T3 and R1 rest on G2 and G3 alone: a translation needs no
+          label. That was seen only behind run 2, and so does not change its verdicts.
 """
 
 import random

@@ -28,8 +28,9 @@ LAST = UNSEEN[-1]  # f puts the verb last; English, and so whoever copies Englis
 ENGLISH, KNOWN, TAUGHT = 0.9, 0.8, 0.9  # the gates' bounds, in every seed
 
 FINDING = (
-    "A model that knows several languages and answers in English alone is taught to translate "
-    "questions from two of them: does it then read the others?"
+    "A model that can translate six languages, and labels questions in English alone, is tuned to "
+    "translate questions of two. It then translates others that tuning never showed, and labels "
+    "none better at once. No claim has a verdict yet: its base finds too few English labels."
 )
 
 
