@@ -98,13 +98,15 @@ class MoE(nn.Module):
         expert, pair = indices.flatten().sort(stable=True)
         every = torch.arange(len(self.experts), device=x.device)
         ends = torch.searchsorted(expert, every, right=True)  # where each expert's pairs end
-        parts = x[pair // K]  # (N*K, D)
+        # F.embedding(i, x) is x[i]; on a CPU its backward pass alone adds in parallel and in order
+        parts = F.embedding(pair // K, x)  # (N*K, D)
         run = self._run_grouped if self._use_grouped(x) else self._run_one_by_one
         y = run(parts, ends)
 
         # Back to the order of the tokens; a sum in fixed order, where index_add on a GPU has none.
         place = torch.empty_like(pair).scatter_(0, pair, torch.arange(N * K, device=x.device))
-        y = (y[place].view(N, K, D) * weights[..., None]).sum(1)  # (N, D)
+        y = F.embedding(place, y).view(N, K, D)
+        y = (y * weights[..., None]).sum(1)  # (N, D)
         if hasattr(self, "shared_expert"):
             y = y + torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
         return y.view(B, T, D), logits.view(B, T, -1)

@@ -500,8 +500,8 @@ def read_tensor(
     if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
         raise InputError(f"{file}: {name} has dtype {tensor.dtype}: "
                          "quantised checkpoints are not read")
-    # 16 MB at a time: the peak stays near the target's size
-    rows = max(1, 2**24 * len(tensor) // max(1, tensor.nbytes))
+    # 8 MB at a time: the peak stays near the target's size
+    rows = max(1, 2**23 * len(tensor) // max(1, tensor.nbytes))
     if tensor.dtype == dtype:
         tensor = tensor.to(device)
     else:
@@ -520,8 +520,9 @@ def read_tensor(
 
 
 def _is_finite(x: torch.Tensor) -> bool:
-    """One pass is the rule: a finite sum; but a sum of large numbers may overflow."""
-    return bool(x.sum(dtype=torch.float32).isfinite() or x.isfinite().all())
+    """One pass is the rule: a finite sum (in float32 inside; asking for it would make a copy). But
+    a sum of large numbers may overflow."""
+    return math.isfinite(x.sum()) or bool(x.isfinite().all())
 
 
 def _map(

@@ -114,6 +114,30 @@ def test_merging_replaces_one_benchmark_and_keeps_the_others(tmp_path):
     ]
 
 
+def test_a_row_that_misses_its_target_says_why_and_one_that_meets_it_does_not(capsys):
+    missed = row("speed", 1.2, "x", ">= 1.3", note="tried: less")
+    met = row("speed", 1.3, "x", ">= 1.3", note="tried: all")
+    bench.print_rows("decode", [missed, met])
+    told = capsys.readouterr().out
+    assert "tried: less" in told and "tried: all" not in told
+
+
+def test_what_runs_beside_the_products_by_hand():
+    # relu reads and writes 6 floats, the sum reads 6 and writes 1; the product and the view of its
+    # transpose are not counted, nor is a product with one vector
+    x, w, v = torch.ones(2, 4), torch.ones(3, 4), torch.ones(4)
+
+    def work():
+        torch.mv(x, v)
+        return (x @ w.T).relu().sum()
+
+    with torch.inference_mode(), bench.Beside() as beside:
+        work()
+    assert (beside.operators, beside.bytes) == (2, 4 * (6 + 6 + 6 + 1))
+    told = bench.counted(lambda: (x @ w.T).relu().sum())
+    assert told.startswith("4.8e-08 GFLOP in products; beside them 2 operators with 7.6e-08 GB")
+
+
 # --- what is compared
 
 
@@ -254,7 +278,7 @@ def test_every_benchmark_runs_with_tiny_shapes_and_writes_its_rows(tmp_path, mon
     assert list(measured) == list(written) == list(BENCHMARKS)
     for name in BENCHMARKS:
         assert written[name]["rows"] == measured[name] and measured[name]
-        fields = {"what", "value", "interval", "unit", "target", "ok", "conditions"}
+        fields = {"what", "value", "interval", "unit", "target", "ok", "conditions", "note"}
         assert all(set(r) == fields and r["ok"] is None for r in measured[name])
         assert {"cpu", "cores", "threads", "torch", "transformers"} <= set(
             written[name]["conditions"]
@@ -292,7 +316,6 @@ def test_the_committed_rows_agree_with_their_own_targets():
         assert name in BENCHMARKS and result["conditions"]["quick"] is False
         for r in result["rows"]:
             value = math.nan if r["value"] is None else r["value"]
-            again = row(
-                r["what"], value, r["unit"], r["target"], r["conditions"], r.get("interval")
-            )
-            assert again == {"interval": None} | r
+            r = {"interval": None, "note": ""} | r
+            given = ("unit", "target", "conditions", "interval", "note")
+            assert row(r["what"], value, *(r[name] for name in given)) == r

@@ -108,6 +108,19 @@ def test_sorting_the_tokens_first_equals_the_plain_loop_over_the_experts(E, K, T
         torch.testing.assert_close(sorted_, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_are_the_same_numbers_in_every_run_on_two_threads():
+    # three experts add to a token's gradient: in another order the last bits differ
+    moe = mixture(D=64, E=8, K=3, width=32)
+    x = torch.randn(1, 600, 64, generator=generator(1, "x"))
+    weight = torch.randn(64, generator=generator(1, "w"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    runs = [value_and_gradients(lambda x: moe(x)[0], moe, x, weight) for _ in range(4)]
+    torch.set_num_threads(threads)
+    for again in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], again))
+
+
 def test_odd_widths_that_the_grouped_kernel_refuses_take_the_plain_road():
     moe = mixture(D=7, width=11)
     moe.grouped = True

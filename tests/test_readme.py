@@ -275,7 +275,8 @@ def test_a_row_by_hand(tmp_path):
     full = {"C1": NOT_REPRODUCED, "C3": HOLDS}
     runs = ("name", 241, {"C1": HOLDS, "C2": UNDECIDED, "C3": NOT_TESTED}), ("name_full", 660, full)
     for name, seconds, verdicts in runs:
-        claims = [{"id": id, "verdict": v, "paper": "so"} for id, v in verdicts.items()]
+        common = {"statement": "it is so", "paper": "so"}
+        claims = [{"id": id, "verdict": v, **common} for id, v in verdicts.items()]
         claims.append({"id": "ours", "verdict": NOT_REPRODUCED, "paper": None})
         write_json(tmp_path / f"{name}.json", {"wall_seconds": seconds, "claims": claims})
     filled = fill(row, tmp_path).split("\n")[0]

@@ -394,6 +394,20 @@ def test_large_numbers_are_not_taken_for_damage_though_their_sum_overflows(tmp_p
     assert load_pretrained(tmp_path)[0].norm.weight[0] == model.norm.weight[0]
 
 
+def test_sums_that_overflow_float16_are_no_damage_either(tmp_path):
+    model = Transformer(Config(50, 16, 24, 1, 2))
+    model.norm.weight.data.fill_(60_000)  # 16 of them: 960,000, and float16 ends at 65,504
+    save_pretrained(model, tmp_path)
+    weight = load_pretrained(tmp_path, torch.float16)[0].norm.weight
+    assert weight.isfinite().all() and not weight.sum().isfinite()
+
+
+def test_loading_draws_no_first_weights(tmp_path, monkeypatch):
+    save_pretrained(Transformer(Config(50, 16, 24, 1, 2), generator(0, "init")), tmp_path)
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", lambda *_, **__: pytest.fail("drawn"))
+    load_pretrained(tmp_path)
+
+
 # --- kill -9
 
 KILL = """
