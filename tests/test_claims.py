@@ -254,10 +254,6 @@ EXPERIMENTS = [
 ]
 EXPERIMENTS = [f for f in EXPERIMENTS if f.stem != "__init__" and not f.stem.endswith("_claims")]
 
-# Experiments whose claims are still decided on means, by rules that nothing can refute: each one
-# that gets a table of claims strikes its line.
-WITHOUT_A_TABLE = ("spontaneous_multilingual",)
-
 
 def module_of(file: Path):
     return importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
@@ -266,23 +262,19 @@ def module_of(file: Path):
 TABLES = [
     pytest.param(file, claim, id=f"{file.stem}-{claim.id}")
     for file in EXPERIMENTS
-    if file.stem not in WITHOUT_A_TABLE
     for claim in module_of(file).CLAIMS
 ]
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=[file.stem for file in EXPERIMENTS])
 def test_every_experiment_has_a_table_of_claims(file):
-    expected = file.stem not in WITHOUT_A_TABLE
-    assert hasattr(module_of(file), "CLAIMS") == expected
-    if expected:
-        claims = module_of(file).CLAIMS
-        assert len({claim.id for claim in claims}) == len(claims)
-        for claim in claims:
-            assert claim.kind in KINDS and claim.run in ("default", "full", "seeds")
-            assert claim.rule_in_words, f"{claim.id}: the rule's docstring says it in words"
-            assert claim.kind in ("open", "level", "order") or claim.baseline
-            assert claim.method or claim.kind == "open"
+    claims = module_of(file).CLAIMS
+    assert claims and len({claim.id for claim in claims}) == len(claims)
+    for claim in claims:
+        assert claim.kind in KINDS and claim.run in ("default", "full", "seeds")
+        assert claim.rule_in_words, f"{claim.id}: the rule's docstring says it in words"
+        assert claim.kind in ("open", "level", "order") or claim.baseline
+        assert claim.method or claim.kind == "open"
 
 
 def refute(claim: Claim, table: dict) -> list[str]:

@@ -102,8 +102,11 @@ def in_words(folder: Path, runs: dict, script: str) -> str:
     rows = [row for row in rows if row["paper"]] or list(rows)
     tested = [row for row in rows if row["verdict"] != NOT_TESTED]
     held = sum(row["verdict"] == HOLDS for row in tested)
+    page = f"results/README.md#{name_of(script)}"
     word = "in part" if 0 < held < len(tested) else "yes" if held else "no"
-    found = f"[{word}](results/README.md#{name_of(script)}): {held} of {len(tested)} claims"
+    found = f"[{word}]({page}): {held} of {len(tested)} claims"
+    if not tested:
+        found = f"[not tested]({page})"
     stale = [run for run, saved in runs.items() if "stale" in saved]
     return found + (f" (stale, to be run again: {', '.join(stale)})" if stale else "")
 

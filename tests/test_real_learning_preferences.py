@@ -32,7 +32,7 @@ from methods.real.learning_preferences import (
     typos,
     write_texts,
 )
-from minilm.claims import NOT_TESTED, UNDECIDED, held
+from minilm.claims import NOT_TESTED, UNDECIDED
 from minilm import InputError
 from minilm.data import generator
 from minilm.tokenizer import train_bpe
@@ -499,9 +499,8 @@ def test_every_stage_runs_writes_its_files_and_gives_no_verdict_for_a_small_mode
 ):
     results = real.main(replace(CFG, checkpoint=checkpoint, out=str(tmp_path / "out"), **change))
     assert list(results["metrics"]) == arms
-    assert all(held(c) is None for c in results["claims"]) and [
-        c["id"] for c in results["claims"]
-    ] == ["C1", "C2", "C3", "C4", "C5"]
+    assert {c["verdict"] for c in results["claims"]} <= {NOT_TESTED, UNDECIDED}
+    assert [c["id"] for c in results["claims"]] == ["C1", "C2", "C3", "C4", "C5"]
     assert (tmp_path / "out" / "learning_preferences_real.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert (

@@ -14,7 +14,7 @@ import torch
 
 from minilm import InputError, results
 from minilm.data import generator
-from minilm.claims import claim
+from minilm.claims import HOLDS
 from minilm.results import (
     Outcome,
     bar_seeds,
@@ -346,6 +346,17 @@ def figure(saved):
     return fig
 
 
+def claim_on(measured) -> dict:
+    return {
+        "id": "C1",
+        "statement": "s",
+        "paper": None,
+        "rule": "r",
+        "measured": f"{measured}",
+        "verdict": HOLDS,
+    }
+
+
 def test_a_run_leaves_one_json_with_everything_needed_and_one_figure(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         sys,
@@ -360,9 +371,7 @@ def test_a_run_leaves_one_json_with_everything_needed_and_one_figure(tmp_path, c
         for s in (1, 2)
     ]
     cfg = Config(out=str(tmp_path / "new"), quick=True)
-    claims = lambda metrics: [
-        claim("C1", "s", "r", f"{metrics['arm']['sum']['mean']}", metrics["arm"]["sum"]["mean"] > 1)
-    ]
+    claims = lambda metrics: [claim_on(metrics["arm"]["sum"]["mean"])]
     returned = save_results(
         str(results.ROOT / "methods" / "name.py"),
         "a paper",
@@ -412,16 +421,7 @@ def test_a_run_leaves_one_json_with_everything_needed_and_one_figure(tmp_path, c
         "x": [0, 1, 2],
         "values": [[1, 2, None], [2, 2, None]],
     }
-    assert saved["claims"] == [
-        {
-            "id": "C1",
-            "statement": "s",
-            "paper": None,
-            "rule": "r",
-            "measured": "1.5",
-            "verdict": "smoke run",
-        }
-    ]
+    assert saved["claims"] == [claim_on(1.5) | {"verdict": "smoke run"}]
     assert saved["depends"] == fingerprints({"text": [(1, 2), (3,)]})
     assert set(saved["hardware"]) == {"cpu", "cores", "gpu", "threads"} and set(
         saved["versions"]
@@ -449,7 +449,7 @@ def test_a_fingerprint_changes_with_one_token_and_with_one_weight_but_not_with_i
 
 def test_a_smoke_run_gives_numbers_and_no_verdict(tmp_path):
     def claims(metrics):
-        return [claim("C1", "s", "r", "1.5", True)]
+        return [claim_on(1.5)]
 
     for quick, verdict in ((True, "smoke run"), (False, "holds")):
         cfg = Config(out=str(tmp_path), quick=quick)

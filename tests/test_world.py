@@ -8,8 +8,7 @@ import re
 import pytest
 import torch
 
-from methods import question_alignment_tasks
-from methods.experiments import spontaneous_multilingual
+from methods import question_alignment_tasks, spontaneous_multilingual
 from methods.skip_layer_cd import TEXT
 from methods.skip_layer_cd import WORLD as SKIP_WORLD
 from methods.worlds.clones import (
@@ -407,7 +406,6 @@ def test_a_share_of_0_draws_nothing_and_a_share_of_1_always_happens():
 
 # Every mix whose results are committed, and a hash of its first 500 documents. If one of these
 # changes, so do all results that it leads to: run them again, or mark them stale.
-SPONTANEOUS = spontaneous_multilingual.Config()
 STREAMS = {
     "results/skip_layer_cd*.json": (SKIP_WORLD, TEXT, "f991d2e22c3c9529"),
     "results/question_alignment*.json": (
@@ -416,9 +414,9 @@ STREAMS = {
         "b14a0092463cfbb9",
     ),
     "results/spontaneous_multilingual*.json": (
-        CloneWorld(0, spontaneous_multilingual.LANGUAGES, cognates=SPONTANEOUS.cognates),
-        spontaneous_multilingual.pretraining_mix(SPONTANEOUS),
-        "859f645975e1a334",
+        spontaneous_multilingual.WORLD,
+        spontaneous_multilingual.TEXT,
+        "c2102d37f20d6330",
     ),
 }
 

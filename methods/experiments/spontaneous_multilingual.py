@@ -1,204 +1,287 @@
-"""Getting More from Less: Large Language Models are Good Spontaneous Multilingual Learners
-(Shimao Zhang, Changjiang Gao, Wenhao Zhu, Jiajun Chen, Xin Huang, Xue Han, Junlan Feng, Chao Deng, Shujian Huang, EMNLP 2024),
-https://arxiv.org/abs/2405.13816
+"""Spontaneous multilingual learners: does it hold? The paper is in
+methods/spontaneous_multilingual.py; claims and figure are in
+experiments/spontaneous_multilingual_claims.py.
 
-Idea    Few texts in other languages are labelled, but a model that reads mostly English may need no labels: teach it only to translate the
-        *questions* of a task from a few languages into English, never an answer,
-            L = - sum_t log p(a_t | question in X, a_<t),    a = the same question in English, its answer slot opened,
-        with LoRA on the query and value projections, and it answers better in these languages and, the paper finds, in languages that
-        this tuning never saw.
-Claims  C1 seen languages gain; C2 unseen languages gain, C2o on words that they share with nobody; C5 middle layers think of the English
-        label; C6 states of unseen languages move along with English ones; C7 English is kept; R1 shuffled pairs give nothing. C3 another
-        target language than English. G are gates on the base model, without which there is no verdict.
-Run     python methods/experiments/spontaneous_multilingual.py             # 2 free CPU cores, ~5 min: table + figure; --full: 5 more arms, 7 min
-        python methods/real/spontaneous_multilingual.py --help # the published tests and translations, your checkpoint
-Honest  Not reproduced at this scale: six seeds, AUC of unseen languages .776 after tuning, .795 before, .774 to .780 in the controls; seen
-        languages do not gain either. The states move towards English in five seeds of six, but further than in the controls in only four
-        (C6). Tightened after the run: C5 and C6 must hold against the controls as well; R1 has no verdict where C2 does not hold.
-        Tried on seed 100: clones of 3% to 5% of the texts, translations as half to all of their retellings, no cognates, no examples in
-        the prompt, rates of 3e-4 to 1e-2 for 100 to 600 steps, adapters on all matrices, full tuning. Where the base was above chance in
-        c or d, nothing raised its AUC: gentle tuning learns to translate beside the labels and leaves them alone (as they were to .02
-        while the loss fell to .56), stronger tuning harms them, English included.
-        The world is synthetic (methods/worlds/clones.py): Eve has 7 coins, finds 4, sells 2 - more or less than before? Six clones of English, three
-        of them verb-final, 4% of the texts each; labels in English only. Half of the content words are cognates, one root for all clones:
-        half of the test uses these only and half none, reported apart. Arms share the base, the questions and their order. No end of text
-        follows the opened slot, nor does tuning's mark occur in pretraining. c, d served to choose settings; e, f are the test.
-Try     --seeds 100 --arms base qt: base AUC .90 in e, f, English accuracy .97; qt .84, .93.  With --tune full: the translation is learned
-        (loss .05 for .94), English falls to .55.  --tune-lr 0.01: to .54.  EOS behind the opened slot in translation_rows: the labels'
-        probability falls from 1.00 to .00 in English, to .01 in e, f (accuracy, among the labels, to .74 and .60).
+One world and one base model per seed: English, and six clones that the base has read as
+retellings, mostly translated. Arms tune a copy of it on as many rows, of the same questions in the
+same order, and are asked the same test questions in every language:
+
+    base                  untuned
+    qt                    the method: questions of a and b, translated into English
+    shuffled              control: each into another question's translation
+    mono                  control: the same questions in English, to be copied
+    to clone              questions of English and b, translated into clone a: another target
+    qt lora               the method with the paper's adapter, at a rate of its own
+    base asked twice      the ceiling: the untuned base asked as its pretraining asks (<sep>), and
+                          then for the label of what it said: what the base knows
+
+Run     python methods/experiments/spontaneous_multilingual.py      # 2 free CPU cores, 13 min
+Honest  - The world is synthetic: a clone is English in other words; b, d and f put the verb last.
+          Half of the verbs, items and places are cognates: one root in all clones, not in English.
+          T2 looks at the other verbs alone.
+        - What the paper presupposes is built in: the base reads much translated text, so that it
+          can translate every clone when asked as there (G2). Labels occur in English alone, and the
+          mark that tuning uses (<tr>) in no text.
+        - In the paper the label is read in one pass: C1 to C3. To let the model translate first,
+          and to read the label behind that, is our reading: L1 to L3. Two prompts do as much
+          without any tuning (base asked twice): tuning joins what is there.
+        - The label needs a verb's sign only: a wrong translation can have the right label. So L1 to
+          L3 count only where the translations themselves are there (T1).
+        - `mono` never sees a clone and yet wakes a part of it; what it does differs much between
+          runs. It is a control for being asked, not for reading a and b.
+        - All weights are trained; the paper trains adapters (qt lora, at three times the rate and
+          1.5 times the steps). No </s> follows the opened slot: with it the label's probability
+          vanishes. The authors' rows go through a chat template; ours are bare.
+        - English pretraining text is read beside the rows in every arm; the paper does without.
+          Without it, in pilots, either nothing is learned in 150 steps or English is lost. With
+          texts of all clones in its place the unseen ones are translated as well, but then tuning
+          has read them: so it is English alone.
+        - Settings were chosen on seeds 100 to 103, by G1 to G3 alone. With 1,500 steps, .08 of each
+          clone and .8 of its retellings translated, the worst clone of seed 100 had .77 of its
+          verbs right; with 1,600, .1 and .9 that of any of the four seeds has .88.
+Runs    - Run 1 (seeds 0 to 5) was in a world with 8 verbs a sign and 4% of each clone, whose base
+          translated no question, before tuning or after it. C1 and C2 were given as not reproduced,
+          and were not tested. Its gate let pass a model that always says the same.
+        - Run 2, seeds 50 to 55: this world, these gates, frozen before it. G2 and G3 hold with
+          room (worst clone .95 of its verbs, worst seen language .995), G1 does not: with two
+          examples English labels are right in .94, .87, .85, .79, .88, .98. On the pilot seeds it
+          was .94 to 1.00. So no claim has a verdict; what was measured stands beside each.
+        - On these numbers, without G1, the rules of T1 to T3, R1, L2, L3 and C7 would hold, those
+          of C5, C6 and L1 be undecided, those of C1 to C3 fail.
+        - A run 3 needs a base that reads more labelled English (.3 of its other English texts now),
+          on seeds 60 to 65. And T1 to T3 and R1 rest on G2 and G3 alone: a translation needs no
+          label. That was seen only behind run 2, and so does not change its verdicts.
 """
 
-import copy
-import math
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from statistics import fmean
+from typing import NamedTuple
 
 import torch
 
+from methods.experiments.spontaneous_multilingual_claims import (
+    CLAIMS,
+    FINDING,
+    claims,
+    figure,
+    headline,
+)
+from methods.spontaneous_multilingual import (
+    LABELS,
+    LANGUAGES,
+    LONGEST,
+    SEEN,
+    TEXT,
+    UNSEEN,
+    WORLD,
+    few_shot,
+    label_masses,
+    label_tokens,
+    masses,
+    pretrain,
+    translate,
+    translated,
+    translation_rows,
+    tune,
+)
+from methods.worlds.clones import (
+    ANSWER,
+    BOS,
+    EOS,
+    GAIN,
+    LOSE,
+    SEP,
+    CloneWorld,
+    Problem,
+    document,
+    new_model,
+)
 from minilm import InputError
-from minilm.data import batches, collate, generator, pad, prompt_masked
+from minilm.claims import key, print_claims
+from minilm.data import generator, pad
 from minilm.evaluate import masked_mean, pca
-from minilm.lora import add_lora, merge_lora
-from minilm.ops import linear_cross_entropy
-from minilm.claims import claim, paired_diff, print_claims
-from minilm.results import COLORS, Outcome, bar_seeds, cli, new_figure, plot_seeds, print_metrics, progress, run_seeds, save_results
-from minilm.training import make_optimizers, schedule, set_lr, take_step
+from minilm.generate import generate
+from minilm.results import (
+    Outcome,
+    check_range,
+    cli,
+    print_metrics,
+    run_seeds,
+    save_results,
+)
 from minilm.transformer import Transformer
-from methods.worlds.clones import ANSWER, BOS, SEP, TRANSLATE, Mix, Problem, CloneWorld, document, new_model
 
 PAPER = "Spontaneous multilingual learners, EMNLP 2024, arXiv 2405.13816"
+__all__ = ["CLAIMS", "FINDING", "Config", "claims", "depends", "figure", "headline", "main", "run"]
+
+
+class Tuning(NamedTuple):
+    pairs: tuple[tuple[str, str], ...] = (("a", "en"), ("b", "en"))  # asked in, translated into
+    shuffled: bool = False  # the translation is another question's
+    lora: bool = False  # the paper's adapter in place of all weights
+
+
+ARMS = {
+    "base": None,
+    "qt": Tuning(),
+    "shuffled": Tuning(shuffled=True),
+    "mono": Tuning((("en", "en"), ("en", "en"))),
+    "to clone": Tuning((("en", "a"), ("b", "a"))),
+    "qt lora": Tuning(lora=True),
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    arms: tuple[str, ...] = ("base", "qt", "shuffled", "mono", "to-clone")  # arms to run, see ARMS
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # one complete world, base model and tuning per seed
+    arms: tuple[str, ...] = tuple(ARMS)  # to run, see ARMS
+    seeds: tuple[int, ...] = (50, 51, 52, 53, 54, 55)  # one complete world, base and tuning each
     width: int = 64  # model width
     layers: int = 4  # blocks
-    steps: int = 1200  # pretraining: optimizer steps
+    steps: int = 1600  # pretraining: optimizer steps
     batch: int = 32  # pretraining: documents per step
     lr: float = 3e-3  # pretraining: learning rate
-    share: float = 0.04  # pretraining: share of each of the six clones, after an English-only start
-    parallel: float = 0.8  # pretraining: share of a clone's retellings that translate between it and English
-    cognates: float = 0.5  # share of the content words that all clones, but not English, write with one common root
     rows: int = 1000  # tuning: translated questions per seen language
-    tune_steps: int = 150  # tuning: optimizer steps
-    tune_batch: int = 16  # tuning: rows per step
+    tune_steps: int = 200  # tuning: optimizer steps
+    tune_batch: int = 32  # tuning: rows per step, and as many English texts
     tune_lr: float = 1e-3  # tuning: learning rate
-    tune: Literal["lora", "full"] = "lora"  # tuning: LoRA on the query and value projections, or all weights
-    lora_rank: int = 8  # tuning: rank
-    lora_alpha: float = 16  # tuning: scale = alpha / rank
-    shots: int = 2  # labelled examples before a test question, in its language: 0 or 2
-    items: int = 300  # test questions per language
+    lora_rank: int = 8  # qt lora: rank
+    lora_steps: int = 300  # qt lora: optimizer steps
+    lora_lr: float = 3e-3  # qt lora: learning rate
+    items: int = 200  # test questions per language
     quick: bool = False  # smoke run: a few steps, one seed
-    full: bool = False  # every arm of ARMS
     workers: int | None = None  # seeds at a time (default: one per core)
     out: str | None = None  # folder for results in place of results/ or runs/
 
 
-# --- data
-
-SEEN, DEV, TEST = ("a", "b"), ("c", "d"), ("e", "f")  # read in tuning; to choose settings by; reported once. b, d, f are verb-final
-LANGUAGES = ("en", *SEEN, *DEV, *TEST)
-LABELS = ("more", "less")
-Row = tuple[list[int], list[int]]  # ids of what is read, ids of the answer
-
-
-class Arm(NamedTuple):
-    pairs: tuple[tuple[str, str], ...] = ()  # language of the question, language it is translated into
-    shuffled: bool = False  # the translation is another question's
-    labelled: bool = False  # the answer is the English label in place of a translation
-    changes: dict = {}  # other Config values
+def tuned(cfg: Config, world: CloneWorld, seed: int, base: Transformer, arm: Tuning) -> Transformer:
+    rows = translation_rows(world, seed, arm.pairs, cfg.rows, arm.shuffled)
+    if arm.lora:
+        steps, lr, rank = cfg.lora_steps, cfg.lora_lr, cfg.lora_rank
+    else:
+        steps, lr, rank = cfg.tune_steps, cfg.tune_lr, None
+    return tune(base, world, rows, seed, steps, lr, cfg.tune_batch, rank)
 
 
-QT = Arm((("a", "en"), ("b", "en")))
-ARMS = {
-    "base": Arm(), "qt": QT, "shuffled": QT._replace(shuffled=True),  # before tuning; question translation; of another question
-    "mono": Arm((("en", "en"), ("en", "en"))), "to-clone": Arm((("en", "a"), ("b", "a"))),  # English copied; a target other than English
-    "qt a": Arm((("a", "en"), ("a", "en"))),  # one seen language
-    "labelled": Arm((("en", "en"), ("en", "en")), labelled=True),
-    "qt long": QT._replace(changes={"tune_lr": 2e-3, "tune_steps": 600}),  # translation is learned well
-    "mono long": Arm((("en", "en"), ("en", "en")), changes={"tune_lr": 2e-3, "tune_steps": 600}),
-    "qt full": QT._replace(changes={"tune": "full", "tune_lr": 1e-4, "tune_steps": 300}),
-}
+# --- the exam
 
 
-def pretraining_mix(cfg: Config) -> Mix:
-    """Mostly English. Only English questions are labelled; clones have stories, retellings and some translations of questions."""
-    return Mix(clones=(cfg.share,) * 6, english_first=0.3, drills=0.1, retellings=0.3, parallel=cfg.parallel, labelled=0.25, exercises=0,
-               shots=cfg.shots + 1, explained=0.5, clone_explained=0, switched=0)
+class Exam(NamedTuple):
+    questions: list[Problem]  # of either label by turns: who always says the same is right in half
+    shots: list[list[Problem]]  # two training problems for each, one of either label
 
 
-def translation_rows(cfg: Config, world: CloneWorld, arm: Arm, seed: int) -> list[Row]:
-    """Question translation: a question in its language, its answer slot opened -> the same in English. Never a label, and no end of
-    text after the opened slot: a small model would learn to end there.
+def draw_exam(world: CloneWorld, seed: int, items: int) -> Exam:
+    rng = random.Random(f"{seed}/exam")
 
-        <s> Eve has_b 7 coins_b . 4 finds_b . 2 sells_b . <a> <tr>     ->    Eve has 7 coins . finds 4 . sells 2 . <a>
-    """
-    rows = []
-    for k, (source, target) in enumerate(arm.pairs):
-        rng = random.Random(f"{seed}/questions {k}")
-        asked = [world.sample(rng, labelled=True) for _ in range(cfg.rows)]
-        for p, q in zip(asked, asked[1:] + asked[:1] if arm.shuffled else asked):
-            question = [BOS, *world.statement(p, source), ANSWER]
-            translated = [*question, TRANSLATE], [*world.statement(q, target), ANSWER]
-            rows.append((question, [world.id[p.label]]) if arm.labelled else translated)
-    return rows
+    def draw(split: str, label: str) -> Problem:
+        while True:
+            p = world.sample(rng, split, labelled=True)
+            if p.label == label:
+                return p
 
-
-class Exam:
-    """Index-aligned test questions in every language. Half of them use cognate verbs only, the other half verbs of the language's own."""
-
-    def __init__(self, cfg: Config, world: CloneWorld, seed: int):
-        rng, cognate = random.Random(f"{seed}/exam"), lambda p: {f"{e.verb}_" in world.id for e in p.events}
-
-        def draw(split: str, kind, value) -> Problem:
-            return next(p for p in iter(lambda: world.sample(rng, split, labelled=True), None) if kind(p) == value)
-
-        kinds = [{True}, {False}] if 0 < cfg.cognates < 1 else [{cfg.cognates == 1}]
-        self.world, self.questions = world, [draw("test", cognate, kinds[i % len(kinds)]) for i in range(cfg.items)]
-        self.cognate = torch.tensor([cognate(p) == {True} for p in self.questions])
-        self.gold = torch.tensor([LABELS.index(p.label) for p in self.questions])
-        self.shots = [[draw("train", lambda p: p.label, label) for label in rng.sample(LABELS, cfg.shots)] for _ in self.questions]
-
-    def prompts(self, language: str) -> list[list[int]]:
-        """<s> question <a> label <sep> question <a> label <sep> question <a>     labels are English in every language ("English output")"""
-        told = lambda p: [*self.world.statement(p, language), ANSWER]
-        return [[BOS, *(i for shot in shots for i in (*told(shot), self.world.id[shot.label], SEP)), *told(p)]
-                for p, shots in zip(self.questions, self.shots)]
+    exam = Exam([], [])
+    for i in range(items):
+        exam.questions.append(draw("test", LABELS[i % 2]))
+        exam.shots.append([draw("train", label) for label in rng.sample(LABELS, 2)])
+    return exam
 
 
-# --- the method
-
-def add_adapter(cfg, model: Transformer, gen: torch.Generator) -> None:
-    """W' = W + (alpha / r) B A on the query and value projections; all else is frozen."""
-    add_lora(model, cfg.lora_rank, cfg.lora_alpha, ("q_proj", "v_proj"), generator=gen)
+# --- measured: the label in one pass, as the paper reads it
 
 
-# --- loss
-
-def translation_loss(model: Transformer, rows: Sequence[Row]) -> torch.Tensor:
-    """L = - mean_t log p(a_t | question, a_<t): the question is read, only its translation is learned."""
-    inputs, labels = (x.to(model.embed.weight.device) for x in prompt_masked(rows))
-    return linear_cross_entropy(model.hidden(inputs), model.lm_head.weight, labels)
-
-
-# --- train
-
-def pretrain(cfg: Config, world: CloneWorld, seed: int) -> Transformer:
-    """The English-centred base model that all arms of a seed start from."""
-    model, rng, mix = new_model(world, cfg.width, cfg.layers, generator(seed, "init")), random.Random(f"{seed}/text"), pretraining_mix(cfg)
-    optimizers = make_optimizers(model, "adamw", cfg.lr, weight_decay=0.01)
-    for step in progress(range(cfg.steps), f"seed {seed}, pretraining"):
-        documents = [document(world, mix, rng, step / cfg.steps) for _ in range(cfg.batch)]
-        inputs, labels = collate([(d[:-1], d[1:]) for d in documents])
-        set_lr(optimizers, schedule(step, cfg.steps, "cosine", warmup=30, final=0.05))
-        take_step(linear_cross_entropy(model.hidden(inputs), model.lm_head.weight, labels), model, optimizers)
-    return model
+def in_one_pass(model: Transformer, world: CloneWorld, exam: Exam, language: str) -> dict:
+    """acc: share of right labels behind two examples, and behind none (0-shot). Of the former also
+    auc, mass (the probability of both labels together) and the share of "more" that is found."""
+    right = torch.tensor([LABELS.index(p.label) for p in exam.questions])
+    more = right == 0
+    tokens = label_tokens(world)
+    alone = [few_shot(world, p, (), language) for p in exam.questions]
+    bare = label_masses(model, alone, tokens).argmax(1)
+    prompts = few_shot_prompts(world, exam, language)
+    m = label_masses(model, prompts, tokens)
+    found = m.argmax(1) == right
+    return {
+        ("acc", language): share(found),
+        ("acc", "0-shot", language): share(bare == right),
+        ("auc", language): auc(m[:, 0].log() - m[:, 1].log(), more),
+        ("mass", language): m.sum(1).mean().item(),
+        ("recall more", language): share(found[more]),
+    }
 
 
-def tune(cfg: Config, model: Transformer, rows: Sequence[Row], seed: int) -> list[float]:
-    """Trains the adapter (or everything) on the rows, merges it -> the loss of every step."""
-    if cfg.tune == "lora":
-        add_adapter(cfg, model, generator(seed, "lora"))
-    optimizers, losses = make_optimizers(model, "adamw", cfg.tune_lr, weight_decay=0.0), []
-    for step, chosen in enumerate(batches(len(rows), cfg.tune_batch, generator(seed, "order"), cfg.tune_steps)):
-        set_lr(optimizers, schedule(step, cfg.tune_steps, "cosine", warmup=cfg.tune_steps // 10, final=0.0))
-        loss = translation_loss(model, [rows[i] for i in chosen.tolist()])
-        take_step(loss, model, optimizers)
-        losses.append(loss.item())
-    if cfg.tune == "lora":
-        merge_lora(model, keep=False)
-    return losses
+def few_shot_prompts(world: CloneWorld, exam: Exam, language: str) -> list[list[int]]:
+    return [few_shot(world, p, shots, language) for p, shots in zip(*exam)]
 
 
-# --- evaluate
+def share(hits: torch.Tensor) -> float:
+    return hits.float().mean().item()
+
+
+def auc(score: torch.Tensor, positive: torch.Tensor) -> float:
+    """Probability that a positive scores above a negative (ties: half): no bias towards one label
+    can raise or lower it."""
+    a, b = score[positive][:, None], score[~positive]
+    return ((a > b).double() + (a == b).double() / 2).mean().item()
+
+
+# --- measured: translation, and the label behind it
+
+
+def asked_to_translate(model, world: CloneWorld, exam: Exam, language: str, target: str) -> dict:
+    """After <tr>. exact: word for word, the slot opened. verbs: the English verbs that are right,
+    own: of these the verbs that no clone shares with another. label: the word in the slot that the
+    model opened itself is right; opened: there is a slot."""
+    said = translate(model, world, exam.questions, language)
+    due = [translated(world, p, target) for p in exam.questions]
+    labels = [p.label for p in exam.questions]
+    found = verbs_found(world, exam.questions, [s.translation for s in said])
+    own = [right for verb, right in found if verb not in world.roots]
+    return {
+        ("exact", language): fmean(s.translation == text for s, text in zip(said, due)),
+        ("verbs", language): fmean(right for _, right in found),
+        ("own verbs", language): fmean(own) if own else float("nan"),
+        ("label", language): fmean(s.label == label for s, label in zip(said, labels)),
+        ("opened", language): fmean(ANSWER in s.translation for s in said),
+    }
+
+
+def asked_twice(model, world: CloneWorld, exam: Exam, language: str) -> dict:
+    """What the base knows, asked as pretraining asks: first to retell the question, then for the
+    label of what it said. Measures as in `asked_to_translate`."""
+    prompts = [[BOS, *world.statement(p, language), SEP] for p in exam.questions]
+    texts = generate(model, prompts, LONGEST, eos_id=EOS)
+    said = [ids[len(prompt) :] for prompt, ids in zip(prompts, texts)]
+    due = [[*world.statement(p, "en"), EOS] for p in exam.questions]
+    found = verbs_found(world, exam.questions, said)
+    asked = [[BOS, *[i for i in ids if i != EOS], ANSWER] for ids in said]
+    labels = label_masses(model, asked, label_tokens(world)).argmax(1).tolist()
+    return {
+        ("exact", language): fmean(ids == text for ids, text in zip(said, due)),
+        ("verbs", language): fmean(right for _, right in found),
+        ("label", language): fmean(LABELS[k] == p.label for k, p in zip(labels, exam.questions)),
+    }
+
+
+def verbs_found(world: CloneWorld, problems: Sequence[Problem], said) -> list[tuple[str, bool]]:
+    """Every verb that is due, and whether the text's English verb in this place is it."""
+    found = []
+    for p, ids in zip(problems, said):
+        words = [world.tokens[i] for i in ids]
+        verbs = [word for word in words if word in GAIN or word in LOSE]
+        verbs += [""] * len(p.events)
+        found += [(e.verb, e.verb == verb) for e, verb in zip(p.events, verbs)]
+    return found
+
+
+# --- measured: inside the model (the paper's two analyses)
+
 
 class States(NamedTuple):
-    """What the blocks make of n prompts; [l] enters block l, [L] leaves the last, before the final norm."""
+    """What the blocks make of n prompts; [l] enters block l, [L] leaves the last, before the final
+    norm."""
 
     last: torch.Tensor  # [L + 1, n, D] at the last token, where the label follows
     mean: torch.Tensor  # [L + 1, n, D] mean over all tokens
@@ -207,226 +290,176 @@ class States(NamedTuple):
 
 @torch.no_grad()
 def read_states(model: Transformer, prompts: Sequence[Sequence[int]], batch: int = 64) -> States:
-    """Rows of like length together; padding stands on the right, where causal attention never looks."""
-    device, lengths = model.embed.weight.device, torch.tensor([len(p) for p in prompts])
-    order, parts = lengths.argsort(stable=True), []
+    """Rows of like length together; padding on the right, where causal attention never looks."""
+    device = model.embed.weight.device
+    lengths = torch.tensor([len(p) for p in prompts])
+    order = lengths.argsort(stable=True)
+    lasts = []
+    means = []
     for chosen in order.split(batch):
         ids, mask = (x.to(device) for x in pad([prompts[i] for i in chosen.tolist()]))
-        h, end = model.embed(ids), (torch.arange(len(ids), device=device), mask.sum(1) - 1)
+        rows = torch.arange(len(ids), device=device)
+        ends = mask.sum(1) - 1
+        h = model.embed(ids)
         rotary, masks = model.prepare(h)
-        states = [h] + [h := layer(h, rotary, masks)[0] for layer in model.layers]  # L + 1 times (B, T, D)
-        parts.append([torch.stack(x).float().cpu() for x in zip(*((h[end], masked_mean(h, mask)) for h in states))])
-    last, mean = (torch.cat(x, 1)[:, order.argsort()] for x in zip(*parts))
-    return States(last, mean, lengths)
+        states = [h]
+        for layer in model.layers:
+            h, _ = layer(h, rotary, masks)
+            states.append(h)  # (B, T, D)
+        lasts.append(torch.stack([h[rows, ends] for h in states]).float().cpu())
+        means.append(torch.stack([masked_mean(h, mask) for h in states]).float().cpu())
+    back = order.argsort()
+    return States(torch.cat(lasts, 1)[:, back], torch.cat(means, 1)[:, back], lengths)
 
 
 @torch.no_grad()
-def label_masses(model: Transformer, h: torch.Tensor, token_sets: Sequence[Sequence[int]],
-                 batch: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logit lens: states h [n, D] of any layer, before the final norm, read as if they were the last ones,
+def lens(model: Transformer, last: torch.Tensor, token_sets: Sequence[Sequence[int]]) -> list:
+    """Logit lens: states of every layer, last [L + 1, n, D], read as if they were the last ones,
 
-        p = softmax(W_U norm(h)),   m(w) = sum of p_v over v in S(w)   for every label word w
+        p = softmax(W_U norm(h)),   m(w) = sum of p_v over v in S(w)
 
-    -> m [n, W], entropy of p in bits [n]. At the last layer it is the model's own answer: prediction = argmax of m. S(w) are the
-    tokens that a label's first token can be: one per label in our world, prefixes and bytes in real vocabularies (real/)."""
-    masses, entropies = [], []
-    for part in h.split(batch):
-        logp = model.lm_head(model.norm(part.to(model.embed.weight))).float().log_softmax(-1).cpu()  # (n, V)
-        p = logp.exp()
-        masses.append(torch.stack([p[:, list(tokens)].sum(-1) for tokens in token_sets], -1))
-        entropies.append(-(p * logp).sum(-1) / math.log(2))
-    return torch.cat(masses), torch.cat(entropies)
+    -> m of every layer, each [n, W]. The final norm is applied once."""
+    found = []
+    for h in last:
+        parts = h.to(model.embed.weight).split(64)
+        found.append(torch.cat([masses(model.lm_head(model.norm(x)), token_sets) for x in parts]))
+    return found
 
 
-def auc(score: torch.Tensor, positive: torch.Tensor) -> float:
-    """Probability that a positive scores above a negative (ties: half): no bias towards one label can raise or lower it."""
-    a, b = score[positive][:, None], score[~positive]
-    return ((a > b).double() + (a == b).double() / 2).mean().item()
-
-
-def correlations(pooled: dict[str, torch.Tensor], lengths: dict[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
-    """One joint principal component of all languages' pooled states [n, D] (first language: English) -> for every other language
-    Pearson's r between its and English's coordinates over the n aligned examples, and the same with both prompt lengths regressed
-    out: long prompts are long in every language, which alone makes r large."""
-    coordinates = pca(torch.cat(list(pooled.values())), 1)[0].double().view(len(pooled), -1)  # (languages, n)
+def correlations(
+    pooled: dict[str, torch.Tensor], lengths: dict[str, torch.Tensor]
+) -> dict[str, tuple[float, float]]:
+    """One joint principal component of all languages' pooled states [n, D] (first language:
+    English) -> for every other language Pearson's r between its and English's coordinates over the
+    n aligned examples, and the same with both prompt lengths regressed out: long prompts are long
+    in every language, which alone makes r large."""
+    joint = pca(torch.cat(list(pooled.values())), 1)[0].double()
+    coordinates = dict(zip(pooled, joint.view(len(pooled), -1)))  # language -> (n,)
     english, *others = pooled
-    rows = dict(zip(pooled, coordinates))
-    pearson = lambda x, y: torch.corrcoef(torch.stack((x, y)))[0, 1].item()
-
-    def without_length(x, language):
-        known = torch.stack([torch.ones(len(x)), lengths[english], lengths[language]], 1).double()
-        return x - known @ torch.linalg.pinv(known) @ x
-
-    return {other: (pearson(rows[english], rows[other]), pearson(*(without_length(rows[l], other) for l in (english, other))))
-            for other in others}
-
-
-GROUPS = {"en": ("en",), "seen": SEEN, "dev": DEV, "test": TEST}
+    found = {}
+    for other in others:
+        x, y = coordinates[english], coordinates[other]
+        ones = torch.ones(len(x))
+        known = torch.stack([ones, lengths[english], lengths[other]], 1).double()
+        found[other] = (
+            pearson(x, y),
+            pearson(residual(x, known), residual(y, known)),
+        )
+    return found
 
 
-def examine(cfg: Config, model: Transformer, exam: Exam) -> tuple[dict, dict]:
-    """Few-shot label accuracy in every language, and the two analyses -> metrics (means over a group's languages), series."""
-    labels = [[exam.world.id[label]] for label in LABELS]
-    states = {language: read_states(model, exam.prompts(language)) for language in LANGUAGES}
-    layer, by_language, lens = round(0.75 * cfg.layers), {}, {}
-    r = correlations({l: s.mean[layer] for l, s in states.items()}, {l: s.lengths for l, s in states.items()})
+def pearson(x: torch.Tensor, y: torch.Tensor) -> float:
+    return torch.corrcoef(torch.stack((x, y)))[0, 1].item()
+
+
+def residual(x: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """What a linear regression of x [n] on the columns of known [n, k] leaves."""
+    return x - known @ torch.linalg.pinv(known) @ x
+
+
+def inside(model: Transformer, world: CloneWorld, exam: Exam) -> tuple[dict, dict]:
+    """lens: the largest probability of the right English label below the last block, of the same
+    prompts as `in_one_pass`. r, partial r: at three quarters of the depth. Series: the lens by
+    layer."""
+    states = {x: read_states(model, few_shot_prompts(world, exam, x)) for x in LANGUAGES}
+    right = torch.tensor([[LABELS.index(p.label)] for p in exam.questions])
+    metrics = {}
+    series = {}
     for language, state in states.items():
-        readings = [label_masses(model, h, labels) for h in state.last]  # per layer: masses [n, 2], entropy [n]
-        masses, more = readings[-1][0], exam.gold == 0
-        score = masses[:, 0].log() - masses[:, 1].log()
-        right = masses.argmax(1) == exam.gold
-        own = {"acc": right.float().mean().item(), "auc": auc(score, more), "mass": masses.sum(1).mean().item(),
-               "calibrated": ((score > score.median()) == more).float().mean().item(), "recall more": right[more].float().mean().item()}
-        own |= {f"auc {kind}": auc(score[k], more[k]) for kind, k in (("cognate", exam.cognate), ("own words", ~exam.cognate)) if k.any()}
-        lens[language] = [m.gather(1, exam.gold[:, None]).mean().item() for m, _ in readings]  # the right English label, by layer
-        own["lens"] = max(lens[language][1:-1], default=0.0)
-        by_language[language] = own | dict(zip(("r", "partial r"), r.get(language, (1.0, 1.0))))
-    mean = lambda name, languages: sum(by_language[l][name] for l in languages) / len(languages)
-    metrics = {f"{name} {group}": mean(name, languages) for group, languages in GROUPS.items() for name in by_language["en"]
-               if group != "en" or name not in ("r", "partial r")}
-    series = {name: (LANGUAGES, [by_language[l][name] for l in LANGUAGES]) for name in ("acc", "auc")}
-    return metrics, series | {f"lens {group}": (range(cfg.layers + 1), [sum(x) / len(x) for x in zip(*(lens[l] for l in languages))])
-                              for group, languages in GROUPS.items()}
+        layers = lens(model, state.last, label_tokens(world))
+        by_layer = [m.gather(1, right).mean().item() for m in layers]
+        metrics["lens", language] = max(by_layer[1:-1], default=0.0)
+        series["lens", language] = (range(len(by_layer)), by_layer)
+    layer = round(0.75 * len(model.layers))
+    pooled = {language: state.mean[layer] for language, state in states.items()}
+    lengths = {language: state.lengths for language, state in states.items()}
+    for language, (r, partial) in correlations(pooled, lengths).items():
+        metrics["r", language] = r
+        metrics["partial r", language] = partial
+    return metrics, series
 
 
 # --- one seed
 
+
 def run(cfg: Config, seed: int) -> Outcome:
-    """One base model; every arm tunes a copy of it on as many rows, in the same order."""
-    outcome, world = Outcome({}, {}), CloneWorld(seed, LANGUAGES, cognates=cfg.cognates)
-    exam, base = Exam(cfg, world, seed), pretrain(cfg, world, seed)
+    """One base model, all arms."""
+    world = replace(WORLD, seed=seed)
+    exam = draw_exam(world, seed, cfg.items)
+    base = pretrain(world, seed, cfg.steps, cfg.batch, cfg.lr, cfg.width, cfg.layers)
+    outcome = Outcome({}, {})
     for name in cfg.arms:
-        arm, model, losses = ARMS[name], copy.deepcopy(base), []
-        if arm.pairs:
-            changed = replace(cfg, **arm.changes | ({"tune_steps": cfg.tune_steps} if cfg.quick else {}))
-            losses = tune(changed, model, translation_rows(cfg, world, arm, seed), seed)
-        outcome.metrics[name], outcome.series[name] = examine(cfg, model, exam)
-        if losses:
-            outcome.metrics[name]["loss"] = sum(losses[-20:]) / len(losses[-20:])
+        arm = ARMS[name]
+        model = base if arm is None else tuned(cfg, world, seed, base, arm)
+        target = "en" if arm is None else arm.pairs[0][1]
+        metrics, series = inside(model, world, exam)
+        for language in LANGUAGES:
+            metrics |= in_one_pass(model, world, exam, language)
+            metrics |= asked_to_translate(model, world, exam, language, target)
+        outcome.metrics[name] = metrics
+        outcome.series[name] = series
+    outcome.metrics["base asked twice"] = {}
+    for language in LANGUAGES:
+        outcome.metrics["base asked twice"] |= asked_twice(base, world, exam, language)
     return outcome
 
 
-# --- claims
-
-CONTROLS = ("base", "shuffled", "mono")
-ENOUGH = 0.8  # share of the seeds in which a difference must show
-
-
-def claims(metrics: dict) -> list[dict]:
-    """Rules on AUC, which no label bias can move; accuracy, the paper's metric, is shown beside it. Fixed before the default seeds ran.
-    Gains are paired over seeds, with their 95% interval."""
-    values, mean = lambda arm, name: metrics[arm][name]["values"], lambda arm, name: metrics[arm][name]["mean"]
-    gate = all(mean("base", f"acc {g}") >= low for g, low in (("en", 0.9), ("test", 0.55))) and mean("base", "auc test") <= 0.92
-
-    def row(id, statement, rule, arms, names, test, paper=None, gain=None):
-        missing = [arm for arm in arms if arm not in metrics]
-        shown = "; ".join(f"{name}: " + ", ".join(f"{arm} {mean(arm, name):.3f}" for arm in arms) for name in names if not missing)
-        if gain and not missing:
-            first, *others = arms
-            diffs = [(arm, *paired_diff(values(first, gain), values(arm, gain))) for arm in others]
-            shown = f"{gain}: " + ", ".join(f"{d:+.3f} [{a:+.3f}, {b:+.3f}] over {arm}" for arm, d, a, b in diffs) + f"; {shown}"
-        untested = missing or not gate and id != "G"
-        holds = None if untested else test()
-        why = "gate failed; " if untested else "nothing to refute; " if holds is None else ""
-        return claim(id, statement, rule, f"not in this run: {', '.join(missing)}" if missing else why + shown, holds, paper)
-
-    def above(name, others, arm="qt"):  # above all the others, in enough seeds
-        wins = [first > max(rest) for first, *rest in zip(*(values(x, name) for x in (arm, *others)))]
-        return sum(wins) >= ENOUGH * len(wins)
-
-    rises = "{}: mean gain over base, shuffled and mono >= {} each, and above all three in 80% of the seeds"
-    gains = lambda name, by, arm="qt": (all(mean(arm, name) - mean(b, name) >= by for b in CONTROLS) and above(name, CONTROLS, arm))
-    return [
-        row("G", "Gates: the base answers in English; unseen languages are neither at chance nor solved", "base: acc en >= 0.90, "
-            "acc test >= 0.55, auc test <= 0.92", ("base",), ("acc en", "acc test", "auc test"), lambda: gate),
-        row("C1", "Languages whose questions were translated gain", rises.format("auc seen", 0.08), ("qt", *CONTROLS),
-            ("auc seen", "acc seen"), lambda: gains("auc seen", 0.08), "mean accuracy rises clearly", "auc seen"),
-        row("C2", "Languages never seen in tuning gain as well", rises.format("auc test", 0.04), ("qt", *CONTROLS),
-            ("auc test", "acc test", "calibrated test"), lambda: gains("auc test", 0.04), "rises in a wide range of languages", "auc test"),
-        row("C2o", "... also on words that no other language shares", rises.format("auc own words test", 0.04), ("qt", *CONTROLS),
-            ("auc own words test", "auc cognate test"), lambda: gains("auc own words test", 0.04), None, "auc own words test"),
-        row("C3", "Translating into another language than English does it, too", "auc test: to-clone, as C2", ("to-clone", *CONTROLS),
-            ("auc test",), lambda: gains("auc test", 0.04, "to-clone"), "the same with Chinese as the target (from a summary)", "auc test"),
-        claim("C4", "Questions of one task help another task", "accuracy on another task", "this world has one classification task; "
-              "methods/real/spontaneous_multilingual.py --train-task", None, "another task's questions help as well (from a summary)"),
-        row("C5", "Middle layers think of the English label more", "largest mass of the right English label below the last block, unseen "
-            "languages: qt above base, shuffled and mono in 80% of the seeds", ("qt", *CONTROLS), ("lens test",),
-            lambda: above("lens test", CONTROLS), "latent English grows (from a summary)", "lens test"),
-        row("C6", "Unseen languages are aligned better with English", "correlation of the first principal component with English's, as is "
-            "and without prompt length: qt above base, shuffled and mono in 80% of the seeds", ("qt", *CONTROLS),
-            ("r test", "partial r test"), lambda: above("r test", CONTROLS) and above("partial r test", CONTROLS),
-            "rises in low-resource languages (from a summary)", "partial r test"),
-        row("C7", "English is kept", "acc en: qt at least base - 0.03", ("qt", "base"), ("acc en", "auc en"),
-            lambda: mean("qt", "acc en") >= mean("base", "acc en") - 0.03),
-        # a gain of shuffled pairs refutes, whatever else happened; without C2 there is nothing that they could refute
-        row("R1", "Refutation: shuffled pairs give unseen languages nothing", "auc test: shuffled <= base + 0.02; no verdict where "
-            "true pairs give nothing either (C2)", ("shuffled", "base", "mono", "qt"), ("auc test",), lambda: (
-                mean("shuffled", "auc test") <= mean("base", "auc test") + 0.02 and (gains("auc test", 0.04) or None))),
-    ]
-
-
-# --- figure
-
-def figure(results: dict):
-    """Left: per language from base to qt. Middle: unseen languages, every arm against the base. Right: the English label by layer."""
-    fig, (left, middle, right) = new_figure(1, 3, width=12, height=4.6)
-    series, metrics, colors = results["series"], results["metrics"], dict(zip(GROUPS, (COLORS[7], COLORS[0], COLORS[4], COLORS[1])))
-    names = series["base"]["auc"]["x"]
-    for x, language in enumerate(names):
-        color = next(colors[group] for group, languages in GROUPS.items() if language in languages)
-        base, tuned = ([row[x] for row in series[arm]["auc"]["values"]] for arm in ("base", "qt"))
-        for k, (a, b) in enumerate([*zip(base, tuned), (sum(base) / len(base), sum(tuned) / len(tuned))]):
-            size, alpha = (9, 1.0) if k == len(base) else (4, 0.35)  # last: the mean
-            left.plot([x - 0.2, x + 0.2], [a, b], color=color, alpha=alpha, linewidth=size / 3)
-            left.plot(x - 0.2, a, "o", color=color, alpha=alpha, markersize=size, markerfacecolor="white")
-            left.plot(x + 0.2, b, "o", color=color, alpha=alpha, markersize=size)
-    left.axhline(0.5, color="#666666", linewidth=1, linestyle=":")
-    left.set_ylim(min(0.48, *(v for arm in ("base", "qt") for row in series[arm]["auc"]["values"] for v in row)) - 0.02, 1.02)
-    left.set_xticks(range(len(names)), [l if l == "en" else f"{l}\n{next(g for g, ls in GROUPS.items() if l in ls)}" for l in names])
-    left.set(ylabel="AUC (dotted: chance; thin: each seed)", title="From base (open) to qt (filled)")
-    arms = [arm for arm in metrics if arm != "base"]
-    kinds = [kind for kind in ("cognate", "own words") if f"auc {kind} test" in metrics["base"]]
-    for kind, offset, color in zip(kinds, (-0.2, 0.2), (COLORS[2], COLORS[3])):
-        for x, arm in enumerate(arms):
-            gains = [a - b for a, b in zip(*(metrics[m][f"auc {kind} test"]["values"] for m in (arm, "base")))]
-            bar_seeds(middle, x + offset, gains, color, 0.36, kind if x == 0 else None)
-    middle.axhline(0, color="#000000", linewidth=1)
-    middle.set_xticks(range(len(arms)), arms, rotation=90 if len(arms) > 5 else 20)
-    middle.set(ylabel="AUC minus the base's", title="Unseen languages e, f")
-    middle.legend()
-    for arm, color in (("base", COLORS[7]), ("qt", COLORS[1]), ("mono", COLORS[5])):
-        if arm in series:
-            plot_seeds(right, series[arm]["lens test"]["x"], series[arm]["lens test"]["values"], arm, color)
-    last = len(series["base"]["lens test"]["x"]) - 1
-    right.set_xticks(range(last + 1), ["embed", *map(str, range(1, last)), "last"])
-    right.set(xlabel="after block", ylabel="probability of the right English label", title="Logit lens, unseen languages")
-    right.legend()
-    return fig
+def depends(cfg: Config, seed: int) -> dict:
+    """What the numbers of a seed rest on."""
+    world = replace(WORLD, seed=seed)
+    rng = random.Random(f"{seed}/text")
+    texts = [document(world, TEXT, rng, i / 200) for i in range(200)]
+    exam = draw_exam(world, seed, 20)
+    return {
+        "text": texts,
+        "rows": translation_rows(world, seed, n=50),
+        "exam": [few_shot_prompts(world, exam, language) for language in "ef"],
+        "weights": new_model(world, cfg.width, cfg.layers, generator(seed, "init")),
+    }
 
 
 def main(cfg: Config) -> dict:
-    started, asked = time.time(), cfg
-    if wrong := set(cfg.arms) - set(ARMS):
-        raise InputError(f"--arms {' '.join(sorted(wrong))} is not known; give some of {', '.join(ARMS)}")
-    if not {"base", "qt"} <= set(cfg.arms):
-        raise InputError("--arms must name base and qt, which everything is compared with")
-    if cfg.shots not in (0, 2) or not 0 <= cfg.share <= 1 / 6 or not 0 <= cfg.cognates <= 1:
-        raise InputError(f"--shots {cfg.shots} must be 0 or 2, --share {cfg.share} between 0 and 1/6, --cognates {cfg.cognates} between 0 "
-                         "and 1")
-    if cfg.full:
-        cfg = replace(cfg, arms=tuple(ARMS))
+    started = time.time()
+    asked = cfg
+    check(cfg)
     if cfg.quick:
-        cfg = replace(cfg, seeds=cfg.seeds[:1], steps=8, tune_steps=4, items=40, rows=20)
-    world = CloneWorld(cfg.seeds[0], LANGUAGES, cognates=cfg.cognates)
-    question, answer = translation_rows(replace(cfg, rows=1), world, QT, cfg.seeds[0])[-1]
-    print(f"A row to tune on; the part behind -> is learned:\n  {world.text(question)} -> {world.text(answer)}\nA test prompt:\n  "
-          + world.text(Exam(replace(cfg, items=2), world, cfg.seeds[0]).prompts("e")[1]))
+        cfg = replace(
+            cfg, seeds=cfg.seeds[:1], steps=4, tune_steps=2, lora_steps=2, items=4, rows=8
+        )
+    world = replace(WORLD, seed=cfg.seeds[0])
+    question, answer = translation_rows(world, cfg.seeds[0], n=1)[-1]
+    print("A row to tune on; the loss counts what stands in brackets:")
+    print(f"  {world.text(question)} [{world.text(answer)}]")
+    prompt = few_shot_prompts(world, draw_exam(world, cfg.seeds[0], 2), "e")[1]
+    print(f"A test prompt, to be answered at once:\n  {world.text(prompt)}")
+
     outcomes = run_seeds(run, cfg, cfg.seeds, cfg.workers)
-    results = save_results(__file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds)
-    for name in ("acc", "auc"):
-        print_metrics(results["metrics"], [f"{name} {group}" for group in GROUPS] + [f"{name} own words test"] * (name == "auc"), digits=3)
+    found = depends(cfg, cfg.seeds[0])
+    results = save_results(
+        __file__, PAPER, asked, outcomes, claims, figure, started, cfg.seeds, depends=found
+    )
+    tables = {
+        "the label in one pass: accuracy, AUC": ("acc", "auc"),
+        "asked to translate: exact, and the label behind it": ("exact", "label"),
+        "both labels' probability; slots opened": ("mass", "opened"),
+    }
+    for title, names in tables.items():
+        columns = [key((name, x)) for name in names for x in ("en", *SEEN, *UNSEEN)]
+        print(f"\n{title}")
+        print_metrics(results["metrics"], columns)
     print_claims(results["claims"])
     return results
+
+
+def check(cfg: Config) -> None:
+    if wrong := set(cfg.arms) - set(ARMS):
+        known = ", ".join(ARMS)
+        raise InputError(f"--arms {' '.join(sorted(wrong))} is not known; give some of {known}")
+    if not cfg.arms:
+        raise InputError("--arms: give at least one name")
+    check_range(cfg, "width layers steps batch tune_steps tune_batch lora_rank lora_steps", least=1)
+    check_range(cfg, "rows items", least=2)
+    check_range(cfg, "lr tune_lr lora_lr", above=0)
 
 
 if __name__ == "__main__":
