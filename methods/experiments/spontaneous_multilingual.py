@@ -48,9 +48,11 @@ Runs    - Run 1 (seeds 0 to 5) was in a world with 8 verbs a sign and 4% of each
           was .94 to 1.00. So no claim has a verdict; what was measured stands beside each.
         - On these numbers, without G1, the rules of T1 to T3, R1, L2, L3 and C7 would hold, those
           of C5, C6 and L1 be undecided, those of C1 to C3 fail.
-        - A run 3 needs a base that reads more labelled English (.3 of its other English texts now),
-          on seeds 60 to 65. And T1 to T3 and R1 rest on G2 and G3 alone: a translation needs no
-          label. That was seen only behind run 2, and so does not change its verdicts.
+        - Run 3, seeds 60 to 65 (56 and 57 alone were left of 50 to 57): of English documents that
+          are neither sums nor retellings .6 are labelled, not .3. Seeds 100, 101, 104 and 105 then
+          have .95 to .99 of the English labels right, and all clones translated. T1 to T3 and R1
+          rest on G2 and G3 alone, since a translation needs no label. Both were settled behind run
+          2, and frozen before run 3.
 """
 
 import random
@@ -137,7 +139,7 @@ ARMS = {
 @dataclass(frozen=True)
 class Config:
     arms: tuple[str, ...] = tuple(ARMS)  # to run, see ARMS
-    seeds: tuple[int, ...] = (50, 51, 52, 53, 54, 55)  # one complete world, base and tuning each
+    seeds: tuple[int, ...] = (60, 61, 62, 63, 64, 65)  # one complete world, base and tuning each
     width: int = 64  # model width
     layers: int = 4  # blocks
     steps: int = 1600  # pretraining: optimizer steps
