@@ -416,7 +416,7 @@ STREAMS = {
     "results/spontaneous_multilingual*.json": (
         spontaneous_multilingual.WORLD,
         spontaneous_multilingual.TEXT,
-        "c2102d37f20d6330",
+        "acb4d56b03b28aa6",
     ),
 }
 

@@ -36,23 +36,21 @@ Honest  - The world is synthetic: a clone is English in other words; b, d and f 
           Without it, in pilots, either nothing is learned in 150 steps or English is lost. With
           texts of all clones in its place the unseen ones are translated as well, but then tuning
           has read them: so it is English alone.
-        - Settings were chosen on seeds 100 to 103, by G1 to G3 alone. With 1,500 steps, .08 of each
+        - Settings were chosen on seeds 100 to 105, by G1 to G3 alone. With 1,500 steps, .08 of each
           clone and .8 of its retellings translated, the worst clone of seed 100 had .77 of its
-          verbs right; with 1,600, .1 and .9 that of any of the four seeds has .88.
+          verbs right; with 1,600, .1 and .9 that of any seed has .88. After run 2 labelled texts
+          became .6 (of .3) of the English ones that are no sums and no retellings.
 Runs    - Run 1 (seeds 0 to 5) was in a world with 8 verbs a sign and 4% of each clone, whose base
           translated no question, before tuning or after it. C1 and C2 were given as not reproduced,
           and were not tested. Its gate let pass a model that always says the same.
-        - Run 2, seeds 50 to 55: this world, these gates, frozen before it. G2 and G3 hold with
-          room (worst clone .95 of its verbs, worst seen language .995), G1 does not: with two
-          examples English labels are right in .94, .87, .85, .79, .88, .98. On the pilot seeds it
-          was .94 to 1.00. So no claim has a verdict; what was measured stands beside each.
-        - On these numbers, without G1, the rules of T1 to T3, R1, L2, L3 and C7 would hold, those
-          of C5, C6 and L1 be undecided, those of C1 to C3 fail.
-        - Run 3, seeds 60 to 65 (56 and 57 alone were left of 50 to 57): of English documents that
-          are neither sums nor retellings .6 are labelled, not .3. Seeds 100, 101, 104 and 105 then
-          have .95 to .99 of the English labels right, and all clones translated. T1 to T3 and R1
-          rest on G2 and G3 alone, since a translation needs no label. Both were settled behind run
-          2, and frozen before run 3.
+        - Run 2, seeds 50 to 55: this world with .3 labelled texts. G2 and G3 held with room (worst
+          clone .95 of its verbs, worst seen language .995); G1, which gated every claim, did not:
+          with two examples English labels were right in .94, .87, .85, .79, .88, .98. So no claim
+          had a verdict. e and f were translated in .99, after copied English in .55, after wrong
+          pairs in 0; labels: in one pass .54, behind the own translation .87.
+        - Run 3, seeds 60 to 65: more labelled English; G1 asks for .75 in place of .9, and T1 to T3
+          and R1 rest on G2 and G3 alone, as a translation needs no label. The other rules are those
+          of run 2; all were frozen before it.
 """
 
 import random

@@ -25,7 +25,7 @@ TO_CLONE, LORA, TWICE = "to clone", "qt lora", "base asked twice"
 CONTROLS = (SHUFFLED, MONO)
 CLONES = (*SEEN, *DEV, *UNSEEN)
 LAST = UNSEEN[-1]  # f puts the verb last; English, and so whoever copies English, does not
-ENGLISH, KNOWN, TAUGHT = 0.9, 0.8, 0.9  # the gates' bounds, in every seed
+ENGLISH, KNOWN, TAUGHT = 0.75, 0.8, 0.9  # the gates' bounds, in every seed
 
 FINDING = (
     "A model that can translate six languages, and labels questions in English alone, is tuned to "
@@ -87,7 +87,7 @@ def beside(*shown: PerSeed) -> Verdict:
 
 
 def the_base_answers_in_English(view: View) -> Verdict:
-    """base, English, two examples: at least .9 of the labels in every seed. Both labels are due
+    """base, English, two examples: at least .75 of the labels in every seed. Both labels are due
     equally often, so who always says the same is right in .5."""
     return in_every_seed(view(BASE, ("acc", "en")), ENGLISH)
 
@@ -112,21 +112,22 @@ GATES = {
 }
 
 
-def failed(view: View, gates) -> str:
-    verdicts = {name: GATES[name](view) for name in gates}
-    named = [f"{name} ({v.measured})" for name, v in verdicts.items() if not ok(v)]
-    return f"gate failed: {'; '.join(named)}" if named else ""
-
-
-def translates_and_was_taught(view: View) -> str:
-    """What is to be woken is there, and tuning has taught its task. A translation needs no label,
-    and so no G1."""
-    return failed(view, ("G2", "G3"))
+def failed(view: View, *names: str) -> str:
+    """Which of these gates fail, with their numbers; "" if none does."""
+    verdicts = {name: GATES[name](view) for name in names}
+    found = [f"{name} ({v.measured})" for name, v in verdicts.items() if not ok(v)]
+    return f"gate failed: {'; '.join(found)}" if found else ""
 
 
 def knows_and_was_taught(view: View) -> str:
-    """The same, and the labels are there as well, in English."""
-    return failed(view, GATES)
+    """For translations: what was to be woken must be there, and tuning must have taught its
+    task."""
+    return failed(view, "G2", "G3")
+
+
+def answers_as_well(view: View) -> str:
+    """For labels: the base must also know how to find them, in English at least."""
+    return failed(view, "G1", "G2", "G3")
 
 
 def ok(verdict: Verdict) -> bool:
@@ -267,8 +268,8 @@ def the_untuned_base_does_it_in_two_prompts(view: View) -> Verdict:
     return at_least(lead(view, TWICE, QT, "label"), -0.05)
 
 
-def knows_taught_and_translates(view: View) -> str:
-    refused = knows_and_was_taught(view)
+def answers_and_translates(view: View) -> str:
+    refused = answers_as_well(view)
     if not refused and not ok(languages_never_seen_in_tuning_are_translated(view)):
         return "gate failed: T1 (the translation itself is not there)"
     return refused
@@ -285,9 +286,9 @@ def given(value: float, *groups: list) -> dict:
     return {cell: value for group in groups for cell in group}
 
 
-WOKEN = {"gate": translates_and_was_taught}
-GATED = {"gate": knows_and_was_taught}
-TRANSLATED = {"gate": knows_taught_and_translates}
+TRANSLATIONS = {"gate": knows_and_was_taught}
+LABELS = {"gate": answers_as_well}
+BOTH = {"gate": answers_and_translates}
 
 CLAIMS = [
     Claim(
@@ -325,7 +326,7 @@ CLAIMS = [
         margin=0.08,
         given=given(0.5, of([QT, BASE], "acc", SEEN)),
         paper="mean accuracy rises clearly",
-        **GATED,
+        **LABELS,
     ),
     Claim(
         "C2",
@@ -337,7 +338,7 @@ CLAIMS = [
         margin=0.04,
         given=given(0.5, of([QT, BASE], "acc")),
         paper="rises in a wide range of languages",
-        **GATED,
+        **LABELS,
     ),
     Claim(
         "C3",
@@ -349,7 +350,7 @@ CLAIMS = [
         margin=0.04,
         given=given(0.5, of([TO_CLONE, BASE], "acc")),
         paper="the same with Chinese as the target (from a summary)",
-        **GATED,
+        **LABELS,
     ),
     Claim(
         "C4",
@@ -365,7 +366,7 @@ CLAIMS = [
         baseline=of([BASE], "lens"),
         controls=of(CONTROLS, "lens"),
         paper="latent English grows (from a summary)",
-        **GATED,
+        **LABELS,
     ),
     Claim(
         "C6",
@@ -375,7 +376,7 @@ CLAIMS = [
         baseline=[*of([BASE], "r"), *of([BASE], "partial r")],
         controls=[*of(CONTROLS, "r"), *of(CONTROLS, "partial r")],
         paper="rises in low-resource languages (from a summary)",
-        **GATED,
+        **LABELS,
     ),
     Claim(
         "C7",
@@ -385,7 +386,7 @@ CLAIMS = [
         baseline=of([BASE], "acc", ["en"]),
         margin=0.03,
         given=given(0.95, of([BASE], "acc", ["en"])),
-        **GATED,
+        **LABELS,
     ),
     Claim(
         "T1",
@@ -396,7 +397,7 @@ CLAIMS = [
         controls=of([BASE, SHUFFLED], "exact"),
         margin=0.15,
         given=given(0.0, of([BASE, SHUFFLED], "exact")),
-        **WOKEN,
+        **TRANSLATIONS,
     ),
     Claim(
         "T1v",
@@ -408,7 +409,7 @@ CLAIMS = [
         margin=0.15,
         given=given(0.0, of([BASE, SHUFFLED], "exact", [LAST]))
         | given(0.9, of([QT], "exact", UNSEEN[:1])),
-        **WOKEN,
+        **TRANSLATIONS,
     ),
     Claim(
         "T2",
@@ -418,7 +419,7 @@ CLAIMS = [
         baseline=of([MONO], "own verbs"),
         controls=of([BASE, SHUFFLED], "own verbs"),
         margin=0.1,
-        **WOKEN,
+        **TRANSLATIONS,
     ),
     Claim(
         "T3",
@@ -429,7 +430,7 @@ CLAIMS = [
         controls=of([SHUFFLED], "exact"),
         margin=0.15,
         given=given(0.9, of([QT], "exact"), of([LORA], "exact", SEEN)),
-        **WOKEN,
+        **TRANSLATIONS,
     ),
     Claim(
         "R1",
@@ -438,7 +439,7 @@ CLAIMS = [
         method=of([SHUFFLED], "exact"),
         bound=0.05,
         smaller_is_better=True,
-        **WOKEN,
+        **TRANSLATIONS,
     ),
     Claim(
         "L1",
@@ -449,7 +450,7 @@ CLAIMS = [
         controls=of([SHUFFLED], "label"),
         margin=0.2,
         given=given(0.9, of([TWICE], "label"), of([SHUFFLED], "opened")),
-        **TRANSLATED,
+        **BOTH,
     ),
     Claim(
         "L2",
@@ -457,7 +458,7 @@ CLAIMS = [
         "more",
         method=of([QT], "label"),
         baseline=of([MONO], "label"),
-        **TRANSLATED,
+        **BOTH,
     ),
     Claim(
         "L3",
@@ -466,7 +467,7 @@ CLAIMS = [
         method=of([TWICE], "label"),
         baseline=of([QT], "label"),
         margin=0.05,
-        **TRANSLATED,
+        **BOTH,
     ),
 ]
 
