@@ -29,6 +29,7 @@ TESTS = {  # which test files a paper has; its own companion is not among what i
     "prealign": ["prealign"],
     "question_alignment": ["question_alignment", "proxy_tuning"],
     "skip_layer_cd": ["skip_layer_cd"],
+    "spontaneous_multilingual": ["spontaneous_multilingual"],
     "transllm": ["transllm"],
     "mdm": ["mdm"],
     "hallu_pi": ["vision_hallu_pi", "vision_metrics", "vision_scenes", "vision_perturb"],
@@ -295,6 +296,34 @@ MUTANTS = [
         "vision_eval/hallu_pi_experiment.py",
         "invented += [pairs[kind] in item.truth for kind in wrong]",
         "invented += [PARTNER[kind] in item.truth for kind in wrong]",
+    ),
+    Mutant(
+        "spontaneous_multilingual",
+        "the examples in a prompt carry the label of the question that is asked",
+        "methods/spontaneous_multilingual.py",
+        "ids += [*world.statement(shot, language), ANSWER, world.id[shot.label], SEP]",
+        "ids += [*world.statement(shot, language), ANSWER, world.id[p.label], SEP]",
+    ),
+    Mutant(
+        "spontaneous_multilingual",
+        "the texts that are read beside tuning hold clones as well",
+        "methods/spontaneous_multilingual.py",
+        "read = [document(world, ENGLISH, texts) for _ in range(batch)]",
+        "read = [document(world, TEXT, texts) for _ in range(batch)]",
+    ),
+    Mutant(
+        "spontaneous_multilingual",
+        "a tie counts as a lost comparison in the area under the curve",
+        "methods/experiments/spontaneous_multilingual.py",
+        "return ((a > b).double() + (a == b).double() / 2).mean().item()",
+        "return (a > b).double().mean().item()",
+    ),
+    Mutant(
+        "spontaneous_multilingual",
+        "the base is asked for the label of the right translation, not of its own",
+        "methods/experiments/spontaneous_multilingual.py",
+        "asked = [[BOS, *[i for i in ids if i != EOS], ANSWER] for ids in said]",
+        'asked = [[BOS, *world.statement(p, "en"), ANSWER] for p in exam.questions]',
     ),
 ]
 
