@@ -24,6 +24,7 @@ from torch import nn
 from minilm import InputError
 from minilm.data import read_json, reading, write_atomically, write_json
 from minilm.ops import Linear
+from minilm.training import from_chief, is_chief, is_sharded, own_rows, whole_tensor
 from minilm.weights import names_in, read_tensor, report, to_hf
 
 # Never norms, never a router.
@@ -53,12 +54,18 @@ class LoRALinear(nn.Module):
         self.rank, self.alpha = rank, alpha
         self.rslora, self.dropout = rslora, dropout
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)
-        bound = 1 / math.sqrt(in_)
-        A = torch.empty(rank, in_).uniform_(-bound, bound, generator=generator)
-        self.lora_A = nn.Parameter(A.to(linear.weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(out, rank, device=linear.weight.device))
+        # a matrix that was not read yet (see load_pretrained) is on "meta", its adapter never
+        device = "cpu" if linear.weight.is_meta else linear.weight.device
+        self.lora_A = nn.Parameter(self.draw((rank, in_), generator).to(device))
+        self.lora_B = nn.Parameter(torch.zeros(out, rank, device=device))
         self.original = None  # W before merging, on the CPU; not None: merged
         self.train(linear.training)
+
+    @staticmethod
+    def draw(shape: tuple[int, int], generator: torch.Generator | None) -> torch.Tensor:
+        """A [r, in] as it is before training."""
+        bound = 1 / math.sqrt(shape[1])
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
     def forward(self, x):
         y = F.linear(x, self.weight, self.bias)
@@ -82,6 +89,24 @@ class LoRALinear(nn.Module):
         lost = self.weight.float() - before - delta
         return float(lost.norm() / delta.norm().clamp(min=1e-30))
 
+    @torch.no_grad()
+    def absorb(self) -> None:
+        """The same of a sharded layer, whose original is not kept; B <- 0, which adds nothing."""
+        W, B = self.weight.to_local(), self.lora_B.to_local()
+        W.copy_(W.float() + self.scale * B @ whole_tensor(self.lora_A))
+        B.zero_()
+        self.lora_A.requires_grad_(False)
+        self.lora_B.requires_grad_(False)
+
+    @torch.no_grad()
+    def begin(self, generator: torch.Generator | None) -> None:
+        """A sharded layer as it is before training, B being 0."""
+        A = from_chief(self.draw(self.lora_A.shape, generator))
+        first, last = own_rows(self.lora_A)
+        self.lora_A.to_local().copy_(A[first:last])
+        self.lora_A.requires_grad_(True)
+        self.lora_B.requires_grad_(True)
+
 
 def add_lora(
     model: nn.Module,
@@ -94,7 +119,17 @@ def add_lora(
 ) -> None:
     """Freezes the model, then gives every linear layer whose name ends in one of `targets` an
     adapter, in place: rank r, scale alpha / r. `embed` and `lm_head` have no adapter: train them in
-    full by switching their requires_grad on afterwards (PEFT's modules_to_save)."""
+    full by switching their requires_grad on afterwards (PEFT's modules_to_save).
+
+    A sharded model (training.place) has got its layers before it was sharded; those that
+    `merge_lora` left behind begin anew."""
+    if is_sharded(model) and lora_layers(model):
+        model.requires_grad_(False)
+        for m in lora_layers(model).values():
+            if (m.rank, m.alpha) != (rank, alpha):
+                raise ValueError("a sharded model's LoRA layers keep their rank and alpha")
+            m.begin(generator)
+        return
     if lora_layers(model):
         raise ValueError("the model has LoRA layers already: merge_lora(model, keep=False) or "
                          "start from a fresh model")
@@ -122,11 +157,21 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 def merge_lora(model: nn.Module, keep: bool = True) -> None:
     """Adds every difference to its weight. keep: the layers stay and `unmerge_lora` can undo it;
     else they become ordinary linear layers, trainable again, and the checkpoint is an ordinary one.
-    Warns when more than 5% of the differences is rounded away (bfloat16)."""
+    Warns when more than 5% of the differences is rounded away (bfloat16).
+
+    The layers of a sharded model cannot be exchanged: with keep=False they stay, adding zero, and
+    `save_pretrained` leaves them out."""
     layers = lora_layers(model)
     if not layers or any(m.original is not None for m in layers.values()):
         raise ValueError("there is nothing to merge: the model has no LoRA layers, or they are "
                          "merged already")
+    if is_sharded(model):
+        if keep:
+            raise ValueError("the weights of a sharded model are merged for good: keep=False")
+        model.requires_grad_(True)
+        for m in layers.values():
+            m.absorb()
+        return
     lost = max(m.merge() for m in layers.values())
     if lost > 0.05:
         dtype = next(model.parameters()).dtype
@@ -190,7 +235,8 @@ def extend_vocabulary(
 
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
     """adapter_config.json and adapter_model.safetensors: A and B of every layer, and `embed` or
-    `lm_head` in full if they were trained. InputError for one that PEFT would read otherwise."""
+    `lm_head` in full if they were trained. InputError for one that PEFT would read otherwise. Of
+    several processes all must call it; one writes."""
     layers, family = lora_layers(model), model.config.model_type
     if not layers:
         raise ValueError("the model has no LoRA layers to save")
@@ -217,7 +263,9 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     }
     data = {}
     for name, tensor in _tensors(model, layers, full).items():
-        data[name] = tensor.detach().cpu().contiguous().clone()
+        data[name] = whole_tensor(tensor.detach()).cpu().contiguous().clone()
+    if not is_chief():
+        return
     file = Path(folder) / "adapter_model.safetensors"
     write_atomically(file, lambda path: save_file(data, path, {"format": "pt"}))
     write_json(file.with_name("adapter_config.json"), config)

@@ -279,7 +279,8 @@ def upcycle(
         if wants_shared:
             shared = type(mlp)(c.hidden_size, model.config.shared_expert_intermediate_size)
         moe = MoE(c.hidden_size, [mlp, *others], experts_per_token, experts_per_token > 1, shared)
-        moe.to(mlp.gate_proj.weight)  # its dtype and device
+        like = mlp.gate_proj.weight  # its dtype and device (unless it was not read yet)
+        moe.to(like.dtype) if like.is_meta else moe.to(like)
         draw(moe.gate.weight, math.sqrt(2 / (c.hidden_size + num_experts)))
         if shared is not None:
             for p in (*shared.parameters(), moe.shared_expert_gate.weight):

@@ -17,10 +17,11 @@ import shlex
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ import minilm
 from minilm import InputError
 from minilm.claims import SMOKE, key, mean_sd, pm
 from minilm.data import write_atomically, write_json
+from minilm.training import is_chief, leave_world
 
 CODE = Path(minilm.__file__).resolve().parents[1]
 # A checkout keeps its results; installed without one, runs go where they were started.
@@ -45,21 +47,55 @@ def cli(main: Callable, Config: type) -> None:
     main(cfg). A user's mistake (InputError) and what the machine refuses (OSError: no such file,
     disk full) are one line on stderr and exit status 2, Ctrl-C is one line and 130; any other
     exception keeps its traceback. A character that the terminal cannot show, or a byte from it that
-    is no text, becomes a replacement character instead of ending the program."""
+    is no text, becomes a replacement character instead of ending the program.
+
+    Of several processes (torchrun) the first speaks. What goes wrong in one of them ends all, with
+    its message alone (see `_end`)."""
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts in its place
             stream.reconfigure(errors="replace")
+    if RANK > 0:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
     doc = sys.modules[main.__module__].__doc__
     paragraphs = re.sub(r"\n(?=[A-Z]\w+ {2,})", "\n\n", doc)  # --help keeps Found, Run, Try apart
-    cfg = tyro.cli(Config, description=paragraphs)
+    try:
+        cfg = tyro.cli(Config, description=paragraphs)
+    except SystemExit as refusal:  # (or --help)
+        _end("", refusal.code)
     try:
         main(cfg)
+        leave_world()
     except (InputError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"error: {' '.join(str(error).split())}", 2)
+    except torch.OutOfMemoryError as error:
+        _end(f"error: {str(error).split('. ')[0]}: give a smaller --micro-batch, "
+             "--activation-checkpointing or, with torchrun, --fsdp", 2)
     except KeyboardInterrupt as stop:
-        print(f"\nstopped: {str(stop) or 'by Ctrl-C'}", file=sys.stderr)
-        sys.exit(130)  # what shells expect of a program ended by Ctrl-C
+        # 130: what shells expect of a program ended by Ctrl-C
+        _end(f"\nstopped: {str(stop) or 'by Ctrl-C'}", 130)
+    except Exception:
+        if PROCESSES == 1:
+            raise
+        time.sleep(PATIENCE)  # a process that loses another one fails, too: the other one speaks
+        _end(traceback.format_exc(), 1)
+
+
+RANK, PROCESSES = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
+PATIENCE = 5  # seconds, in which torchrun ends all processes after one of them has ended
+
+
+def _end(words: str, status: int) -> NoReturn:
+    """The last words on stderr, and the exit status. Of several processes the first says at once
+    what is wrong with all of them (a flag, a file), and torchrun ends the others while they wait;
+    one that lives on after that has a trouble of its own to tell."""
+    if RANK > 0:
+        time.sleep(PATIENCE)
+        words = f"{words} (process {RANK})"
+    if words:
+        print(words, file=sys.__stderr__ if RANK > 0 else sys.stderr, flush=True)
+    if PROCESSES > 1:
+        os._exit(status)  # without waiting for anybody
+    sys.exit(status)
 
 
 def check_range(cfg, names: str, *, least: float = -math.inf, most: float = math.inf,
@@ -142,11 +178,14 @@ class Outcome(NamedTuple):
 
 def run_seeds(run: Callable, cfg, seeds: Sequence[int], workers: int | None = None) -> list:
     """[run(cfg, seed) for seed in seeds], each an Outcome from a process of its own with a thread,
-    `workers` (default: one per core) at a time. One thread also when nothing runs beside it: the
-    number of threads changes the order of sums, and with it the last digits."""
+    `workers` (default: one per core) at a time; under torchrun in this one, one after the other.
+    One thread also when nothing runs beside it: the number of threads changes the order of sums,
+    and with it the last digits."""
     if not seeds or (workers or 1) < 1:
         raise InputError(f"--seeds {list(seeds)}, --workers {workers}: give at least one of each")
     workers = min(workers or os.cpu_count() or 1, len(seeds))
+    if PROCESSES > 1:  # torchrun has started them: they train each seed's model together
+        workers = 1
     if workers == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -283,6 +322,8 @@ def save_results(
         "commit": commit(),
     }
     results = _plain(results)
+    if not is_chief():
+        return results
     write_json(path.with_suffix(".json"), results)
     save_figure(figure(results), path.with_suffix(".png"))
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -1,14 +1,25 @@
 """Parts of training: device and precision, parameter groups, AdamW and Muon, schedules, several
 processes, checkpoints to resume from.
 
-No Trainer: the loop, the loss and the freezing stand in the script, where a reader sees them."""
+No Trainer: the loop, the loss and the freezing stand in the script, where a reader sees them. A
+fine-tuning script runs under torchrun by a few lines of the part "a loaded model on several
+processes":
+
+    device = join(cfg)                              # the processes meet
+    model, tokenizer = load_pretrained(cfg.checkpoint, device="meta" if cfg.fsdp else device)
+    model = place(model, device, cfg.fsdp)          # after add_lora, upcycle; --fsdp: shares
+    step_loss = together(loss, model)               # DDP or FSDP2 around loss(model, ...)
+    for part, weight in my_parts(rows, cfg.micro_batch):  # of one batch, this process's parts
+        (step_loss(part) * share_of(part) * weight).backward()
+    answers = share_out(model, questions, answer)   # each process its share, back in order"""
 
 import contextlib
+import datetime
 import math
 import os
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +33,12 @@ from minilm.ops import newton_schulz
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """"auto" is cuda where there is one, else cpu; any other name is tried."""
+    """"auto" is cuda where there is one, else cpu; any other name is tried. Of several processes
+    (torchrun) each has a GPU of its own."""
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
@@ -139,9 +153,13 @@ def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
 
 def take_step(loss: torch.Tensor, model: nn.Module, optimizers: list[torch.optim.Optimizer],
               clip: float = 1.0) -> None:
-    """Backward pass, gradients clipped to the norm `clip`, one step of every optimizer, gradients
-    cleared."""
+    """Backward pass, then `update`."""
     loss.backward()
+    update(model, optimizers, clip)
+
+
+def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], clip: float = 1.0) -> None:
+    """Gradients clipped to the norm `clip`, one step of every optimizer, gradients cleared."""
     nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], clip)
     for optimizer in optimizers:
         optimizer.step()
@@ -155,6 +173,18 @@ class Processes(NamedTuple):
     size: int
 
 
+def this_world() -> Processes:
+    """Which of the processes this one is; Processes(0, 1) before they have met, and alone."""
+    if not dist.is_initialized():
+        return Processes(0, 1)
+    return Processes(dist.get_rank(), dist.get_world_size())
+
+
+def is_chief() -> bool:
+    """Of several processes one prints, writes and saves."""
+    return this_world().rank == 0
+
+
 def start_world(device: torch.device) -> Processes:
     """Joins the processes that torchrun started (nccl on GPUs, gloo on CPUs); Processes(0, 1) when
     there is only this one."""
@@ -163,8 +193,16 @@ def start_world(device: torch.device) -> Processes:
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Processes(dist.get_rank(), dist.get_world_size())
+        # One may answer questions for an hour while the others wait: it is torchrun, not a clock,
+        # that ends them when it dies.
+        patience = datetime.timedelta(days=1)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    return this_world()
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def leave_world() -> None:
@@ -216,6 +254,181 @@ def gather_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return get_model_state_dict(model, options=options)
+
+
+# --- a loaded model on several processes: split the batch, share the weights, spread the questions
+
+def join(cfg) -> torch.device:
+    """The device that --device names, after the processes that torchrun started have met."""
+    device = pick_device(cfg.device)
+    if start_world(device).size == 1 and cfg.fsdp:
+        raise InputError("--fsdp shares the weights out over several processes: start with "
+                         "torchrun --nproc-per-node N, or leave it out")
+    return device
+
+
+def place(model: nn.Module, device: torch.device, sharded: bool = False) -> nn.Module:
+    """Moves a model to its device or, `sharded`, shares its weights out over all processes (FSDP2),
+    in its final form: with the LoRA layers or experts that it was given. Of one that was loaded on
+    "meta", whose blocks nobody has read, each process reads its rows of every matrix and no
+    others."""
+    if not sharded:
+        return model.to(device)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    mesh = init_device_mesh(device.type, (this_world().size,))
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # embedding, final norm and head
+    register_fsdp_forward_method(model, "hidden")  # a loss may call it in place of forward
+    for prefix, module in model.named_modules():
+        for name, p in [*module.named_parameters(recurse=False)]:
+            if p.is_meta:
+                values = model.unread.rows(f"{prefix}.{name}", *own_rows(p), p.dtype, device)
+                setattr(module, name, _like(p, values))
+    return model
+
+
+def own_rows(p: torch.Tensor) -> tuple[int, int]:
+    """The rows of a matrix (entries of a vector) that this process keeps."""
+    each = -(-p.shape[0] // p.device_mesh.size())
+    first = min(p.shape[0], this_world().rank * each)
+    return first, min(p.shape[0], first + each)
+
+
+def _like(p: torch.Tensor, rows: torch.Tensor) -> nn.Parameter:
+    """A parameter shared out as p is, of which `rows` are this process's."""
+    from torch.distributed.tensor import DTensor
+    whole = DTensor.from_local(rows, p.device_mesh, p.placements, run_check=False,
+                               shape=p.shape, stride=p.stride())
+    return nn.Parameter(whole, p.requires_grad)
+
+
+class Objective(nn.Module):
+    """loss(model, ...) as a module, because DDP does its work around a module's forward."""
+
+    def __init__(self, loss: Callable, model: nn.Module):
+        super().__init__()
+        self.loss = loss
+        self.model = model
+
+    def forward(self, *inputs, **settings):
+        return self.loss(self.model, *inputs, **settings)
+
+
+def together(loss: Callable, model: nn.Module, unused: bool = False) -> Callable:
+    """loss(model, ...) -> a function of the rest whose backward pass leaves in every process the
+    mean of all processes' gradients. Call it once the model is placed and what learns is chosen.
+    `unused`: some of what learns may be no part of the loss."""
+    objective = Objective(loss, model)
+    rank, size = this_world()
+    if rank > 0:
+        torch.manual_seed(torch.initial_seed() + rank)  # dropout: no two processes drop the same
+    if size == 1 or is_sharded(model):
+        return objective
+    return nn.parallel.DistributedDataParallel(
+        objective, find_unused_parameters=unused, gradient_as_bucket_view=True)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+    return isinstance(model, FSDPModule)
+
+
+def my_parts(rows: Sequence, micro_batch: int) -> Iterator[tuple[Sequence, int]]:
+    """One batch -> (part, weight), this process's parts of at most `micro_batch` rows. Every
+    process holds the same batch and gets as many parts as the others, since they wait for one
+    another in each; where none is left it gets the first again, with weight 0. The other weights
+    are the number of processes, over which gradients are averaged: the sum over all processes of
+    loss times weight is what one process adds up."""
+    rank, size = this_world()
+    if not len(rows):
+        return
+    rows_each = min(micro_batch, -(-len(rows) // size))
+    parts = [rows[at : at + rows_each] for at in range(0, len(rows), rows_each)]
+    for i in range(rank, -(-len(parts) // size) * size, size):
+        yield (parts[i], size) if i < len(parts) else (parts[0], 0)
+
+
+def mean_over_processes(value: float) -> float:
+    values = gather(this_world(), value)
+    return sum(values) / len(values)
+
+
+def from_chief(value):
+    """Process 0's value, in every process."""
+    values = [value]
+    if this_world().size > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+@contextlib.contextmanager
+def whole(model: nn.Module):
+    """Within the block each process has all weights of a sharded model, so that they may run it in
+    steps of their own, as answers of different lengths do. (Weights alone, without gradients or
+    optimizer state: but these must fit on every device.)"""
+    if not is_sharded(model):
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    model.set_reshard_after_forward(False)
+    for part in parts:
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part is not model, recurse=False)
+
+
+def share_out(model: nn.Module, items: Sequence, answer: Callable[[Sequence], Sequence]) -> list:
+    """answer(items) -> one answer an item, where each process answers its share; all answers, in
+    the order of the items, in every process."""
+    rank, size = this_world()
+    mine = items[rank::size]
+    with whole(model):
+        answers = list(answer(mine)) if len(mine) else []
+    found = [None] * len(items)
+    for i, part in enumerate(gather(this_world(), answers)):
+        found[i::size] = part
+    return found
+
+
+def own_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor of a sharded model; any other as it is."""
+    tensor = tensor.detach()
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of a sharded model put together, in every process; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def gather_rows(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Every process's x (all of one shape) side by side, for a loss that compares all rows of a
+    batch. Gradients flow through this process's own: computed from the whole in each, they add up
+    over the processes to those of one."""
+    rank, size = this_world()
+    if size == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(size)]
+    dist.all_gather(parts, x.detach().contiguous())
+    parts[rank] = x
+    return torch.cat(parts, dim)
+
+
+def freeze_rows(p: nn.Parameter, rows: int) -> None:
+    """The first rows of a matrix that is trained get no gradient."""
+
+    def clear(p):
+        first = own_rows(p)[0] if hasattr(p, "device_mesh") else 0
+        own_tensor(p.grad)[: max(0, rows - first)] = 0
+
+    p.register_post_accumulate_grad_hook(clear)
 
 
 # --- checkpoints to resume from

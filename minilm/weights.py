@@ -24,6 +24,7 @@ from minilm.data import find_checkpoint, read_json, reading, write_atomically, w
 from minilm.generate import stop_ids, token_ids
 from minilm.rotary import inverse_frequencies
 from minilm.tokenizer import load_tokenizer
+from minilm.training import is_chief, is_sharded, whole_tensor
 from minilm.transformer import Config, Transformer
 
 # Family -> Hugging Face's class.
@@ -362,9 +363,15 @@ def load_pretrained(
     The model keeps, as dictionaries, the folder's `generation_config` and config.json's
     `other_fields`. Tensors are memory-mapped and converted one by one: the peak stays near the
     weights in the target dtype. Everything in the file is used or refused: InputError names the
-    first missing, unexpected, misshapen or non-finite tensors, and a file that is cut short."""
+    first missing, unexpected, misshapen or non-finite tensors, and a file that is cut short.
+
+    device "meta": embedding, final norm and head are read, onto the CPU; the blocks are not, until
+    `training.place` shares them out over several processes."""
     folder = find_checkpoint(folder)
     if folder.suffix == ".gguf":
+        if str(device) == "meta":
+            raise InputError(f"{folder}: --fsdp reads safetensors alone: convert it, or leave "
+                             "--fsdp out")
         from minilm.gguf import load_gguf  # needs the extra `gguf`
 
         return load_gguf(folder, dtype, device)
@@ -425,24 +432,46 @@ def _load_weights(folder: Path, config: Config, dtype: torch.dtype, device) -> T
     report(folder, "has unexpected", unused, other_model.replace("is", "may be", 1))
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     state = {}
-    # A tensor used as it is stored stays a part of the mapped file: one mapping for all of them.
-    opened = {}
-    if torch.device(device).type == "cpu":
-        opened = {file: safe_open(file, "pt") for file in set(file_of.values())}
+    places = {}  # our name -> file, name there, part of it
     for theirs, ours in our_name.items():
         name, part = stored_as[theirs]
         if part is not None:
             part = (*part, config.num_experts)
-        file = file_of[name]
-        state[ours] = read_tensor(
-            file, name, shapes[ours], dtype, device, part, opened.get(file)
-        )
+        places[ours] = (file_of[name], name, shapes[ours], part)
+    if str(device) == "meta":
+        model.unread = Unread(places)
+        model.to(dtype)
+        blocks = [name for name in places if name.startswith("layers.")]
+        state = {name: model.get_parameter(name) for name in blocks}
+        places = {name: place for name, place in places.items() if name not in state}
+        device = "cpu"
+    # A tensor used as it is stored stays a part of the mapped file: one mapping for all of them.
+    opened = {}
+    if torch.device(device).type == "cpu":
+        opened = {file: safe_open(file, "pt") for file in set(file_of.values())}
+    for ours, (file, name, shape, part) in places.items():
+        state[ours] = read_tensor(file, name, shape, dtype, device, part, opened.get(file))
     if tied:
         state["lm_head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)
     if tied:
         model.lm_head.weight = model.embed.weight
     return model
+
+
+class Unread:
+    """Where the blocks of a model that was loaded on "meta" are stored."""
+
+    def __init__(self, places: dict):
+        self.places = places  # our name -> file, name there, shape, part of it
+
+    def rows(self, name: str, first: int, last: int, dtype: torch.dtype, device) -> torch.Tensor:
+        """Rows first to last of a matrix, and nothing else, from disk. An expert that `upcycle`
+        made is read where its MLP is."""
+        if name not in self.places:
+            name = re.sub(r"\.experts\.\d+\.", ".", name)
+        file, stored, shape, part = self.places[name]
+        return read_tensor(file, stored, shape, dtype, device, part, rows=(first, last))
 
 
 def _find_tensors(folder: Path) -> dict[str, Path]:
@@ -488,10 +517,11 @@ def read_tensor(
     device,
     part: tuple[int, str, int] | None = None,
     opened=None,
+    rows: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """One tensor, converted. `part`: (expert, gate | up | down, number of experts) of a fused one;
-    `opened`: the file, where many tensors are read of it.
-    InputError for another shape, for integers, and for NaN or infinite values."""
+    `opened`: the file, where many tensors are read of it; `rows`: these alone, in memory of their
+    own. InputError for another shape, for integers, and for NaN or infinite values."""
     tensor = _map(file, name, shape, part, opened)
     if tuple(tensor.shape) != shape:
         whose = "adapter" if "adapter" in file.name else "checkpoint"
@@ -501,16 +531,17 @@ def read_tensor(
         raise InputError(f"{file}: {name} has dtype {tensor.dtype}: "
                          "quantised checkpoints are not read")
     # 8 MB at a time: the peak stays near the target's size
-    rows = max(1, 2**23 * len(tensor) // max(1, tensor.nbytes))
-    if tensor.dtype == dtype:
+    step = max(1, 2**23 * len(tensor) // max(1, tensor.nbytes))
+    if tensor.dtype == dtype and rows is None:
         tensor = tensor.to(device)
     else:
-        tensor = torch.empty(shape, dtype=dtype, device=device)
-        for start in range(0, len(tensor), rows):
-            chunk = slice(start, start + rows)
+        first, last = rows or (0, len(tensor))
+        tensor = torch.empty((last - first, *shape[1:]), dtype=dtype, device=device)
+        for start in range(0, len(tensor), step):
+            chunk = slice(start, start + step)
             # each in a mapping of its own: what was converted need not stay mapped
-            tensor[chunk] = _map(file, name, shape, part)[chunk]
-    if not all(_is_finite(chunk) for chunk in tensor.split(rows)):
+            tensor[chunk] = _map(file, name, shape, part)[first:last][chunk]
+    if not all(_is_finite(chunk) for chunk in tensor.split(step)):
         too_large = ""
         if dtype == torch.float16:
             too_large = ", or its numbers are too large for this type: use bfloat16"
@@ -557,32 +588,41 @@ def save_pretrained(
     folder: str | Path,
     tokenizer=None,
     max_shard_bytes: int = 5 * 10**9,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Writes config.json, the weights (in shards above `max_shard_bytes`), where generation stops
-    (generation_config.json) and the tokenizer. A tied head is written once.
+    (generation_config.json) and the tokenizer. A tied head is written once. The numbers are
+    written in `dtype` (default: the one they have). Of several processes all must call it; one
+    writes, and of a sharded model it never has more than one of these shards.
 
     Each file is written under a temporary name, flushed and renamed, shards become visible by
     their index only: a process killed at any moment leaves the last complete weights. Give a model
     of another shape or tokenizer a folder of its own: a kill between two files would leave the
     fields of the old one beside the weights of the new."""
     folder = Path(folder)
-    if any(".lora_" in name for name in model.state_dict()):
+    state = model.state_dict()
+    if is_sharded(model) and not any(
+        whole_tensor(t).any() for name, t in state.items() if name.endswith(".lora_B")
+    ):  # what merge_lora left of them
+        state = {name: tensor for name, tensor in state.items() if ".lora_" not in name}
+    if any(".lora_" in name for name in state):
         raise InputError("the model has LoRA layers: save_adapter(model, folder), or "
                          "merge_lora(model, keep=False) and then save it")
-    if any(name.endswith(".q") for name in model.state_dict()):  # a Linear4 or Linear8
+    if any(name.endswith(".q") for name in state):  # a Linear4 or Linear8
         raise InputError("the model is quantised for inference and cannot be saved: "
                          "save it before it is quantised")
-    if any(".qkv_proj." in name for name in model.state_dict()):
+    if any(".qkv_proj." in name for name in state):
         raise InputError("the model is fused for inference: save it before Transformer.fuse")
     family = model.config.model_type
-    state = {to_hf(name, family): t.detach() for name, t in model.state_dict().items()}
+    state = {to_hf(name, family): t.detach() for name, t in state.items()}
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
-    dtype = next(iter(state.values())).dtype
     others = getattr(model, "other_fields", {})
-    config = config_json(model.config, dtype, others)
+    config = config_json(model.config, dtype or next(iter(state.values())).dtype, others)
     ids, generation = _ids_to_write(model, tokenizer)
-    _write_weights(state, folder, max_shard_bytes)
+    _write_weights(state, folder, max_shard_bytes, dtype)
+    if not is_chief():
+        return
     write_json(folder / "config.json", config | ids)
     if generation:
         write_json(folder / "generation_config.json", generation)
@@ -611,36 +651,50 @@ def _ids_to_write(model: Transformer, tokenizer) -> tuple[dict, dict]:
     return ids, generation if stops or getattr(model, "generation_config", {}) else {}
 
 
-def _write_weights(state: dict, folder: Path, max_shard_bytes: int) -> None:
+def _write_weights(state: dict, folder: Path, max_shard_bytes: int, dtype) -> None:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    shards, files = _shards(state, max_shard_bytes), []
+    shards, files = _shards(state, max_shard_bytes, dtype), []
     if len(shards) == 1:
-        _write_shard(single, state)
-        index.unlink(missing_ok=True)
+        _write_shard(single, state, dtype)
     else:
         run = os.urandom(4).hex()  # new names: the last checkpoint's shards stay until the index
         for i, shard in enumerate(shards, 1):
             files.append(f"model-{run}-{i:05d}-of-{len(shards):05d}.safetensors")
-            _write_shard(folder / files[-1], shard)
+            _write_shard(folder / files[-1], shard, dtype)
+    if not is_chief():
+        return
+    if len(shards) == 1:
+        index.unlink(missing_ok=True)
+    else:
         weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
-        total = sum(t.nbytes for t in state.values())
+        total = sum(_nbytes(t, dtype) for t in state.values())
         write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
         single.unlink(missing_ok=True)
     for old in {*folder.glob("model-*-of-*.safetensors")} - {folder / file for file in files}:
         old.unlink()
 
 
-def _write_shard(file: Path, shard: dict) -> None:
-    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
-    write_atomically(file, lambda path: save_file(on_cpu, path, {"format": "pt"}))
+def _write_shard(file: Path, shard: dict, dtype) -> None:
+    on_cpu = {}
+    for name, tensor in shard.items():
+        tensor = whole_tensor(tensor)  # of a sharded model: by all processes together
+        if is_chief():
+            on_cpu[name] = tensor.to(dtype or tensor.dtype).cpu().contiguous()
+    if on_cpu:
+        write_atomically(file, lambda path: save_file(on_cpu, path, {"format": "pt"}))
 
 
-def _shards(state: dict, limit: int) -> list[dict]:
+def _nbytes(tensor: torch.Tensor, dtype: torch.dtype | None) -> int:
+    return tensor.numel() * (dtype or tensor.dtype).itemsize
+
+
+def _shards(state: dict, limit: int, dtype: torch.dtype | None) -> list[dict]:
     shards, size = [{}], 0
     for name, tensor in state.items():
-        if shards[-1] and size + tensor.nbytes > limit:
+        nbytes = _nbytes(tensor, dtype)
+        if shards[-1] and size + nbytes > limit:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
-        size += tensor.nbytes
+        size += nbytes
     return shards

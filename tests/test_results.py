@@ -1,5 +1,6 @@
 """What the ten experiments share: the command line, seeds in parallel, and the files of a run."""
 
+import io
 import json
 import math
 import os
@@ -110,6 +111,41 @@ def test_ctrl_c_is_one_line_and_the_exit_status_that_shells_expect(
     with pytest.raises(SystemExit) as end:
         command(monkeypatch, interrupted, *arguments)
     assert end.value.code == 130 and capsys.readouterr().err == f"\n{line}\n"
+
+
+def broken_link(cfg):
+    raise RuntimeError("Connection closed by peer")
+
+
+class Ended(Exception):
+    """In place of the end of a process."""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("main, status", [(fail, 2), (interrupted, 130), (broken_link, 1)])
+def test_of_several_processes_the_first_speaks_at_once_and_one_that_lives_on_says_who_it_is(
+    monkeypatch, capsys, rank, main, status
+):
+    """All wait but the first with a mistake of the user's, which all of them meet; and it waits,
+    too, with what is likely to come of another one's end. torchrun ends those who wait."""
+    said, waits = io.StringIO(), []
+
+    def end(status):
+        raise Ended(status)
+
+    monkeypatch.setattr(results, "RANK", rank)
+    monkeypatch.setattr(results, "PROCESSES", 2)
+    monkeypatch.setattr(results.os, "_exit", end)
+    monkeypatch.setattr(results.time, "sleep", waits.append)
+    for stream in ("stdout", "stderr", "__stderr__"):  # (the second process closes two of them)
+        monkeypatch.setattr(sys, stream, said)
+    with pytest.raises(Ended, match=str(status)):
+        command(monkeypatch, main, "--lr", "0.3")
+    at_once = rank == 0 and main is not broken_link
+    assert at_once == (waits == [])
+    words = {2: "error: data.txt: no such file", 130: "stopped: by Ctrl-C", 1: "closed by peer"}
+    assert words[status] in said.getvalue()
+    assert said.getvalue().endswith("(process 1)\n") == (rank == 1)
 
 
 ECHO = """'''Repeats what it reads.'''

@@ -1,6 +1,7 @@
 """The parts of training: schedules against their closed forms, a Muon step against an SVD, two
 processes against one, files that resume."""
 
+import itertools
 import math
 import os
 import pickle
@@ -8,12 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from minilm import InputError
+from minilm import InputError, training
 from minilm.data import generator
 from minilm.training import (
     Muon,
@@ -31,6 +33,7 @@ from minilm.training import (
     take_step,
 )
 from minilm.transformer import Config, Transformer
+from minilm.weights import load_pretrained, save_pretrained
 
 # environment of a child process
 CHILD = {
@@ -307,6 +310,53 @@ def test_a_single_process_is_a_world_of_one_and_nothing_is_wrapped():
     assert (
         distribute(model, model.layers, Processes(0, 1), torch.device("cpu"), sharded=True) is model
     )
+
+
+def test_the_parts_of_all_processes_are_the_batch_once_and_all_have_as_many(monkeypatch):
+    for size, count, micro in itertools.product((1, 2, 3, 8), (1, 2, 5, 12), (1, 2, 4, 100)):
+        rounds, weight = [], [0.0] * count
+        for rank in range(size):
+            monkeypatch.setattr(training, "this_world", lambda r=rank, s=size: Processes(r, s))
+            parts = list(training.my_parts(range(count), micro))
+            rounds.append(len(parts))
+            for part, times in parts:
+                assert 1 <= len(part) <= micro
+                for row in part:
+                    weight[row] += times / size  # gradients are averaged
+        assert len(set(rounds)) == 1 and weight == [1.0] * count
+
+
+def test_one_process_reads_a_batch_in_the_slices_that_it_always_had():
+    assert list(training.my_parts([1, 2, 3, 4, 5], 2)) == [([1, 2], 1), ([3, 4], 1), ([5], 1)]
+    assert list(training.my_parts([], 2)) == []
+
+
+def test_the_first_rows_of_a_frozen_matrix_stay_and_the_others_learn():
+    model, ids = tiny(tie_word_embeddings=True), torch.arange(12).view(2, 6)
+    training.freeze_rows(model.embed.weight, 10)
+    before = model.embed.weight.detach().clone()
+    optimizers = make_optimizers(model, "adamw", 0.1, weight_decay=0.0)
+    for _ in range(2):
+        loss = nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), ids.flatten())
+        take_step(loss, model, optimizers)
+    assert torch.equal(model.embed.weight[:10], before[:10])
+    assert not (model.embed.weight[10:] == before[10:]).any()
+
+
+def test_a_model_loaded_on_meta_has_read_its_ends_and_no_block(tmp_path):
+    model = tiny()
+    save_pretrained(model, tmp_path)
+    unread, _ = load_pretrained(tmp_path, device="meta")
+    for name, p in unread.named_parameters():
+        assert p.is_meta == name.startswith("layers.")
+    name = "layers.1.mlp.down_proj.weight"
+    rows = unread.unread.rows(name, 5, 9, torch.bfloat16, "cpu")
+    assert torch.equal(rows, model.get_parameter(name)[5:9].bfloat16())
+
+
+def test_fsdp_without_torchrun_is_refused_with_what_to_do():
+    with pytest.raises(InputError, match="start with torchrun --nproc-per-node N, or leave it out"):
+        training.join(SimpleNamespace(device="cpu", fsdp=True))
 
 
 # --- files that resume
