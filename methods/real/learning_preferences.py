@@ -37,8 +37,10 @@ Honest  - Each comparison also runs with the versions exchanged (--no-exchange: 
         - Runs: the rules of C5 and the settings of SmolLM2's run were fixed before seeds 50 and 51.
           A pilot on 6 persons: 5e-4 teaches facts (.36 to .69 in 8 epochs), 2e-4 does not.
         - The paper's size ladder is Pythia (GPT-NeoX), which minilm does not read: take the sizes
-          of Qwen2.5 or SmolLM2. AdamW needs 16 bytes a parameter (24 GiB for 1.5B); --lora-rank
-          needs less and departs from the paper.
+          of Qwen2.5 or SmolLM2. AdamW needs 16 bytes a parameter (24 GB for 1.5B); --lora-rank
+          needs less and departs from the paper. On 8 GPUs: torchrun --nproc-per-node 8
+          methods/real/learning_preferences.py --checkpoint DIR --dtype bfloat16, the same on each;
+          with --fsdp an eighth (7B: 14 GB), and 4 bytes a parameter while it is asked (28 GB).
         - The published scoring puts no BOS before a prompt; --bos does: never mix the two. A prompt
           may look more like one style than like the other: both forms are reported.
 """
@@ -93,7 +95,19 @@ from minilm.results import (
     progress,
     save_results,
 )
-from minilm.training import autocast, pick_device, schedule, set_lr
+from minilm.training import (
+    autocast,
+    my_parts,
+    is_chief,
+    join,
+    mean_over_processes,
+    place,
+    schedule,
+    set_lr,
+    share_out,
+    together,
+    update,
+)
 from minilm.weights import load_pretrained
 
 HERE = Path(__file__).with_suffix("")  # our templates and lists
@@ -132,6 +146,8 @@ class Config:
     bos: bool = False  # score with BOS in front
     lora_rank: int = 0  # train a LoRA of this rank in place of all weights
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the matrix products
+    activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
+    fsdp: bool = False  # torchrun: each process holds a share of the weights (FSDP2), not all (DDP)
     device: str = "auto"  # cuda where there is one, else cpu
     seeds: tuple[int, ...] = (0,)  # persons, values and order
     out: str | None = None  # folder for the results (default: runs/learning_preferences_real)
@@ -474,6 +490,13 @@ def read_published(cfg: Config) -> Reading:
 # --- train
 
 
+def text_loss(model, inputs: torch.Tensor, labels: torch.Tensor, device, dtype) -> torch.Tensor:
+    """Mean of -log p over the labels that count, in nats; the blocks in dtype."""
+    with autocast(device, dtype):
+        h = model.hidden(inputs)
+    return linear_cross_entropy(h, model.lm_head.weight, labels)
+
+
 def train(
     cfg: Config, model, tok, texts: Sequence[str], order: torch.Generator
 ) -> Iterator[tuple[int, float]]:
@@ -492,27 +515,26 @@ def train(
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, cfg.lr, weight_decay=0.0)
     warmup = math.ceil(0.03 * steps)
+    step_loss = together(text_loss, model)
+    model.train(cfg.activation_checkpointing)  # (which alone asks whether it trains)
     losses = []
     chosen_rows = batches(len(rows), cfg.batch, order, steps)
     for step, chosen in enumerate(progress(chosen_rows, "training", steps)):
         set_lr([optimizer], schedule(step, steps, warmup=warmup, final=0.0))
         count = sum(len(rows[i]) - 1 for i in chosen.tolist())
         total = 0.0
-        for part in chosen.split(cfg.micro_batch):
-            pairs = [(rows[i][:-1], rows[i][1:]) for i in part.tolist()]
+        for part, weight in my_parts(chosen.tolist(), cfg.micro_batch):
+            pairs = [(rows[i][:-1], rows[i][1:]) for i in part]
             inputs, labels = (x.to(device) for x in collate(pairs))
-            with autocast(device, cfg.dtype):
-                h = model.hidden(inputs)
-            mean = linear_cross_entropy(h, model.lm_head.weight, labels)
-            loss = mean * (labels != IGNORE).sum() / count  # its share of the batch's mean
+            mean = step_loss(inputs, labels, device, cfg.dtype)
+            loss = mean * (labels != IGNORE).sum() / count * weight  # its share of the batch's mean
             loss.backward()
             total += loss.item()
+        total = mean_over_processes(total)
         if not math.isfinite(total):
             raise InputError(f"step {step}: the loss is {total}: give a lower --lr")
         losses.append(total)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        update(model, [optimizer])
         if (step + 1) % per_epoch == 0:
             yield (step + 1) // per_epoch, sum(losses[-per_epoch:]) / per_epoch
 
@@ -557,11 +579,14 @@ def costs(cfg: Config, model, tok, form: str, asked: Sequence[Asked]) -> torch.T
             start += 1
         rows[attribute, name, value] = (whole[:start], whole[start:])
     numbers = {what: i for i, what in enumerate(rows)}
-    with autocast(model.embed.weight.device, cfg.dtype):
-        if cfg.score == "mean":
-            cost = perplexities(model, list(rows.values()), cfg.batch)
-        else:
-            cost = -continuation_logprobs(model, list(rows.values()), cfg.batch).sum
+
+    def score(mine):
+        with autocast(model.embed.weight.device, cfg.dtype):
+            if cfg.score == "mean":
+                return perplexities(model, mine, cfg.batch).tolist()
+            return (-continuation_logprobs(model, mine, cfg.batch).sum).tolist()
+
+    cost = torch.tensor(share_out(model, list(rows.values()), score))
     if not cost.isfinite().all():
         raise InputError("a log-probability is not finite: the model has diverged; lower --lr")
     return cost[[numbers[what] for what in asked]]
@@ -680,7 +705,8 @@ def run(cfg: Config, seed: int, file: Path) -> Outcome:
     printed and all numbers so far are written to `file`."""
     outcome = Outcome({}, {})
     for arm, (people, texts) in readings(cfg, seed).items():
-        model, tok = load_pretrained(cfg.checkpoint, device=pick_device(cfg.device))
+        device = join(cfg)
+        model, tok = load_pretrained(cfg.checkpoint, device="meta" if cfg.fsdp else device)
         if tok is None or tok.eos_id is None:
             raise InputError(
                 f"{cfg.checkpoint} has no tokenizer that names an EOS token, which must end every "
@@ -689,6 +715,8 @@ def run(cfg: Config, seed: int, file: Path) -> Outcome:
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         if cfg.lora_rank:
             add_lora(model, cfg.lora_rank, generator=generator(seed, "lora"))
+        model.activation_checkpointing = cfg.activation_checkpointing
+        model = place(model, device, cfg.fsdp)
         show_example(cfg, arm, people, texts)
         points = {0: measure(cfg, model, tok, people)}
         report(cfg, seed, arm, points, file)
@@ -726,6 +754,8 @@ def report(cfg: Config, seed: int, arm: str, points: dict, file: Path) -> None:
             if f"{name} {form}" in points[epoch]:
                 words.append(f"{name} {form} {points[epoch][f'{name} {form}']:.3f}")
     print(" ".join(words), flush=True)
+    if not is_chief():
+        return
     saved = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     saved.setdefault(str(seed), {})[arm] = points
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -886,12 +916,15 @@ def main(cfg: Config) -> dict:
     folder = Path(cfg.out or ROOT / "runs" / "learning_preferences_real")
     path = folder / "learning_preferences_real"
     so_far = folder / "progress.json"
-    so_far.unlink(missing_ok=True)
+    join(cfg)
+    if is_chief():
+        so_far.unlink(missing_ok=True)
     outcomes = [run(cfg, seed, so_far) for seed in cfg.seeds]
     results = save_results(
         __file__, PAPER, cfg, outcomes, claims, figure, started, cfg.seeds, path
     )
-    so_far.unlink()
+    if is_chief():
+        so_far.unlink()
     shown = ("pr", "pr se", "ties", "learned before", "learned")
     print_metrics(results["metrics"], [f"{name} {form}" for form in cfg.prompts for name in shown])
     if why := facts_are_learned(View(results["metrics"])):

@@ -21,10 +21,15 @@ Paper   the defaults with --dtype bfloat16, 8 billion tokens per new language: Q
         5.9B weights, 4.1B of them trained. Its review reads blocks of 512 tokens (--stage 2 --block
         512 by itself; in one go --block serves both stages).
 Memory  2 bytes for a frozen weight, 16 for a trained one (float32 with AdamW), while one stage
-        begins 4 for a weight of the dense base, in the review 4 for every weight of stage 1's model
-        beside its copy, and activations (--micro-batch, --activation-checkpointing): the paper's
-        run takes 69 GB before activations. One process and no resume: 24 billion tokens on one GPU
-        are weeks. Tokens go to disk, 4 bytes each, in $TMPDIR, anew for every seed.
+        begins 4 for a weight of the dense base, and activations (--micro-batch,
+        --activation-checkpointing): the paper's run takes 69 GB before activations. On 8 GPUs:
+        torchrun --nproc-per-node 8 methods/real/moe_lpr.py --fsdp --dtype bfloat16 \\
+            --checkpoint DIR --new sw.jsonl --old en.jsonl
+        takes an eighth of that on each, 9 GB, and 20 GB more while it measures, when each holds all
+        weights; without --fsdp each takes what one takes. Experts are read as shares, too: no
+        process ever holds the mixture before it measures. (torch warns that a block returns a view:
+        nothing writes into it.) No resume. Tokens go to disk, 4 bytes
+        each, in $TMPDIR, anew for every seed and process.
 Shown   results/moe_lpr_real_text.json (run 1, with its command): grade-school maths questions,
         folder gsm_questions of github NJUNLP/QAlign; old en, es; new sw, ru, zh. Its base (1.1M
         weights):
@@ -55,7 +60,6 @@ Honest  - The small base has read 300 questions in each new language. Settings w
         - The labels of `shuffled labels` are drawn token by token with the old text's share.
 """
 
-import copy
 import itertools
 import json
 import math
@@ -97,7 +101,22 @@ from minilm.results import (
     run_seeds,
     save_results,
 )
-from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr
+from minilm.training import (
+    autocast,
+    my_parts,
+    is_chief,
+    is_sharded,
+    join,
+    make_optimizers,
+    place,
+    schedule,
+    set_lr,
+    share_out,
+    together,
+    update,
+    whole,
+    whole_tensor,
+)
 from minilm.transformer import Transformer
 from minilm.weights import load_pretrained, save_pretrained
 
@@ -145,6 +164,7 @@ class Config:
     micro_batch: int = 8  # blocks at once; the routing loss is averaged over its old tokens
     eval_blocks: int = 64  # held-out blocks per language
     activation_checkpointing: bool = False  # recompute layers in the backward pass: less memory
+    fsdp: bool = False  # torchrun: each process holds a share of the weights (FSDP2), not all (DDP)
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: frozen matrices, all matrix
     # products, and what is saved
     device: str = "auto"  # auto (cuda, else cpu), cpu, cuda, mps
@@ -263,6 +283,14 @@ class Texts:
 # --- train
 
 
+def halve_frozen(cfg: Config, model: Transformer) -> None:
+    """With --dtype bfloat16 frozen matrices take two bytes a weight."""
+    if cfg.dtype == "bfloat16":
+        for module in model.layers.modules():
+            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+                module.to(torch.bfloat16)
+
+
 def relabelled(old: torch.Tensor, labels: str, share: float, gen: torch.Generator) -> torch.Tensor:
     """Wrong labels for a control: inverted, or drawn token by token, old with probability share."""
     if labels == "inverted":
@@ -297,27 +325,22 @@ def train(
     is_old = np.array([texts.corpora[i].group != "new" for i, _ in documents])
     share = texts.tokens(documents[is_old]) / total
     device = model.embed.weight.device
-    if cfg.dtype == "bfloat16":  # frozen matrices take two bytes a weight
-        for module in model.layers.modules():
-            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
-                module.to(torch.bfloat16)
     lr = cfg.review_lr if reviews else cfg.lr
     (optimizer,) = make_optimizers(model, "adamw", lr, weight_decay=0.0)
     rows = texts.blocks(documents)
     chance = generator(texts.seed, "shuffled labels")
+    step_loss = together(objective, model)
     model.train()
     for step in progress(range(steps), stage):
         set_lr([optimizer], schedule(step, steps, "cosine", warmup=steps // 20))
         ids, old = (torch.stack(x) for x in zip(*(next(rows) for _ in range(batch))))
         old = relabelled(old, labels, share, chance)
-        for x, is_old in zip(ids.split(cfg.micro_batch), old.split(cfg.micro_batch)):
-            x, is_old = x.to(device), is_old.to(device)
+        for part, weight in my_parts(torch.arange(batch), cfg.micro_batch):
+            x, is_old = ids[part].to(device), old[part].to(device)
             with autocast(device, cfg.dtype):
-                loss = objective(model, x, is_old, alpha=alpha, gamma=gamma, form=cfg.lpr_form)
-            (loss * len(x) / batch).backward()
-        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+                loss = step_loss(x, is_old, alpha=alpha, gamma=gamma, form=cfg.lpr_form)
+            (loss * len(x) / batch * weight).backward()
+        update(model, [optimizer])
     model.eval()
 
 
@@ -333,17 +356,26 @@ def evaluate(cfg: Config, model: Transformer, texts: Texts, tokenizer) -> tuple[
     metrics: dict[str, float] = {}
     bits: dict[str, list] = {"old": [], "ood": [], "new": []}
     scores: dict[str, list] = {"old": [], "ood": [], "new": []}
-    for i, corpus in enumerate(texts.corpora):
-        losses, per_layer = [], []
-        held_out = np.array([(i, d) for d in corpus.held_out])
-        for ids, _ in itertools.islice(texts.blocks(held_out), cfg.eval_blocks):
-            ids = ids[None].to(device)
+
+    def read(blocks):
+        rows = []
+        for block in blocks:
+            ids = block[None].to(device)
             with autocast(device, cfg.dtype):
                 out = model(ids, output_router_logits=True)
-            losses.append(next_token_loss(out.logits, ids).item())
+            score = None
             if out.router_logits:
                 stats = router_stats(out.router_logits, model.config.num_experts_per_tok)
-                per_layer.append(stats.score[:, 0].cpu())
+                score = stats.score[:, 0].cpu()
+            rows.append((next_token_loss(out.logits, ids).item(), score))
+        return rows
+
+    for i, corpus in enumerate(texts.corpora):
+        held_out = np.array([(i, d) for d in corpus.held_out])
+        blocks = [ids for ids, _ in itertools.islice(texts.blocks(held_out), cfg.eval_blocks)]
+        found = share_out(model, blocks, read)
+        losses = [loss for loss, _ in found]
+        per_layer = [score for _, score in found if score is not None]
         if not losses:
             raise InputError(
                 f"{corpus.name}: the held-out twentieth fills no block of {cfg.block} tokens: "
@@ -363,32 +395,41 @@ def evaluate(cfg: Config, model: Transformer, texts: Texts, tokenizer) -> tuple[
             metrics[f"G0 {group}"] = sum(layers) / len(layers)
             series[f"G0 {group}"] = (range(len(layers)), layers)
     for path in cfg.eval:
-        metrics |= multiple_choice(model, tokenizer, path)
+        metrics |= multiple_choice(model, tokenizer, path, cfg.dtype)
     return metrics, series
 
 
-def multiple_choice(model: Transformer, tokenizer, path: str) -> dict[str, float]:
+def multiple_choice(
+    model: Transformer, tokenizer, path: str, dtype: str = "float32"
+) -> dict[str, float]:
     """acc: share of items whose gold choice has the largest sum of log-probabilities; acc_norm: ...
     divided by its characters. Of equal scores the first wins. A choice is read after its context
     and a space."""
-    hits = []
-    for number, line in enumerate(read_text(path).strip().splitlines(), 1):
-        try:
-            row = json.loads(line)
-            prompt = tokenizer.encode(row["context"], bos=tokenizer.add_bos)
-            choices, gold = row["choices"], row["gold"]
-            if type(choices) is not list or len(choices) < 2 or gold not in range(len(choices)):
-                raise ValueError
-            pairs = [(prompt, tokenizer.encode(f" {choice}")) for choice in choices]
-            lengths = [len(choice) for choice in choices]
-            scores = continuation_logprobs(model, pairs, characters=lengths)
-            best = [int(np.argmax(x.tolist())) for x in (scores.sum, scores.per_character)]
-            hits.append([choices[i] == choices[gold] for i in best])
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise InputError(
-                f'{path}, line {number}: {{"context": "...", "choices": ["...", "..."], '
-                '"gold": 0}} is needed, with two choices or more and gold counted from 0'
-            ) from None
+
+    def answer(lines: list[tuple[int, str]]) -> list[list[bool]]:
+        hits = []
+        for number, line in lines:
+            try:
+                row = json.loads(line)
+                prompt = tokenizer.encode(row["context"], bos=tokenizer.add_bos)
+                choices, gold = row["choices"], row["gold"]
+                if type(choices) is not list or len(choices) < 2 or gold not in range(len(choices)):
+                    raise ValueError
+                pairs = [(prompt, tokenizer.encode(f" {choice}")) for choice in choices]
+                lengths = [len(choice) for choice in choices]
+                with autocast(model.embed.weight.device, dtype):
+                    scores = continuation_logprobs(model, pairs, characters=lengths)
+                best = [int(np.argmax(x.tolist())) for x in (scores.sum, scores.per_character)]
+                hits.append([choices[i] == choices[gold] for i in best])
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+                raise InputError(
+                    f'{path}, line {number}: {{"context": "...", "choices": ["...", "..."], '
+                    '"gold": 0}} is needed, with two choices or more and gold counted from 0'
+                ) from None
+        return hits
+
+    lines = [*enumerate(read_text(path).strip().splitlines(), 1)]
+    hits = share_out(model, lines, answer)
     names = (f"acc {Path(path).stem}", f"acc_norm {Path(path).stem}")
     return dict(zip(names, np.mean(hits, 0).tolist()))
 
@@ -401,7 +442,7 @@ def has_a_class(model: Transformer) -> bool:
     return model.config.model_type != "mixtral" or not model.config.mlp_only_layers
 
 
-def save_added(model: Transformer, folder: Path) -> None:
+def save_added(model: Transformer, folder: Path, dtype: torch.dtype) -> None:
     """Routers and new experts, which with the checkpoint make the model again; for a model that no
     class of `transformers` holds."""
     c = model.config
@@ -412,7 +453,10 @@ def save_added(model: Transformer, folder: Path) -> None:
         added[f"layers.{i}.gate.weight"] = moe.gate.weight
         for e, expert in enumerate(moe.experts[1:], 1):
             added |= {f"layers.{i}.experts.{e}.{n}": p for n, p in expert.named_parameters()}
-    added = {name: p.detach().cpu().contiguous() for name, p in added.items()}
+    for name, p in added.items():
+        added[name] = whole_tensor(p.detach()).to(dtype).cpu().contiguous()
+    if not is_chief():
+        return
 
     def save(path: Path) -> None:
         save_file(added, path)
@@ -447,13 +491,13 @@ def load_added(base: Transformer, folder: str | Path) -> Transformer:
         places = {f"layers.{i}.gate.weight": moe.gate.weight}
         for e, expert in enumerate(moe.experts[1:], 1):
             places |= {f"layers.{i}.experts.{e}.{n}": p for n, p in expert.named_parameters()}
-        for name, place in places.items():
-            if name not in added or added[name].shape != place.shape:
+        for name, parameter in places.items():
+            if name not in added or added[name].shape != parameter.shape:
                 raise InputError(
                     f"{folder / 'added.safetensors'}: {name} is missing or of another "
                     "shape: give the checkpoint that it was made from"
                 )
-            place.copy_(added[name])
+            parameter.copy_(added[name])
     return model
 
 
@@ -462,14 +506,19 @@ def load_added(base: Transformer, folder: str | Path) -> Transformer:
 
 def load(cfg: Config):
     """-> model, tokenizer. From disk each time it is needed, so that no base lies beside what is
-    trained."""
-    model, tokenizer = load_pretrained(cfg.checkpoint, device=pick_device(cfg.device))
+    trained. (To be placed on the device, when it has what it will have.)"""
+    device = join(cfg)
+    model, tokenizer = load_pretrained(cfg.checkpoint, device="meta" if cfg.fsdp else device)
     if tokenizer is None or tokenizer.eos_id is None:
         raise InputError(
             f"{cfg.checkpoint} has no tokenizer.json with an end-of-text token: "
             "the texts cannot be packed"
         )
     return (load_added(model, cfg.added) if cfg.added else model), tokenizer
+
+
+def load_base(cfg: Config) -> Transformer:
+    return place(load(cfg)[0], join(cfg), cfg.fsdp)
 
 
 def grow(cfg: Config, base: Transformer, seed: int, copies: bool = True) -> Transformer:
@@ -486,6 +535,8 @@ def stage_1(cfg: Config, arm: Arm, texts: Texts) -> Transformer:
         model = grow(cfg, model, texts.seed, arm.start == "copies")
     model.activation_checkpointing = cfg.activation_checkpointing
     set_trainable(model, arm.trains)
+    halve_frozen(cfg, model)
+    model = place(model, join(cfg), cfg.fsdp)
     documents, replay = texts.choose("new"), texts.choose("old", cfg.review_docs_old)
     print_sizes(cfg, model, texts.tokens(replay) / texts.tokens(documents))
     if arm.replay:
@@ -510,8 +561,8 @@ def print_sizes(cfg: Config, model: Transformer, share: float) -> None:
     )
 
 
-def review(cfg: Config, arm: Arm, model: Transformer, texts: Texts) -> Transformer:
-    """Stage 2: trains the routers of what stage 1 left."""
+def review(cfg: Config, arm: Arm, model: Transformer, texts: Texts) -> None:
+    """Stage 2: trains the routers of what stage 1 left, in place."""
     found = {(len(m.experts), m.gate.experts_per_token) for m in mixtures(model)}
     if found != {(cfg.num_experts, cfg.experts_per_token)}:
         raise InputError(
@@ -519,19 +570,20 @@ def review(cfg: Config, arm: Arm, model: Transformer, texts: Texts) -> Transform
             f"token, {cfg.checkpoint} has {found or 'none'}: give stage 1's folder and its "
             "--num-experts, --experts-per-token"
         )
-    model = copy.deepcopy(model)
     set_trainable(model, "routers")
+    if not is_sharded(model):
+        halve_frozen(cfg, model)
     old = texts.choose("old", cfg.review_docs_old)
     documents = np.concatenate([old, texts.choose("new", cfg.review_docs_new)])
     gamma = cfg.gamma if arm.review == "lpr" else 0.0
     train(cfg, model, texts, documents, "review", 0.0, gamma, arm.labels)
-    return model
 
 
 def run(cfg: Config, seed: int) -> Outcome:
     """All methods of one seed, from the same checkpoint. Those that differ in the review alone
     share stage 1, and one stage-1 model is in memory at a time."""
     base, tokenizer = load(cfg)
+    base = place(base, join(cfg), cfg.fsdp)
     texts = Texts(cfg, tokenizer, seed)
     outcome = Outcome({}, {})
     at_base, outcome.series["base"] = evaluate(cfg, base, texts, tokenizer)
@@ -545,13 +597,14 @@ def run(cfg: Config, seed: int) -> Outcome:
         c = replace(cfg, **ARMS[names[0]].changes)  # ft's three learning rates
         model = stage_1(c, ARMS[names[0]], texts) if reviewed is None else reviewed
         at_stage_1, series = evaluate(c, model, texts, tokenizer)
+        routers = [moe.gate.weight.detach().clone() for moe in mixtures(model)]
         for name in names:
             arm = ARMS[name]
-            final, metrics = model, dict(at_stage_1)
+            metrics = dict(at_stage_1)
             outcome.series[name] = series
             if arm.review and cfg.stage != "1":
-                final = review(c, arm, model, texts)
-                metrics, outcome.series[name] = evaluate(c, final, texts, tokenizer)
+                review(c, arm, model, texts)
+                metrics, outcome.series[name] = evaluate(c, model, texts, tokenizer)
             metrics |= dict.fromkeys(("forgotten", "recovery", "new cost"), math.nan)
             if arm.review and cfg.stage == "all":
                 metrics |= what_the_review_did(at_base, at_stage_1, metrics)
@@ -559,11 +612,18 @@ def run(cfg: Config, seed: int) -> Outcome:
             metrics["replay share"] = texts.tokens(old) / texts.tokens(new)
             metrics["changed"] = math.nan
             if arm.start != "dense" and cfg.stage != "2":
-                metrics["changed"] = changed_tensors(final, load(cfg)[0])
+                metrics["changed"] = changed_tensors(model, load_base(cfg))
             outcome.metrics[name] = metrics
             if cfg.save:
-                keep(cfg, final, name, seed, tokenizer)
+                keep(cfg, model, name, seed, tokenizer)
+            put_back(routers, model)  # as stage 1 left them, for the next review
     return outcome
+
+
+@torch.no_grad()
+def put_back(routers: list[torch.Tensor], model: Transformer) -> None:
+    for weight, moe in zip(routers, mixtures(model)):
+        moe.gate.weight.copy_(weight)
 
 
 def sharing_stage_1(cfg: Config) -> list[list[str]]:
@@ -584,13 +644,14 @@ def sharing_stage_1(cfg: Config) -> list[list[str]]:
 def upcycling_error(cfg: Config, base: Transformer, texts: Texts) -> float:
     """Largest difference of a logit that upcycling this checkpoint makes, on a held-out block of
     every language, in float32."""
-    upcycled = grow(cfg, base, texts.seed)
+    upcycled = place(grow(cfg, load(cfg)[0] if cfg.fsdp else base, texts.seed), join(cfg), cfg.fsdp)
     worst = 0.0
-    for i, corpus in enumerate(texts.corpora):
-        held_out = np.array([(i, d) for d in corpus.held_out])
-        ids, _ = next(texts.blocks(held_out))
-        ids = ids[None].to(base.embed.weight.device)
-        worst = max(worst, (upcycled(ids).logits - base(ids).logits).abs().max().item())
+    with whole(base), whole(upcycled):
+        for i, corpus in enumerate(texts.corpora):
+            held_out = np.array([(i, d) for d in corpus.held_out])
+            ids, _ = next(texts.blocks(held_out))
+            ids = ids[None].to(base.embed.weight.device)
+            worst = max(worst, (upcycled(ids).logits - base(ids).logits).abs().max().item())
     return worst
 
 
@@ -598,11 +659,11 @@ def keep(cfg: Config, model: Transformer, name: str, seed: int, tokenizer) -> No
     folder = Path(cfg.save) / name.replace(" ", "-")
     if len(cfg.seeds) > 1:
         folder = folder.with_name(f"{folder.name}-seed-{seed}")
-    model = copy.deepcopy(model).to(getattr(torch, cfg.dtype))
+    dtype = getattr(torch, cfg.dtype)
     if has_a_class(model):
-        save_pretrained(model, folder, tokenizer)
+        save_pretrained(model, folder, tokenizer, dtype=dtype)
     else:
-        save_added(model, folder)
+        save_added(model, folder, dtype)
 
 
 # --- the run
@@ -640,6 +701,10 @@ def check(cfg: Config) -> None:
             f"--added {cfg.added}: stage 1 begins with a dense checkpoint; give "
             "--stage 2 or --stage eval"
         )
+    if cfg.fsdp and cfg.added:
+        raise InputError("--fsdp reads whole folders alone: leave --added or --fsdp out")
+    if cfg.fsdp and "no copies" in cfg.methods:
+        raise InputError("--fsdp reads every expert from the checkpoint: leave no copies out")
 
 
 def main(cfg: Config) -> dict:

@@ -8,7 +8,12 @@ what it has learned: SmolLM2-135M, for one, says Yes to everything, with both fa
 Run     python methods/real/ockr.py --stage check --data ID-OCKR
             # reads every file: counts, defects with row numbers
         python methods/real/ockr.py --checkpoint DIR --data ID-OCKR --task "A+A To R" --setting cot
-            # paper: LLaMA2-13B-chat, one 48 GB GPU with --dtype bfloat16; 7B: 24 GB (estimates)
+            # paper: LLaMA2-13B-chat; --dtype bfloat16: 2 bytes a frozen weight, 26 GB, 7B 14 GB
+        torchrun --nproc-per-node 8 methods/real/ockr.py --checkpoint DIR --data ID-OCKR \
+            --dtype bfloat16 --activation-checkpointing    # as much on each of 8 GPUs, which split
+            # the batch; with --fsdp an eighth (all of it while questions are answered)
+        ... --lora-rank 0 --lr 4e-5 --batch 64 --fsdp      # all weights: 16 bytes a weight over 8
+            # GPUs, 7B: 14 GB on each (28 GB more while questions are answered)
         python methods/real/ockr.py --stage build --out DIR
             # our own world at the published size, in the published format
 Honest  - The authors' evaluation code is not released: the scorers of methods/ockr.py are the
@@ -55,7 +60,21 @@ from minilm.evaluate import continuation_logprobs
 from minilm.generate import generate, stop_ids
 from minilm.lora import add_lora, save_adapter
 from minilm.results import ROOT, check_range, cli, commit, hardware, progress
-from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr, take_step
+from minilm.training import (
+    autocast,
+    my_parts,
+    is_chief,
+    join,
+    make_optimizers,
+    mean_over_processes,
+    place,
+    schedule,
+    set_lr,
+    share_out,
+    this_world,
+    together,
+    update,
+)
 from minilm.weights import load_pretrained, save_pretrained
 
 
@@ -83,6 +102,8 @@ class Config:
     batch: int = 256  # rows per step
     micro_batch: int = 8  # rows at a time
     dtype: str = "float32"  # float32 or bfloat16: of frozen weights and of the arithmetic
+    activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
+    fsdp: bool = False  # torchrun: each process holds a share of the weights (FSDP2), not all (DDP)
     device: str = "auto"  # cuda, cpu, mps
     seed: int = 0  # order, adapters
     out: str | None = None  # folder for results (default runs/ockr_real; build needs one)
@@ -410,7 +431,8 @@ def load(cfg: Config, device: torch.device):
     """-> (model, tokenizer). Weights that are trained are float32: bfloat16 has no room for a small
     update (at --lr 4e-5 nine weights in ten keep their bits). Frozen ones have --dtype."""
     dtype = getattr(torch, cfg.dtype) if cfg.lora_rank else torch.float32
-    model, tokenizer = load_pretrained(cfg.checkpoint, dtype=dtype, device=device)
+    where = "meta" if cfg.fsdp else device
+    model, tokenizer = load_pretrained(cfg.checkpoint, dtype=dtype, device=where)
     if tokenizer is None or tokenizer.eos_id is None:
         raise InputError(
             f"{cfg.checkpoint} has no tokenizer with an end-of-text token: give a folder with "
@@ -425,15 +447,17 @@ def load(cfg: Config, device: torch.device):
             targets=cfg.lora_targets,
             generator=generator(cfg.seed, "lora"),
         )
-    return model, tokenizer
+    model.activation_checkpointing = cfg.activation_checkpointing
+    return place(model, device, cfg.fsdp), tokenizer
 
 
 def fine_tune(cfg: Config, model, examples: list, device: torch.device) -> list[float]:
     """cfg.steps steps of cfg.batch rows -> losses; each is the mean over the answer tokens of the
     whole batch."""
     optimizers = make_optimizers(model, "adamw", cfg.lr, 0.0)
+    step_loss = together(answer_loss, model)
     model.train()
-    torch.manual_seed(cfg.seed)  # (dropout draws from the global generator)
+    torch.manual_seed(cfg.seed + this_world().rank)  # (dropout draws from the global generator)
     size = min(cfg.batch, len(examples))
     order = batches(len(examples), size, generator(cfg.seed, "order"), cfg.steps)
     bar = progress(order, "fine-tune", cfg.steps)
@@ -443,17 +467,17 @@ def fine_tune(cfg: Config, model, examples: list, device: torch.device) -> list[
         rows = [examples[i] for i in chosen.tolist()]
         answers = sum(len(answer) for _, answer in rows)
         total = 0.0
-        for at in range(0, len(rows), cfg.micro_batch):
-            inputs, labels = prompt_masked(rows[at : at + cfg.micro_batch])
-            part = (labels != IGNORE).sum().item() / answers  # of the batch's answer tokens
+        for part, weight in my_parts(rows, cfg.micro_batch):
+            inputs, labels = prompt_masked(part)
+            counted = (labels != IGNORE).sum().item() / answers  # of the batch's answer tokens
             with autocast(device, cfg.dtype):
-                loss = answer_loss(model, inputs.to(device), labels.to(device)) * part
+                loss = step_loss(inputs.to(device), labels.to(device)) * counted * weight
             total += loss.item()
-            if at + cfg.micro_batch < len(rows):
-                loss.backward()
-        take_step(loss, model, optimizers)  # goes backward through the last part, then steps
+            loss.backward()
+        update(model, optimizers)
+        total = mean_over_processes(total)
         losses.append(total)
-        if step % max(1, cfg.steps // 10) == 0:
+        if is_chief() and step % max(1, cfg.steps // 10) == 0:
             bar.write(f"step {step}: loss {total:.3f}")
     model.eval()
     return losses
@@ -469,19 +493,27 @@ def candidates(reader: Reader, model, rows: list[Row], options: list[str]) -> li
     for row in rows:
         start = row.answer[: row.answer.index(row.label)]
         pairs += [(reader.prompt(row), reader.tok.encode(start + option)) for option in options]
-    scores = continuation_logprobs(model, pairs).sum.view(len(rows), -1)
+
+    def score(pairs):
+        return continuation_logprobs(model, pairs).sum.tolist()
+
+    scores = torch.tensor(share_out(model, pairs, score)).view(len(rows), -1)
     return [options[i] for i in scores.argmax(1).tolist()]
 
 
 def generated(reader: Reader, model, rows: list[Row], new: int) -> list[str]:
     """Greedy answers of at most `new` tokens, 64 rows at a time."""
     stops = stop_ids(model, reader.tok)
-    texts = []
-    for at in progress(range(0, len(rows), 64), "answers"):
-        prompts = [reader.prompt(row) for row in rows[at : at + 64]]
-        for prompt, ids in zip(prompts, generate(model, prompts, new, eos_id=stops)):
-            texts.append(reader.tok.decode([t for t in ids[len(prompt) :] if t not in stops]))
-    return texts
+
+    def answer(mine):
+        texts = []
+        for at in progress(range(0, len(mine), 64), "answers"):
+            prompts = [reader.prompt(row) for row in mine[at : at + 64]]
+            for prompt, ids in zip(prompts, generate(model, prompts, new, eos_id=stops)):
+                texts.append(reader.tok.decode([t for t in ids[len(prompt) :] if t not in stops]))
+        return texts
+
+    return share_out(model, rows, answer)
 
 
 def examine(cfg: Config, model, reader: Reader, test: list[Row], train: list[Row]) -> dict:
@@ -548,7 +580,7 @@ def train(cfg: Config) -> dict:
             "folder)"
         )
     root = Path(cfg.data)
-    device = pick_device(cfg.device)
+    device = join(cfg)
     train_name, test_name = paths(cfg.task, cfg.level, cfg.setting, cfg.lang)
     rows = read_rows(root / train_name)
     test = read_rows(root / test_name, True)
@@ -585,7 +617,8 @@ def train(cfg: Config) -> dict:
         save_adapter(model, out / "adapter")
     elif cfg.save:
         save_pretrained(model, out / "model", tokenizer)
-    write_json(out / "ockr_real.json", json.loads(json.dumps(report)))
+    if is_chief():
+        write_json(out / "ockr_real.json", json.loads(json.dumps(report)))
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; wrote {out.name}/ockr_real.json")
     return report
 

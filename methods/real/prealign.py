@@ -36,14 +36,17 @@ Honest  - It measures perplexity and the retrieval of translations, neither zero
           dictionary's seen words find their translation, its claims are "not tested".
         - A word begins where a token does not begin with a letter: a source language needs spaces.
         - A few hundred thousand tokens show a direction, not the paper's numbers: 1.3B parameters
-          need 21 GB of optimizer state and days of a GPU.
+          need 21 GB (weights, gradients, AdamW) and days of a GPU. On 8 GPUs: torchrun
+          --nproc-per-node 8 methods/real/prealign.py --corpus ..., the same on each, which split
+          the batch and the dictionary's words; with --fsdp an eighth, 2.6 GB, and 5 GB more while
+          perplexity is read (every process reads all of it). A fresh model is drawn whole by each.
 """
 
 import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -55,18 +58,21 @@ from torch import nn
 
 from methods.experiments.prealign import PAPER
 from methods.prealign import (
+    LAYERS,
     Entry,
-    align,
+    alignment_loss,
     code_switch,
     cut_words,
+    lm_loss,
     make_table,
-    pretrain,
     retrieval,
+    word_batches,
+    word_vectors,
 )
 from methods.worlds.prealign import Document, unfolded
 from minilm import InputError
 from minilm.claims import Claim, at_least, at_most, below, cells, judge, print_claims
-from minilm.data import IGNORE, generator, pack, read_text
+from minilm.data import IGNORE, collate, generator, pack, read_text
 from minilm.evaluate import perplexity
 from minilm.results import (
     COLORS,
@@ -78,11 +84,25 @@ from minilm.results import (
     new_figure,
     plot_seeds,
     print_metrics,
+    progress,
     run_seeds,
     save_results,
 )
 from minilm.tokenizer import Tokenizer, load_tokenizer, train_bpe
-from minilm.training import autocast, pick_device
+from minilm.training import (
+    autocast,
+    gather_rows,
+    join,
+    make_optimizers,
+    my_parts,
+    place,
+    schedule,
+    set_lr,
+    this_world,
+    together,
+    update,
+    whole,
+)
 from minilm.transformer import Config as ModelConfig
 from minilm.transformer import Transformer
 from minilm.weights import load_pretrained, read_config, save_pretrained
@@ -123,6 +143,7 @@ class Config:
     align_documents: int = 8  # stage 1: blocks of text per step
     steps: int = 400  # stage 2: optimizer steps
     batch: int = 24  # stage 2: blocks per step
+    micro_batch: int | None = None  # stage 2: blocks at a time (default: all of a step's)
     block: int = 96  # tokens per block
     lr: float | None = None  # stage 2: learning rate (default: 2e-3; of a checkpoint 5e-5)
     rho: float = 0.05  # stage 2: share of the source words that are switched
@@ -131,6 +152,7 @@ class Config:
     eval_every: int = 50  # stage 2: steps between the points of the figure
     eval_blocks: int = 400  # held-out blocks of each language that the last perplexity reads
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
+    fsdp: bool = False  # torchrun: each process holds a share of the weights (FSDP2), not all (DDP)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the matrix products
     device: str = "auto"  # auto (cuda, else cpu), cpu, cuda, mps
     workers: int | None = None  # seeds at a time (default: one per core)
@@ -451,7 +473,7 @@ def make_model(cfg: Config, text: Text, seed: int) -> Transformer:
             model_type="llama",
         )
         return Transformer(config, gen)
-    model, _ = load_pretrained(cfg.checkpoint)
+    model, _ = load_pretrained(cfg.checkpoint, device="meta" if cfg.fsdp else "cpu")
     if cfg.clone:
         extend_vocabulary(model, text.offset, gen)
     return model.train()
@@ -475,6 +497,68 @@ def extend_vocabulary(model: Transformer, rows: int, gen: torch.Generator) -> No
     model.config.vocab_size = model.embed.weight.shape[0]
 
 
+# --- train
+
+
+def words_loss(model, cfg: Config, ids, mask, group, word, texts) -> torch.Tensor:
+    """Stage 1's loss, of which this process reads a share of the words and of the texts. Each word
+    is compared with all words of the step, whoever read them."""
+    rank, size = this_world()
+    each = -(-len(ids) // size)
+    mine = torch.arange(rank * each, (rank + 1) * each).clamp(max=len(ids) - 1)  # as many for all
+    vectors = word_vectors(model, ids[mine], mask[mine])[LAYERS[cfg.align_layers]]
+    z = gather_rows(vectors, dim=1)[:, : len(ids)]
+    loss = cfg.alpha * alignment_loss(z, group, word, cfg.tau) * size
+    rows = []
+    if cfg.align_lm == "text":
+        rows = [(document.ids, document.ids) for document in texts]
+    elif cfg.align_lm == "words":
+        rows = [(i[m].tolist(), i[m].tolist()) for i, m in zip(ids, mask)]
+    for part, weight in my_parts(rows, len(rows)):
+        share = counted(part) / counted(rows) * weight
+        loss = loss + lm_loss(model, *collate(part)) * share
+    return loss
+
+
+def counted(rows: Sequence[tuple[list[int], list[int]]]) -> int:
+    """Labels that the loss counts: each but the first, which nothing predicts."""
+    return sum(label != IGNORE for _, labels in rows for label in labels[1:])
+
+
+def align(cfg: Config, model, dictionary, texts, gen: torch.Generator, lr: float) -> None:
+    """Stage 1, as methods.prealign.align."""
+    optimizers = make_optimizers(model, "adamw", lr)
+    step_loss = together(words_loss, model, unused=cfg.align_lm == "none")
+    batch = word_batches(dictionary, cfg.pairs, gen)
+    for step in progress(range(cfg.align_steps), "stage 1: align"):
+        set_lr(optimizers, schedule(step, cfg.align_steps, "cosine", cfg.align_steps // 20))
+        documents = next(texts) if cfg.align_lm == "text" else []
+        step_loss(cfg, *next(batch), documents).backward()
+        update(model, optimizers)
+
+
+def pretrain(cfg: Config, model, corpus, table, rng, mode, starts, lr: float) -> Iterator[int]:
+    """Stage 2, as methods.prealign.pretrain: yields the number of steps done. (Warm-up: the
+    authors' 5%.)"""
+    optimizers = make_optimizers(model, "adamw", lr)
+    step_loss = together(lm_loss, model)
+    warmup = max(1, len(corpus) // 20)
+    for step, documents in enumerate(progress(corpus, "stage 2: pretrain")):
+        yield step
+        set_lr(optimizers, schedule(step, len(corpus), "cosine", warmup))
+        rows = []
+        for ids, is_source in documents:
+            if mode and is_source:
+                rows.append(code_switch(ids, table, cfg.rho, mode, rng, starts))
+            else:
+                rows.append((ids, ids))
+        for part, weight in my_parts(rows, cfg.micro_batch or len(rows)):
+            share = counted(part) / counted(rows) * weight
+            (step_loss(*collate(part)) * share).backward()
+        update(model, optimizers)
+    yield len(corpus)
+
+
 # --- one seed
 
 
@@ -484,7 +568,7 @@ def run(cfg: Config, seed: int) -> Outcome:
     text = read_data(cfg)
     words = choose_words(cfg, text, seed)
     for arm in cfg.methods:
-        model = make_model(cfg, text, seed).to(pick_device(cfg.device))
+        model = place(make_model(cfg, text, seed), join(cfg), cfg.fsdp)
         metrics, series = run_arm(cfg, arm, model, text, words, seed)
         outcome.metrics[arm], outcome.series[arm] = metrics, series
         if cfg.save:
@@ -506,44 +590,24 @@ def run_arm(cfg: Config, arm: str, model, text: Text, words: Words, seed: int):
 
     with autocast(model.embed.weight.device, cfg.dtype):
         if aligned:
-            align(
-                model,
-                words.seen,
-                texts,
-                generator(seed, "pairs"),
-                steps=cfg.align_steps,
-                pairs=cfg.pairs,
-                tau=cfg.tau,
-                alpha=cfg.alpha,
-                lr=cfg.align_lr or (1e-3 if fresh else 1e-4),
-                layers=cfg.align_layers,
-                lm=cfg.align_lm,
-            )
+            lr = cfg.align_lr or (1e-3 if fresh else 1e-4)
+            align(cfg, model, words.seen, texts, generator(seed, "pairs"), lr=lr)
         for name, (seen, _) in words.exam.items():
             found = find_translations(model, seen)
             metrics[f"stage 1 {name}"] = found[middle]
             series[f"before {name}"] = (range(len(found)), found)
 
-        stage2 = pretrain(
-            model,
-            corpus[:steps],
-            make_table(words.seen),
-            random.Random(f"{seed}/switching"),
-            mode=switch,
-            rho=cfg.rho,
-            lr=cfg.lr or (2e-3 if fresh else 5e-5),
-            warmup=max(1, steps // 20),  # the authors' 5%
-            starts=text.starts,
-        )
-        for step in stage2:
+        table, rng = make_table(words.seen), random.Random(f"{seed}/switching")
+        lr = cfg.lr or (2e-3 if fresh else 5e-5)
+        for step in pretrain(cfg, model, corpus[:steps], table, rng, switch, text.starts, lr=lr):
             if step % cfg.eval_every == 0 or step == steps:
                 for name in text.names:
                     held = text.held[name][:40].tolist()
-                    points[name].append((step, perplexity(model, held)))
+                    points[name].append((step, read_perplexity(model, held)))
 
         for name in text.names:
             held = text.held[name][: cfg.eval_blocks].tolist()
-            metrics[f"ppl {name}"] = perplexity(model, held)
+            metrics[f"ppl {name}"] = read_perplexity(model, held)
             series[f"ppl {name}"] = tuple(zip(*points[name]))
         for name, (seen, unseen) in words.exam.items():
             found = find_translations(model, seen)
@@ -554,8 +618,14 @@ def run_arm(cfg: Config, arm: str, model, text: Text, words: Words, seed: int):
     return metrics, series
 
 
+def read_perplexity(model, rows: list[list[int]]) -> float:
+    with whole(model):
+        return perplexity(model, rows)
+
+
 def find_translations(model, entries: list[Entry]) -> list[float]:
-    return retrieval(model, entries, [target for _, target in entries])
+    with whole(model):
+        return retrieval(model, entries, [target for _, target in entries])
 
 
 def steps_of_stage1(cfg: Config, words: Words) -> int:
@@ -740,7 +810,7 @@ def main(cfg: Config) -> dict:
     check_range(cfg, "ratio tau align_lr lr", above=0)
     check_range(cfg, "alpha", least=0)
     check_range(cfg, "align_steps align_documents steps batch layers", least=1)
-    check_range(cfg, "eval_every eval_blocks", least=1)
+    check_range(cfg, "micro_batch eval_every eval_blocks", least=1)
     check_range(cfg, "pairs block", least=2)
     if cfg.checkpoint:
         check_unused(cfg, "width layers vocab_size", "with --checkpoint")

