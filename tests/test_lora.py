@@ -493,6 +493,7 @@ def test_an_adapter_of_any_fields_gives_pefts_logits_or_is_refused(tied, tmp_pat
     save_pretrained(tiny(tie_word_embeddings=tied), tmp_path / "base")
     read = 0
     for seed in range(100):
+        torch.manual_seed(seed)  # (PEFT's own draws)
         settings = random_adapter(random.Random(seed))
         base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
         try:
@@ -520,7 +521,7 @@ def test_an_adapter_of_any_fields_gives_pefts_logits_or_is_refused(tied, tmp_pat
                 load_adapter(ours, tmp_path / "adapter")
             continue
         load_adapter(ours, tmp_path / "adapter")
-        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-4, rtol=1e-4)
         if "modules_to_save" not in settings:
             # with its own ranks per layer it can be read again
             save_adapter(ours, tmp_path / "again")
