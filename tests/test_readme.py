@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 from statistics import fmean
 
+import bench_memory
 from minilm.claims import HOLDS, NOT_REPRODUCED, NOT_TESTED, UNDECIDED, NotInThisRun, View
 from minilm.data import write_json
 from minilm.results import name_of
@@ -30,10 +31,11 @@ def fill(text: str, folder: Path = ROOT / "results") -> str:
     """A README with everything that follows from committed results filled in: of every table row
     that links an experiment (the last link to one of our scripts in its third cell) what was found,
     how much of the paper that reproduces, and the minutes; between their marks the papers' claims
-    that are not reproduced, what a real model says inside and the table of speed."""
+    that are not reproduced, what a real model says inside and the tables of speed and memory."""
     text = between("not reproduced", text, not_reproduced(text, folder))
     text = between("smollm2", text, inside_a_real_model(folder))
     text = between("bench", text, speed(folder))
+    text = between("memory", text, memory(folder))
     return ROW.sub(lambda row: fill_row(folder, *row.groups()), text)
 
 
@@ -109,6 +111,14 @@ def in_words(folder: Path, runs: dict, script: str) -> str:
         found = f"[not tested]({page})"
     stale = [run for run, saved in runs.items() if "stale" in saved]
     return found + (f" (stale, to be run again: {', '.join(stale)})" if stale else "")
+
+
+def memory(folder: Path) -> str:
+    """bench_memory.json as a table."""
+    if not (folder / "bench_memory.json").exists():
+        return ""
+    rows = json.loads((folder / "bench_memory.json").read_text(encoding="utf-8"))["memory"]["rows"]
+    return bench_memory.table(rows)
 
 
 def not_reproduced(text: str, folder: Path) -> str:
