@@ -13,17 +13,18 @@ paper finds that tuned languages gain, and that languages which tuning never sho
 
 Found   Here X is a clone of English in other words; the base can translate six of them, asked as
         its texts do. Tuned on questions of a and b, it also translates e and f, which no tuning
-        showed: .99 word for word, where copied English wakes .55 and wrong pairs 0 (six seeds).
-        Read in one pass the label is as bad as before (.54; chance .5); behind the model's own
-        translation it is right in .87. But none of this has a verdict: the base was to find .9 of
-        the English labels in every seed, and finds .79 in the worst.
+        showed: .94 word for word, where copied English wakes .42 and wrong pairs 0 (six seeds).
+        Read in one pass the label is as bad as before (.59; chance .5); behind the model's own
+        translation it is right in .92. But none of this has a verdict: the base was to find .8 of
+        the verbs of every clone in every seed, and finds .78 of one in one seed. (An earlier run,
+        six other seeds: .99, .55 and 0; in one pass .54, behind the translation .87.)
 Run     python methods/spontaneous_multilingual.py                   # 2 CPU cores, two minutes
         python methods/experiments/spontaneous_multilingual.py       # seeds, controls, claims
         python methods/real/spontaneous_multilingual.py --help       # your checkpoint
-Try     what follows are means of e and f over the experiment's six seeds, .99 as it stands:
+Try     what follows are means of e and f over the experiment's six seeds, .94 as it stands:
         shuffled=True in `translation_rows`, each question with another's translation: 0
-        its pairs (("en", "en"), ("en", "en")), English to be copied: .55, with the verb last .48
-        --rank 8 --lr 3e-3 --tune-steps 300, the paper's adapter in place of all weights: .86
+        its pairs (("en", "en"), ("en", "en")), English to be copied: .42, with the verb last .37
+        --rank 8 --lr 3e-3 --tune-steps 300, the paper's adapter in place of all weights: .85
 """
 
 import copy

@@ -15,7 +15,7 @@ same order, and are asked the same test questions in every language:
     base asked twice      the ceiling: the untuned base asked as its pretraining asks (<sep>), and
                           then for the label of what it said: what the base knows
 
-Run     python methods/experiments/spontaneous_multilingual.py      # 2 free CPU cores, 13 min
+Run     python methods/experiments/spontaneous_multilingual.py      # 2 free CPU cores, 11 min
 Honest  - The world is synthetic: a clone is English in other words; b, d and f put the verb last.
           Half of the verbs, items and places are cognates: one root in all clones, not in English.
           T2 looks at the other verbs alone.
@@ -50,7 +50,13 @@ Runs    - Run 1 (seeds 0 to 5) was in a world with 8 verbs a sign and 4% of each
           pairs in 0; labels: in one pass .54, behind the own translation .87.
         - Run 3, seeds 60 to 65: more labelled English; G1 asks for .75 in place of .9, and T1 to T3
           and R1 rest on G2 and G3 alone, as a translation needs no label. The other rules are those
-          of run 2; all were frozen before it.
+          of run 2; all were frozen before it. G1 and G3 hold (worst seeds .915 and .985), G2 does
+          not: in seed 65 the base finds .78 of b's verbs (.81 of d's and f's), where .8 was asked;
+          in the other five the worst clone has .965. So again no claim has a verdict. On these
+          numbers the rules of T1 to T3, R1, L2, L3 and C7 would hold, those of C5, C6 and L1 be
+          undecided, those of C1 to C3 fail, all as on run 2's.
+        - What is needed is a base in which no clone lags, perhaps by more steps (1,600 now), or
+          gates seed by seed. Either is a run of its own, on other seeds.
 """
 
 import random

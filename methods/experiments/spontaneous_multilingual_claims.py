@@ -30,7 +30,8 @@ ENGLISH, KNOWN, TAUGHT = 0.75, 0.8, 0.9  # the gates' bounds, in every seed
 FINDING = (
     "A model that can translate six languages, and labels questions in English alone, is tuned to "
     "translate questions of two. It then translates others that tuning never showed, and labels "
-    "none better at once. No claim has a verdict yet: its base finds too few English labels."
+    "none better at once. No claim has a verdict yet: in one seed of six its base knows a clone "
+    "too little."
 )
 
 
