@@ -328,6 +328,7 @@ def worse_than_mild(id: str, rule, scenario: str) -> Claim:
         id, rule, "more", at("clean", pi(Block(scenario))), at("clean", *MILD_AFTER),
         smaller_is_better=True, given=given(at("clean", *others), 50),
         paper="concat, crop and misleading prompts hurt far more than the four operations",
+        sentence=rule.__name__.replace("_", " ").replace("noise blur", "noise, blur").capitalize(),
     )  # fmt: skip
 
 
