@@ -1221,7 +1221,9 @@ DISTILLATION = """
 The same products in fewer calls: batching gains what the small calls cost beside them, and 1-D
 layers take longer for the same sums. Convolutions are 53% of the batched step's time (profile on
 two threads), pooling 10%, ReLU 9%, its backward pass 6%, Fourier transforms 4%. Real signals pass
-without a graph, and psi gets no gradients. No other variant was timed."""
+without a graph, and psi gets no gradients.
+Tried, in turns: both domains as one batch 1.04x [.73, 1.34], channels last 1.08x [.73, 1.32],
+torch.compile 1.00x after 10 s; bfloat16 1.38x [1.27, 1.65], but these are other numbers."""
 
 
 def distill(cfg: Config) -> list[dict]:
