@@ -47,9 +47,15 @@ Runs    run  seeds  held                  failed, and why
         3    20-23  C4 C5 C6              C1 C2 C3: one seed of R+R separate knew 61%
         4    30-33  G C1 to C6, H1, R2    R1 R3. A quarter of the relation chains was false, cells
                                           stopped at different steps, intervals pooled questions
-        5    50-57                        to come: true chains, equal steps, names abroad by lot;
-                                          frozen after seeds 100, 101 (six cells): premises .996
-                                          and more, format and context 1.00, no name translated
+        5    50-53  C1 C4r C4a C5         true chains, equal steps, names abroad by lot. Frozen
+                                          after seeds 100, 101: premises .996, context 1.00.
+                                          C4, C6 undecided: seed 50 compares two years in its prompt
+                                          in .90 of the cases (in .73 once trained on chains), so
+                                          its A+A chain retrieves .93 and answers .53 (others .86 to
+                                          .96). C5c: without the names' translations one model of
+                                          four answers 9 of 60 years (chance 3), why is not known.
+                                          C3r: rr random knows .97 of its premises. C2 C3 C4b C5n
+                                          undecided: --more-seeds, of seeds 50-57, is to come
         What each run changed:
         1       entities 4, old_entities 3, base_steps 1500, steps 800, replay .4, lr 3e-3
         1 -> 2  steps of crd 800 -> 1200; xling adjacent is asked what its rows show
