@@ -38,8 +38,10 @@ Differs from the paper and from the authors' code:
           points; the mixture trained in full 50.44, MoE-LPR 52.12), are not here
 Runs    - Settings were chosen on seeds 100-199. Run 1, seeds 0-3: claims on means and "in every
           seed", no refutation arm. Run 2, seeds 50-53 and 50-57: the rules of now, frozen before.
-          Undecided on four seeds: C4 and C4f (more recovery, +.042 [.021, .063], but a price of
-          +.011 [-.005, .027] against a margin of .01), R1. Not reproduced: C10.
+          Undecided, on eight seeds too: C4 and C4f (more recovery, +.040 [.027, .053], but a price
+          of +.010 [-.001, .021], and the margin is .01: more than 100 seeds would be needed); R1
+          (shuffled labels cost the new languages exactly twice as much, [-.02, .02]). R2, R3, C5
+          and C5n hold. Not reproduced, on four: C10.
 """
 
 import copy
