@@ -25,9 +25,9 @@ Run     python methods/real/prealign.py --corpus en.txt de.txt --dict en-de.tsv 
                        vocabulary is doubled; what it computes on the old one stays as it was.
 Shown   The third command on English and German questions of grade-school maths (7,464 aligned
         lines, folder gsm_questions of github NJUNLP/QAlign), a fresh model of 3 blocks, a pilot
-        (one seed, 100, so it decides nothing): stage 1 aligns German (after blocks 1 and 2 .99 of the
-        seen words find their translation), and 400 steps of stage 2 undo it (.19; joint .06). So
-        German gains nothing, perplexity 172 against 170. An earlier run, with --clone beside
+        (one seed, 100, so it decides nothing): stage 1 aligns German (after blocks 1 and 2 .99 of
+        the seen words find their translation), and 400 steps of stage 2 undo it (.19; joint .06).
+        So German gains nothing, perplexity 172 against 170. An earlier run, with --clone beside
         German, said the same for another reason: its stage 1 spent nine of ten entries on the clone
         and had aligned a quarter of German.
 Honest  - It measures perplexity and the retrieval of translations, neither zero-shot transfer nor
