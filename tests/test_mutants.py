@@ -6,6 +6,10 @@ reader's "simplification", might do to a method, its experiment, its parts or it
 
 prints for every change which test noticed it ("killed") or that none did ("survived"), and the
 share that was noticed. The list was fixed before any of its changes was tried.
+
+The first run, over the tests of before the list, noticed 24 of 35 (one of question alignment's was
+not reached, the spontaneous learners' four came later: three of four). Every survivor has a test
+now.
 """
 
 import ast

@@ -393,6 +393,17 @@ def test_the_base_is_asked_twice_for_a_retelling_and_for_the_label_of_what_it_sa
     assert silent["exact", "f"] == silent["verbs", "f"] == 0.0
 
 
+def test_asked_twice_it_labels_its_own_retelling_and_not_the_question_that_was_meant():
+    retold = [paper.BOS, *HERE.statement(EVE, "f"), SEP]
+    wrong = HERE.encode("Eve has 7 coins . sells 4 . finds 2 .".split())  # fewer, not more
+    labels = {
+        (paper.BOS, *wrong, ANSWER): [word("less")],
+        (paper.BOS, *HERE.statement(EVE, "en"), ANSWER): [word("more")],
+    }
+    found = asked_twice(Says({tuple(retold): wrong} | labels), HERE, Exam([EVE], [[EVE, EVE]]), "f")
+    assert EVE.label == "more" and found["label", "f"] == 0.0
+
+
 @pytest.mark.parametrize(
     "score, positive, expected",
     [
