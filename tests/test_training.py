@@ -245,7 +245,8 @@ HALF = """
 import sys, torch
 from pathlib import Path
 from minilm.data import generator
-from minilm.training import distribute, make_optimizers, save_state, start_world, take_step
+from minilm.training import distribute, leave_world, make_optimizers, save_state, start_world
+from minilm.training import take_step
 from minilm.transformer import Config, Transformer
 
 class Loss(torch.nn.Module):
@@ -267,7 +268,7 @@ for _ in range(3):
     take_step(loss(ids[world.rank :: world.size]), loss, optimizers)
 if world.rank == 0:
     save_state(Path(sys.argv[1]), model.state_dict())
-torch.distributed.destroy_process_group()
+leave_world()
 """
 
 
