@@ -61,11 +61,11 @@ SCENARIOS = (*OPS, "concat", "crop", "misleading")
 class Config:
     steps: int = 300  # training steps of the tiny model (the experiment's base has 450)
     scenes: int = 60  # test scenes
-    severity: int = 3  # of noise, blur, fog and pixels
+    severity: int = 3  # of noise, blur, fog and pixels; the paper draws 1 to 5 for each picture
     seed: int = 0
     picture: str = ""  # a picture of your own, to be asked about at an endpoint
     objects: tuple[str, ...] = ()  # --picture: what is on it
-    expected: str = ""  # --picture: what is not on it, and one would expect
+    expected: str = ""  # --picture: one thing that is not on it, and one would expect
     base_url: str = ""  # --picture: a chat endpoint, for example http://localhost:8000/v1
     model: str = ""  # --picture: its name there
     key_env: str | None = None  # --picture: environment variable that holds its key
