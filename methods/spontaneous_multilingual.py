@@ -134,9 +134,9 @@ def tune(
     batch: int = 32,
     rank: int | None = None,
 ) -> Transformer:
-    """A new model: `start`, tuned on translation rows; as many pretraining texts, all English and
-    labelled English among them, are read beside them in every arm, or English would be forgotten
-    (the paper does without). rank: of the paper's adapter; None trains all weights."""
+    """A new model: `start`, tuned on translation rows. Beside them it reads as many English
+    pretraining texts, some of them labelled, in every arm, or English would be forgotten (the paper
+    does without). rank: of the paper's adapter; None trains all weights."""
     model = copy.deepcopy(start).train()
     if rank is not None:
         add_adapter(model, rank, 2 * rank, generator(seed, "lora"))
@@ -145,7 +145,8 @@ def tune(
     order = batches(len(rows), batch, generator(seed, "order"), steps)
     for step, chosen in enumerate(progress(order, "tune", steps)):
         read = [document(world, ENGLISH, texts) for _ in range(batch)]
-        loss = translation_loss(model, [rows[i] for i in chosen.tolist()]) + text_loss(model, read)
+        translations = [rows[i] for i in chosen.tolist()]
+        loss = translation_loss(model, translations) + text_loss(model, read)
         set_lr(optimizers, schedule(step, steps, "cosine", warmup=steps // 10, final=0.0))
         take_step(loss, model, optimizers)
     if rank is not None:
@@ -192,14 +193,17 @@ def few_shot(world: CloneWorld, p: Problem, shots: Sequence[Problem], language: 
     return [*ids, *world.statement(p, language), ANSWER]
 
 
+LONGEST = 26  # tokens: the longest translation has 21 (a clone's cognates are two each), a label 1
+
+
 class Said(NamedTuple):
     translation: list[int]  # up to the answer slot, which is its last token if it was opened at all
     label: str | None  # the word that the model puts into the slot
 
 
 def translate(model, world: CloneWorld, problems: Sequence[Problem], language: str) -> list[Said]:
-    """What the model makes of questions that it is asked to translate (greedy), and of what it has
-    opened so itself: tuning ended at the open slot, so a word behind it is the model's own idea."""
+    """Greedy translations, and the word that the model adds behind the answer slot that it opened.
+    Tuning ended at the open slot: nothing taught that word."""
     prompts = [to_translate(world, p, language) for p in problems]
     texts = generate(model, prompts, LONGEST, eos_id=EOS)
     said = []
@@ -211,10 +215,16 @@ def translate(model, world: CloneWorld, problems: Sequence[Problem], language: s
     return said
 
 
-LONGEST = 26  # tokens: the longest translation has 21 (a clone's cognates are two each), a label 1
+def retold(model, world: CloneWorld, problems: Sequence[Problem], language: str) -> list[list[int]]:
+    """What the base can do without tuning: translations in the format of its pretraining texts,
+    <s> a statement in `language` <sep> the same in English </s>; ids behind <sep>."""
+    prompts = [[BOS, *world.statement(p, language), SEP] for p in problems]
+    texts = generate(model, prompts, LONGEST, eos_id=EOS)
+    return [ids[len(prompt) :] for prompt, ids in zip(prompts, texts)]
 
-# --- the base model: English, and six clones, each only as retellings, mostly translated; so .6 of
-# the documents behind the first 15% of the steps hold a clone's text, and English beside it
+
+# --- the base model: English and six clones. Clones occur only as retellings, nine in ten of them
+# translations from or into English; after the first 15% of the steps they are .6 of the documents
 
 WORLD = CloneWorld(languages=LANGUAGES, verbs=4, cognates=0.5)
 TEXT = Mix(
@@ -238,7 +248,7 @@ ENGLISH = replace(TEXT, clones=(0.0,) * 6)
 def pretrain(
     world: CloneWorld,
     seed: int,
-    steps: int = 1600,
+    steps: int = 2000,
     batch: int = 32,
     lr: float = 3e-3,
     width: int = 64,
@@ -267,6 +277,7 @@ class Reading(NamedTuple):
 
 
 def walk_through(model, world: CloneWorld, p: Problem, language: str) -> Reading:
+    """Asked in `language`: to translate p, and for its label, without examples."""
     tokens = label_tokens(world)
     (said,) = translate(model, world, [p], language)
     behind = [0.0] * len(LABELS)
@@ -278,7 +289,7 @@ def walk_through(model, world: CloneWorld, p: Problem, language: str) -> Reading
 
 
 def show(world: CloneWorld, p: Problem, name: str, reading: Reading) -> None:
-    """A translation word by word, [what is not due in brackets], and both readings of the label."""
+    """A translation word by word, [wrong words in brackets], and both readings of the label."""
     due = [world.text([i]) for i in translated(world, p)]
     words = [world.text([i]) for i in reading.said.translation]
     due += [""] * len(words)
@@ -294,7 +305,7 @@ def show(world: CloneWorld, p: Problem, name: str, reading: Reading) -> None:
 
 @dataclass(frozen=True)
 class Config:
-    steps: int = 1600  # pretraining of the base model: optimizer steps
+    steps: int = 2000  # pretraining of the base model: optimizer steps
     tune_steps: int = 200  # tuning: optimizer steps
     rank: int | None = None  # tuning: rank of the paper's adapter (default: train all weights)
     lr: float = 1e-3  # tuning: learning rate; the adapter needs 3e-3
@@ -329,6 +340,8 @@ def main(cfg: Config) -> None:
         show(world, p, name, walk_through(model, world, p, language))
 
     print(f"\nshare of {cfg.problems} questions             en    seen a, b    unseen e, f")
+    known = [exactly_retold(base, world, problems, group) for group in (("en",), SEEN, UNSEEN)]
+    print("  base   asked as texts are ", *(f"{x:11.2f}" for x in known))
     for name, model in models.items():
         measures = {"translated exactly": [], "label behind it": [], "label at once": []}
         for group in (("en",), SEEN, UNSEEN):
@@ -343,9 +356,18 @@ def main(cfg: Config) -> None:
     print("controls and claims: methods/experiments/spontaneous_multilingual.py")
 
 
+def exactly_retold(model, world: CloneWorld, problems: Sequence[Problem], languages) -> float:
+    """Share of questions that the base translates exactly in the format of its texts."""
+    hits = []
+    for language in languages:
+        for p, ids in zip(problems, retold(model, world, problems, language)):
+            hits.append(ids == [*world.statement(p, "en"), EOS])
+    return fmean(hits)
+
+
 def score(model, world: CloneWorld, problems: Sequence[Problem], language: str) -> tuple:
-    """Shares: translated exactly; the label right that the model writes behind its translation, of
-    all tokens; the label right at once, of the label words alone, which is the easier test."""
+    """Shares: translated exactly; right the label that is written behind the translation (any token
+    may come there); right the label at once (only the label words compete, which is easier)."""
     said = translate(model, world, problems, language)
     prompts = [few_shot(world, p, (), language) for p in problems]
     at_once = label_masses(model, prompts, label_tokens(world)).argmax(1).tolist()

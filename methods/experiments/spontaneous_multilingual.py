@@ -78,7 +78,6 @@ from methods.experiments.spontaneous_multilingual_claims import (
 from methods.spontaneous_multilingual import (
     LABELS,
     LANGUAGES,
-    LONGEST,
     SEEN,
     TEXT,
     UNSEEN,
@@ -88,6 +87,7 @@ from methods.spontaneous_multilingual import (
     label_tokens,
     masses,
     pretrain,
+    retold,
     translate,
     translated,
     translation_rows,
@@ -99,7 +99,6 @@ from methods.worlds.clones import (
     EOS,
     GAIN,
     LOSE,
-    SEP,
     CloneWorld,
     Problem,
     document,
@@ -109,7 +108,6 @@ from minilm import InputError
 from minilm.claims import key, print_claims
 from minilm.data import generator, pad
 from minilm.evaluate import masked_mean, pca
-from minilm.generate import generate
 from minilm.results import (
     Outcome,
     check_range,
@@ -257,9 +255,7 @@ def asked_to_translate(model, world: CloneWorld, exam: Exam, language: str, targ
 def asked_twice(model, world: CloneWorld, exam: Exam, language: str) -> dict:
     """What the base knows, asked as pretraining asks: first to retell the question, then for the
     label of what it said. Measures as in `asked_to_translate`."""
-    prompts = [[BOS, *world.statement(p, language), SEP] for p in exam.questions]
-    texts = generate(model, prompts, LONGEST, eos_id=EOS)
-    said = [ids[len(prompt) :] for prompt, ids in zip(prompts, texts)]
+    said = retold(model, world, exam.questions, language)
     due = [[*world.statement(p, "en"), EOS] for p in exam.questions]
     found = verbs_found(world, exam.questions, said)
     asked = [[BOS, *[i for i in ids if i != EOS], ANSWER] for ids in said]
