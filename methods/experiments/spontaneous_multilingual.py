@@ -15,7 +15,7 @@ same order, and are asked the same test questions in every language:
     base asked twice      the ceiling: the untuned base asked as its pretraining asks (<sep>), and
                           then for the label of what it said: what the base knows
 
-Run     python methods/experiments/spontaneous_multilingual.py      # 2 free CPU cores, 11 min
+Run     python methods/experiments/spontaneous_multilingual.py      # 2 free CPU cores, 12 min
 Honest  - The world is synthetic: a clone is English in other words; b, d and f put the verb last.
           Half of the verbs, items and places are cognates: one root in all clones, not in English.
           T2 looks at the other verbs alone.
@@ -56,7 +56,10 @@ Runs    - Run 1 (seeds 0 to 5) was in a world with 8 verbs a sign and 4% of each
           in the other five the worst clone has .965. So again no claim has a verdict. On these
           numbers the rules of T1 to T3, R1, L2, L3 and C7 would hold, those of C5, C6 and L1 be
           undecided, those of C1 to C3 fail, all as on run 2's.
-        - Run 4, seeds 66 to 71: 2,000 steps of pretraining, all else as in run 3.
+        - Run 4, seeds 66 to 71: 2,000 steps of pretraining, all else as in run 3. The gates hold
+          (G2: worst clone .976). T1 to T3, R1, C7 and L3 hold. C1 to C3 do not: AUC at once moves
+          by less than .02. L1 is undecided for its control alone (shuffled's label .53 [.46, .61],
+          bound .6; qt .97), L2 as copied English wakes much by itself (.82, in one seed .54).
 """
 
 import random

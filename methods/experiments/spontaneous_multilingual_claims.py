@@ -29,9 +29,9 @@ ENGLISH, KNOWN, TAUGHT = 0.75, 0.8, 0.9  # the gates' bounds, in every seed
 
 FINDING = (
     "A model that can translate six languages, and labels questions in English alone, is tuned to "
-    "translate questions of two. It then translates others that tuning never showed, and labels "
-    "none better at once. No claim has a verdict yet: in one seed of six its base knows a clone "
-    "too little."
+    "translate questions of two. It then translates others that tuning never showed, too, and the "
+    "label that it writes behind its translation is right; read at once, as the paper reads them, "
+    "labels gain in no language."
 )
 
 
