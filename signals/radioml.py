@@ -20,6 +20,7 @@ import codecs
 import json
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -250,13 +251,24 @@ def from_2018(
     return Signals(normalise(x, where), np.concatenate(y), snr[np.concatenate(rows)], names)
 
 
+NO_NPZ = (  # what numpy and zipfile raise at files that are damaged or none
+    EOFError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 def from_npz(path: Path, low: int, high: int, classes: Sequence[str] = ()) -> Signals:
     """Your own data: x float [n, 2, N], y int [n], optionally snr [n] and classes (names, in the
     order of the labels)."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except NO_NPZ as error:
         raise InputError(f"{path} is not an .npz file of plain arrays ({error})") from None
     if missing := {"x", "y"} - set(arrays):
         present = ", ".join(arrays) or "nothing"
