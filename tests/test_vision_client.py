@@ -342,6 +342,14 @@ def test_a_refused_request_ends_the_run_at_once_with_the_servers_words_and_witho
         client(stub, key_env="STUB_KEY")
 
 
+@pytest.mark.parametrize("key", ["no", "o", "EMPTY"])
+def test_a_word_in_the_keys_place_is_not_cut_out_of_the_answers(stub, monkeypatch, key):
+    """Servers that ask for no key are given any: a yes/no question would be lost."""
+    monkeypatch.setenv("STUB_KEY", key)
+    stub.always = (200, json.dumps({"choices": [{"message": {"content": f"{key}, not a dog"}}]}))
+    assert client(stub, key_env="STUB_KEY")(turns()) == f"{key}, not a dog"
+
+
 def test_the_key_does_not_follow_a_redirect(stub, monkeypatch):
     monkeypatch.setenv("STUB_KEY", "sk-very-secret")
     other = Stub()

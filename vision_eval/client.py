@@ -41,6 +41,7 @@ from minilm.results import progress
 
 Turn = tuple[np.ndarray | None, str, str | None]
 LONGEST = 10_000_000  # bytes of a reply that are read
+SECRET = 8  # letters; what is shorter is a word ("EMPTY") for a server that asks for no key
 BUSY = 0.2  # a 429 comes from a server that is there: it counts as a fifth of a failure
 
 
@@ -250,7 +251,8 @@ class ChatClient:
             return read_answer(self._without_key(reply.read(LONGEST)))
 
     def _without_key(self, said: bytes) -> bytes:
-        return said.replace(self._key.encode(), b"(key)") if self._key else said
+        secret = self._key is not None and len(self._key) >= SECRET
+        return said.replace(self._key.encode(), b"(key)") if secret else said
 
     def _count_failure(self, problem: str, weight: float) -> None:
         with self._lock:
