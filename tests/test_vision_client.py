@@ -65,8 +65,8 @@ class Stub:
                         json.dumps({"choices": [{"message": {"content": str(pixels[0, 0, 0])}}]}),
                     )
 
-            def reply(self, status, text, headers=()):
-                self.send_response(status)
+            def reply(self, status, text, headers=(), reason=None):
+                self.send_response(status, reason)
                 for name, value in headers:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(text.encode())))
@@ -325,6 +325,9 @@ def test_a_refused_request_ends_the_run_at_once_with_the_servers_words_and_witho
     assert (
         len(stub.requests) == 1 and stub.requests[0][1]["Authorization"] == "Bearer sk-very-secret"
     )
+    stub.always = (401, "", (), "wrong key sk-very-secret")  # in the status line
+    with pytest.raises(InputError, match="wrong key .key.") as third:
+        client(stub, key_env="STUB_KEY")(turns(2))
     stub.always = (200, "sk-very-secret is not json")
     with pytest.raises(NoAnswer) as other:
         model(turns(2))
@@ -334,6 +337,7 @@ def test_a_refused_request_ends_the_run_at_once_with_the_servers_words_and_witho
         "".join(f.read_text() for f in tmp_path.iterdir())
         + str(error.value)
         + str(other.value)
+        + str(third.value)
         + "".join(capsys.readouterr())
     )
     assert "secret" not in written
@@ -390,6 +394,28 @@ def test_an_address_that_no_server_can_have_is_refused_at_once(url):
     with pytest.raises(InputError, match="^--base-url .*http://localhost:8000/v1") as error:
         ChatClient(url, "m")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:hunter2@localhost/v1",
+        "http://me:hunter2 @localhost/v1",
+        "me:hunter2@localhost",
+        "http://localhost/v1?key=hunter2",
+        "http://localhost/v1#\nhunter2",
+    ],
+)
+def test_a_password_or_key_in_the_address_is_not_repeated(url):
+    with pytest.raises(InputError, match="^--base-url .*localhost") as error:
+        ChatClient(url, "m")
+    assert "hunter2" not in str(error.value)
+
+
+def test_the_key_itself_in_place_of_its_variable_is_not_repeated():
+    with pytest.raises(InputError, match="the name of a variable, not the key") as error:
+        ChatClient("http://localhost/v1", "m", key_env="sk-very-secret")
+    assert "secret" not in str(error.value)
 
 
 def test_good_addresses_pass():

@@ -23,6 +23,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import struct
 import threading
 import time
@@ -108,23 +109,25 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def check_url(url: str) -> str:
-    """The address without a last "/". Raises InputError for one that no server can have."""
+    """The address without a last "/". Raises InputError for one that no server can have; what may
+    be a password or a key in it is not repeated."""
+    shown = re.sub(r"(?s)^.*@|[?#].*", "(...)", url)
     example = "for example http://localhost:8000/v1"
     if not url.startswith(("http://", "https://")):
-        raise InputError(f"--base-url {url!r} must begin with http:// or https://, {example}")
+        raise InputError(f"--base-url {shown!r} must begin with http:// or https://, {example}")
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise InputError(f"--base-url {url!r} holds a space or a character that addresses do not "
+        raise InputError(f"--base-url {shown!r} holds a space or a character that addresses do not "
                          f"have, {example}")
     try:
         parts = urllib.parse.urlsplit(url)
         port = parts.port
         (parts.hostname or "").encode("idna")
     except ValueError as error:
-        raise InputError(f"--base-url {url!r}: {error}, {example}") from None
+        raise InputError(f"--base-url {shown!r}: {error}, {example}") from None
     if not parts.hostname or port == 0:
-        raise InputError(f"--base-url {url!r} names no host or no port, {example}")
+        raise InputError(f"--base-url {shown!r} names no host or no port, {example}")
     if parts.username is not None or parts.query or parts.fragment:
-        raise InputError(f"--base-url {url!r} must be the address alone, without user, ? or #, "
+        raise InputError(f"--base-url {shown!r} must be the address alone, without user, ? or #, "
                          f"{example}; a key goes into the variable that --key-env names")
     return url.rstrip("/")
 
@@ -133,7 +136,10 @@ def read_key(name: str | None) -> str | None:
     """The endpoint's key from the environment variable `name`."""
     if name is None:
         return None
-    key = os.environ.get(name, "").strip()
+    if name not in os.environ:  # it is not repeated: it may be the key
+        raise InputError("--key-env names no environment variable that is set: give the name of a "
+                         "variable, not the key, and put the key there")
+    key = os.environ[name].strip()
     if not key:
         raise InputError(f"the environment variable {name} is empty: put the endpoint's key there, "
                          "or name another one")
@@ -228,7 +234,7 @@ class ChatClient:
                 self._over.clear()
                 return answer
             except urllib.error.HTTPError as error:
-                problem = f"status {error.code}: {self._said(error) or error.reason}"
+                problem = f"status {error.code}: {self._said(error)}"
                 if error.code != 429 and error.code < 500:
                     self._over.set()
                     raise InputError(f"the endpoint refused the request ({problem})") from None
@@ -268,7 +274,8 @@ class ChatClient:
             "ask the rest, with a larger --patience if the server is only slow to wake up")
 
     def _said(self, error: urllib.error.HTTPError) -> str:
-        """The body of an error, as far as it can be read; of a redirect, where to."""
+        """The body of an error, as far as it can be read, else its status in words; of a redirect,
+        where to."""
         place = error.headers.get("Location")
         try:
             with error:
@@ -277,6 +284,7 @@ class ChatClient:
             said = b""
         if place:
             said = f"it redirects to {place}; give that address if it is the right one".encode()
+        said = said if said.strip() else str(error.reason).encode()
         return " ".join(self._without_key(said).decode("utf-8", "replace").split())[:500]
 
     def _read_cache(self) -> dict[str, str]:
