@@ -296,6 +296,7 @@ def test_the_pause_is_the_servers_or_doubles(stub):
         retry_after("7", 1) == 7
         and retry_after(None, 1) == 1
         and retry_after("soon", 1) == 1
+        and retry_after("Wed, 99999999999 Oct 2015 07:28:00 GMT", 1) == 1
         and retry_after("nan", 1) == 1
     )
     assert (
@@ -431,6 +432,10 @@ def test_a_key_that_no_server_takes_is_refused_without_being_shown(monkeypatch, 
     with pytest.raises(InputError, match="environment variable STUB_KEY") as error:
         ChatClient("http://localhost/v1", "m", key_env="STUB_KEY")
     assert not key.strip() or key not in str(error.value)
+
+
+def test_nothing_asked_is_nothing_answered():
+    assert ask_all(plain(lambda image, prompt: "never"), []) == []
 
 
 def test_any_function_of_a_picture_and_a_prompt_is_a_model():

@@ -326,7 +326,7 @@ def retry_after(header: str | None, default: float) -> float:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return default
     return min(600.0, max(0.0, seconds)) if seconds == seconds else default
 
@@ -363,7 +363,7 @@ def ask_all(
                 reasons.append(str(error))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    if len(reasons) == len(prompts):
+    if reasons and len(reasons) == len(prompts):
         raise InputError(f"none of {len(prompts)} questions was answered ({reasons[-1]})")
     if reasons:
         print(f"{len(reasons)} of {len(prompts)} questions have no answer ({reasons[-1]}); "
