@@ -272,6 +272,13 @@ def test_a_question_with_a_wrong_field_is_refused_by_its_name(tmp_path, change, 
         benchmark.read_items(str(file))
 
 
+def test_a_line_of_the_data_ends_at_a_line_feed_alone(tmp_path):
+    """JSON may hold U+2028 and U+0085 as they are, which str.splitlines takes for ends of lines."""
+    question = QUESTION | {"question": "Is there\u2028a circle?\u0085"}
+    (tmp_path / "d.jsonl").write_text(json.dumps(question, ensure_ascii=False), encoding="utf-8")
+    assert benchmark.read_items(str(tmp_path / "d.jsonl"))[0].question == question["question"]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -81,7 +81,7 @@ def read_json_file(path: str, flag: str):
     text = read_text(path)
     try:
         if path.endswith(".jsonl"):
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"--{flag} {path} is not valid JSON ({error})") from None
