@@ -36,7 +36,8 @@ from minilm.data import read_text, write_json
 from minilm.results import check_range, check_unused, cli
 from vision_eval import vlm
 from vision_eval.client import ChatClient, Turn, ask_all, plain
-from vision_eval.metrics import FIELDS, Amber, Item, amber_score, make_amber, score, vocabulary_of
+from vision_eval.metrics import (FIELDS, Amber, Item, amber_score, check_ids, make_amber, score,
+                                 vocabulary_of)
 from vision_eval.perturb import read_picture
 from vision_eval.scenes import SIZE, TEMPLATES
 
@@ -398,6 +399,9 @@ def main(cfg: Config) -> dict:
     items = [] if amber and cfg.score else None
     if items is None:
         items = amber_items(cfg.data, amber) if amber else read_items(cfg.data)
+    ids = [item.id for item in items]
+    if ids:
+        check_ids(ids, ids)  # thousands of questions are asked before `score` looks at them
     vocabulary = vocabulary_of(items)  # of the whole file, whichever part of it is asked
     out = Path(cfg.out)
     if cfg.score:
