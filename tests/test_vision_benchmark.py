@@ -323,6 +323,7 @@ def test_a_broken_data_file_is_refused_in_one_line(tmp_path, text, message):
         ({"retries": -1}, "--retries -1"),
         ({"timeout": 0}, "--timeout 0"),
         ({"timeout": -1}, "--timeout -1"),
+        ({"timeout": 1e12}, "--timeout 1000000000000.0: give a number .* of at most 1e.06"),
         ({"limit": -1}, "--limit -1"),
         ({"shots": 0}, "--shots 0"),
         ({"patience": 0}, "--patience 0"),

@@ -379,7 +379,7 @@ def report(cfg: Config, items: Sequence[Item], answers: dict, vocabulary: Iterab
 def check_flags(cfg: Config) -> None:
     check_range(cfg, "limit retries", least=0)
     check_range(cfg, "shots workers max_tokens patience", least=1)
-    check_range(cfg, "timeout", above=0)
+    check_range(cfg, "timeout", above=0, most=1e6)  # a socket waits no longer than years
     if cfg.score:
         check_unused(cfg, "model base_url key_env scenarios baseline limit", "with --score")
     if cfg.format == "amber":
