@@ -99,7 +99,8 @@ def render_text(template: str, messages: list[dict], answer: bool = True, **vari
     except InputError:
         raise
     except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError,
-            RuntimeError, TypeError, ValueError) as error:  # broken, or leaves the sandbox
+            RuntimeError, SyntaxError, TypeError, ValueError) as error:
+        # broken, or leaves the sandbox; SyntaxError: {% break %} outside a loop
         raise InputError(f"the chat template cannot be rendered ({error})") from None
 
 
