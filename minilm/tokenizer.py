@@ -221,7 +221,7 @@ class ByteLevelBPE(Tokenizer):
         return " " + text if lacks and text else text
 
     def _words(self, text, first=True):
-        return regex.findall(self.pattern, self._prefixed(text))
+        return [match[0] for match in regex.finditer(self.pattern, self._prefixed(text))]
 
     def _encode(self, text, first=True):
         if self._tiktoken:

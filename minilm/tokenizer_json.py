@@ -240,7 +240,7 @@ def covering(pattern: str) -> str:
     letters = {*"aZ1 \n\t.'-é漢\u0301", *pattern}
     cut = regex.compile(pattern)
     for text in map("".join, itertools.product(letters, repeat=2)):
-        pieces = cut.findall(text)
+        pieces = [match[0] for match in cut.finditer(text)]  # (findall: of a group, if it has one)
         if "" in pieces or "".join(pieces) != text:
             raise InputError(f"the regular expression {pattern!r} of the pre-tokenizer has matches "
                              "without a character, which is not read")
