@@ -137,6 +137,7 @@ def read_added(spec: dict, config: dict, vocab: dict[str, int]) -> list[Added]:
     decoder = {int(i): t for i, t in (config.get("added_tokens_decoder") or {}).items()}
     tokens = []
     behind = len(vocab)  # the id that the library gives to the next new token
+    first = {}  # of a token that stands there twice, its first id
     for entry in spec.get("added_tokens") or []:
         text, i = entry["content"], entry["id"]
         if type(text) is not str or type(i) is not int or i < 0:
@@ -157,9 +158,10 @@ def read_added(spec: dict, config: dict, vocab: dict[str, int]) -> list[Added]:
         flags["special"] |= bool(other.get("special")) or text in roles
         if not text:  # (the library passes over it)
             continue
-        if i != vocab.get(text, behind):
+        expected = first.setdefault(text, vocab.get(text, behind))
+        if i != expected:
             raise InputError(f"the added token {text!r} has the id {i}, but the library gives it "
-                             f"{vocab.get(text, behind)}: save the tokenizer again")
+                             f"{expected}: save the tokenizer again")
         behind = max(behind, i + 1)
         tokens.append(Added(text, i, **flags))
     if decoder:
