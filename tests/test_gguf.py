@@ -15,7 +15,7 @@ from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
 from minilm.data import find_checkpoint, generator
 from minilm.generate import generate
-from minilm.gguf import RULES, read_tokenizer
+from minilm.gguf import RULES, load_gguf, read_tokenizer
 from minilm.tokenizer import load_tokenizer, train_bpe
 from minilm.transformer import Config, Transformer
 from minilm.weights import load_pretrained, save_pretrained, to_hf
@@ -456,6 +456,15 @@ def test_an_unknown_tensor_type_is_refused(tmp_path):
 ])
 def test_what_is_missing_left_over_or_not_read_is_named(arguments, match, tmp_path):
     refuses(write(random_model("qwen3"), tmp_path / "model.gguf", **arguments), match)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def test_damaged_blocks_are_refused_whether_they_are_unpacked_or_kept(kind, tmp_path):
+    model = random_model("llama", vocab_size=128)
+    file = write(model, tmp_path / "model.gguf", kind, change="blk.0.attn_k.weight")
+    for keep_four_bits in (False, True):
+        with pytest.raises(InputError, match=f"^{file}: blk.0.attn_k.weight holds NaN"):
+            load_gguf(file, keep_four_bits=keep_four_bits)
 
 
 def test_a_foreign_architecture_or_rule_or_list_is_refused(tmp_path):
