@@ -493,7 +493,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if folder.suffix == ".gguf":
         from minilm.gguf import open_gguf, read_tokenizer  # needs the extra `gguf`
 
-        return read_tokenizer(open_gguf(folder)[1])
+        with reading(folder):
+            found = read_tokenizer(open_gguf(folder)[1])
+            if found is None:
+                raise InputError("it holds no tokenizer: give a file or folder that does")
+        return found
     file = folder / "tokenizer.json"
     spec = read_json(file)
     config = _optional(file, "tokenizer_config.json")

@@ -476,6 +476,16 @@ def test_a_foreign_architecture_or_rule_or_list_is_refused(tmp_path):
     refuses(chat_file(tmp_path, "qwen2", eos_token_id=10**6), "eos_token_id 1000000")
 
 
+def test_a_file_s_tokenizer_alone_is_read_or_refused_by_the_file_s_name(tmp_path):
+    file = chat_file(tmp_path, "qwen2")
+    assert load_tokenizer(file).spec == load_pretrained(file)[1].spec
+    without = write(random_model("qwen3"), tmp_path / "without.gguf")
+    damaged = chat_file(tmp_path, "qwen2", merges=["joined"])
+    for file, words in ((without, "holds no tokenizer"), (damaged, "the merge")):
+        with pytest.raises(InputError, match=f"^{file}: .*{words}"):
+            load_tokenizer(file)
+
+
 # --- where people keep their checkpoints
 
 def test_a_name_is_looked_up_in_the_hugging_face_cache(tmp_path, monkeypatch):
