@@ -224,7 +224,8 @@ def main(cfg: Config, results: Path = ROOT / "results") -> None:
     # a run with all its seeds uses every core; runs of one seed go side by side
     at_once = os.cpu_count() if cfg.seed == "first" else 1
     spent, all_agree = 0.0, True
-    with ThreadPoolExecutor(at_once) as pool:
+    pool = ThreadPoolExecutor(at_once)
+    try:
         jobs = {pool.submit(run_again, name, run, cfg): name for name, run in todo.items()}
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="experiments"):
             name = jobs[job]
@@ -236,6 +237,8 @@ def main(cfg: Config, results: Path = ROOT / "results") -> None:
                 agree, words = False, str(failure)
             all_agree = all_agree and agree
             tqdm.write(f"{'yes' if agree else 'NO':4}{name:28}{words}")
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C those that wait do not begin
     elapsed = (time.time() - started) / 60
     print(f"the runs took {spent:.1f} minutes in sum, all of this {elapsed:.1f}")
     stale = [name for name in asked if name not in todo]
