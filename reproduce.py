@@ -108,12 +108,13 @@ def run_again(name: str, saved: dict, cfg: Config) -> dict:
 
 
 def finished(file: Path, seeds: list[int]) -> bool:
-    """Whether this commit, unedited, has written that file already, of these seeds."""
+    """Whether this commit, unedited, has written that file already, of these seeds. (Outside a git
+    checkout nobody knows.)"""
     if not file.exists():
         return False
     saved = json.loads(file.read_text(encoding="utf-8"))
-    edited = (saved["commit"] or "").endswith("+")
-    return saved["commit"] == commit() and not edited and saved["seeds"] == seeds
+    known = saved["commit"] is not None and not saved["commit"].endswith("+")
+    return known and saved["commit"] == commit() and saved["seeds"] == seeds
 
 
 # --- comparing

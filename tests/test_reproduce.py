@@ -134,6 +134,16 @@ def test_what_this_commit_has_run_is_not_run_again_and_in_an_edited_tree_it_is(
     assert count.read_text() == "." + "." + ".."
 
 
+def test_outside_a_git_checkout_nobody_knows_which_code_has_run_so_everything_is_run(
+    tree, capsys, monkeypatch
+):
+    monkeypatch.setattr(reproduce, "commit", lambda: None)
+    change(tree, "a", commit=None)
+    reproduced(tree, capsys, only=("a",))
+    reproduced(tree, capsys, only=("a",))
+    assert (tree / "runs" / "all" / "how often.txt").read_text() == ".."
+
+
 def test_ctrl_c_starts_no_further_experiment(tree, monkeypatch):
     """It reaches the one that runs, too, and ends it; those that wait must not begin."""
     began = []
