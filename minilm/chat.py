@@ -1,12 +1,13 @@
 """Conversations: the folder's own chat template, rendered to token ids.
 
 A template is a small program that comes with a checkpoint, so it runs in jinja2's sandbox: it can
-read the messages and nothing else. Its own text may hold control tokens; what stands in a message
-never becomes one, be it content, role or name: no token flagged special, none that the tokenizer's
-configuration names, and none that the template's text holds. (Those of the last kind only the
-assistant's own turns may hold, since a template may take them apart: "</think>".) Not looked at are
-the usual roles, which are the program's own words, and the keys inside a message. A template that
-searches a message for a control token does not find it."""
+read the messages, the names of the tokenizer's own tokens and the clock. Its own text may hold
+control tokens; what stands in a message never becomes one, be it content, role or name: no token
+flagged special, none that the tokenizer's configuration names, and none that the template's text
+holds. (Those of the last kind only the assistant's own turns may hold, since a template may take
+them apart: "</think>".) Not looked at are the usual roles, which are the program's own words, and
+the keys inside a message. A template that searches a message for a control token does not find
+it."""
 
 import json
 from collections.abc import Iterable

@@ -145,8 +145,8 @@ class Finder:
         self.pattern = regex.compile("|".join(map(regex.escape, longest_first)))
 
     def cut(self, text: str, special: bool) -> Iterator[tuple[int, Added | None, str]]:
-        """(place, token, its text), or (place, None, text between two); a special token is text
-        unless `special`, and covers what it is found in all the same: so the library does it."""
+        """(place, token, its text), or (place, None, text between two). Without `special`, a
+        special token stays text; no other token is found inside it even so, as in the library."""
         done = 0
         for match in self.pattern.finditer(text) if self.tokens else ():
             token = self.tokens[match[0]]

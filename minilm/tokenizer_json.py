@@ -272,8 +272,9 @@ def sentencepiece(spec: dict) -> Settings:
 
 
 def _prepends(normalizers: list[dict], pre: dict | None) -> str | None:
-    """When a "▁" is put in front: "always" (by a normalizer, like None: not at all); by Metaspace
-    where it is "missing", the same but only "first" in a text with added tokens, or "never"."""
+    """When a "▁" is put in front of a text. By a normalizer: "always", or not at all (None). By
+    Metaspace: where it is "missing", where it is missing and the text is not behind an added token
+    ("first"), or "never"."""
     spaces = {"pattern": {"String": " "}, "content": "▁"}
     if normalizers and pre is None and exactly(normalizers[-1], "Replace", **spaces):
         if len(normalizers) == 1:

@@ -274,7 +274,8 @@ def right_answer(item: Item) -> str:
 
 def demonstrations(item: Item, pool: Sequence[Item], shots: int, seed: int, read) -> list[Turn]:
     """Questions about pictures set aside, one a picture, with their right answers: of the same
-    scenario, task and, where there is one, field. The first says that the input is perturbed."""
+    scenario, phase and task and, where there is one, field. The first says that the input is
+    perturbed."""
     kind = (item.scenario, item.phase, item.task)
     same = [d for d in pool if (d.scenario, d.phase, d.task) == kind]
     rng = random.Random(f"{seed}/{item.id}")
