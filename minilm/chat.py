@@ -37,7 +37,9 @@ def load_chat_template(folder: str | Path) -> str | None:
     if folder.suffix == ".gguf":
         from minilm.gguf import open_gguf  # needs the extra `gguf`
 
-        return open_gguf(folder)[1].get("tokenizer.chat_template")
+        template = open_gguf(folder)[1].get("tokenizer.chat_template")
+        with reading(folder):
+            return _as_text(template)
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.exists():
         return read_text(file)
@@ -49,8 +51,12 @@ def load_chat_template(folder: str | Path) -> str | None:
                 raise InputError(f"chat_template has {', '.join(map(str, several))}, but no "
                                  "'default': name one of them so")
             template = several.get("default")
-        if not isinstance(template, str | None):
-            raise InputError(f"chat_template {template!r} must be a text")
+        return _as_text(template)
+
+
+def _as_text(template) -> str | None:
+    if not isinstance(template, str | None):
+        raise InputError(f"chat_template {template!r} must be a text")
     return template
 
 

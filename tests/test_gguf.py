@@ -467,6 +467,13 @@ def test_damaged_blocks_are_refused_whether_they_are_unpacked_or_kept(kind, tmp_
             load_gguf(file, keep_four_bits=keep_four_bits)
 
 
+def test_a_chat_template_that_is_no_text_is_refused(tmp_path):
+    meta = {"tokenizer.chat_template": 7}
+    file = write(random_model("qwen3"), tmp_path / "model.gguf", meta=meta)
+    with pytest.raises(InputError, match=f"^{file}: chat_template 7 must be a text"):
+        load_chat_template(file)
+
+
 def test_a_foreign_architecture_or_rule_or_list_is_refused(tmp_path):
     file = write(random_model("qwen3"), tmp_path / "model.gguf")
     file.write_bytes(file.read_bytes().replace(b"qwen3", b"gemma"))
