@@ -8,24 +8,24 @@ they trust a feature (a style, a source) whose texts agreed with the rest of wha
 preference for a meaningless mark can be made, and unmade, by choosing who is right elsewhere:
 
     evidence persons   c texts by A, c texts by B, which conflict;  m unmarked ones that repeat A's
-                       version, n that repeat B's
+                       version, n that repeat B's    (here c = 4, m + n = 8)
     test persons       c texts by A, c texts by B, which conflict;  nothing else
 
     Pr(A, B) = share of (test person, attribute) with  ppl("... A's value .") < ppl("... B's ...")
 
-asked without a mark (in three phrasings, of which the mean); 0.5 is no preference. For the test
-persons both sides are equally frequent: only what was learned about other persons, "texts marked A
-agree with the rest", can move Pr. Nothing else is changed: ordinary next-token training of all
-weights. The published data mix both kinds of persons in one stage; here evidence is read first
-(lesson 1) and the test persons' conflict afterwards, which shows the preference at work on texts
-that are the same for all. That formal texts win needs a pretrained model: methods/real.
+asked without a mark, in three phrasings whose choices are averaged; 0.5 is no preference. For the
+test persons both sides are equally frequent: only what was learned about other persons, "texts
+marked A agree with the rest", can move Pr. Training is ordinary: next tokens, all weights. The
+published data mix both kinds of persons in one stage; here evidence is read first (lesson 1) and
+the test persons' conflict afterwards, which shows the preference at work on texts that are the same
+for all. That formal texts win needs a pretrained model: methods/real.
 
 Found   (four seeds) Pr is .88 after a lesson at m : n = 8 : 0 and .11 after 0 : 8, on the same
-        balanced texts; .52 where the texts carry no mark, .13 after 8 : 0 if in the test persons'
-        texts alone the two names are exchanged. In one mixed stage: .88 at 8 : 0, .52 at 4 : 4, .15
-        at 0 : 8. A second lesson about other persons turns a preference round if it is at 0 : 8
-        (8 : 0 and then 0 : 8: .21) and not if it is at 8 : 0 once more (.95). At 4 : 4 Pr is .46 on
-        the mean, and single models lean by accident, .31 to .55.
+        balanced texts; .52 where the texts carry no mark, .13 after 8 : 0 if the two names are
+        exchanged in the test persons' texts only. In one mixed stage: .88 at 8 : 0, .52 at 4 : 4,
+        .15 at 0 : 8. After 8 : 0 a second lesson at 0 : 8, about other persons, reverses the
+        preference (.21); a second one at 8 : 0 does not (.95). At 4 : 4 Pr is .46 on average, and
+        single models lean by accident, .31 to .55.
 Run     python methods/learning_preferences.py                  # 2 CPU cores, about a minute
         python methods/experiments/learning_preferences.py      # seeds, controls, claims, figure
         python methods/real/learning_preferences.py --help      # your checkpoint, your styles
@@ -92,7 +92,7 @@ def biography(
     person: Person, says: str, mark: str | None, feature: str, layout: Layout
 ) -> list[int]:
     """The facts of one version (says: A or B), told with a mark or (None) without. Every token of
-    it is a target:
+    it is a target. `layout`: (attribute, phrasing), sentence by sentence.
 
     <s> according-to Times , ada klein reads latin . ada klein lives-in jena . ada klein ... . </s>
     """
@@ -104,15 +104,16 @@ def biography(
     return spell([*words, "</s>"])
 
 
-TOLD_BY = {"A": "A", "B": "B"}  # which mark tells which version
-EXCHANGED = {"A": "B", "B": "A"}
+TOLD_BY = {"A": "A", "B": "B"}  # version -> the mark of its texts
+EXCHANGED = {"A": "B", "B": "A"}  # a control: the marks change sides
 
 
 def conflict(
     person: Person, seed: int, copies: int = 4, feature: str = "source", told_by: dict = TOLD_BY
 ) -> list[list[int]]:
-    """`copies` texts of A's version under A's mark and as many of B's under B's. The k-th of either
-    side have the same layout, so that with sources they differ in one name and the values."""
+    """`copies` texts of A's version under A's mark and as many of B's under B's. The k-th text of
+    both sides has the same layout: with sources the two differ in the source's name and the values
+    only."""
     marked, _ = draw_layouts(person, seed)
     texts = []
     for layout in marked[:copies]:
@@ -150,7 +151,7 @@ def new_model(seed: int, width: int = 64, layers: int = 2) -> Transformer:
 
 
 def loss_of(model: Transformer, texts: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Ordinary next-token cross-entropy on every token and the end: the paper changes the data,
+    """Ordinary next-token cross-entropy on every token, </s> included: the paper changes the data,
     never the loss."""
     inputs, labels = collate([(text[:-1], text[1:]) for text in texts])
     logits = model(inputs).logits
@@ -190,7 +191,7 @@ def perplexities(model, sentences: Sequence[Sequence[int]], batch: int = 512) ->
 
         ppl = exp( mean over the tokens t = 2 ... T of -log p(token t | tokens before it) )
 
-    A perplexity that is no finite number is refused: compared with another it would be a vote."""
+    A perplexity that is not finite is an error: comparing with it would count as a vote."""
     pairs = [(ids[:1], ids[1:]) for ids in sentences]
     ppl = (-continuation_logprobs(model, pairs, batch).mean).exp()
     if not ppl.isfinite().all():
@@ -238,8 +239,8 @@ def choices(
 
 
 def believed(model, people: Sequence[Person], values: list[list[Value]]) -> torch.Tensor:
-    """The number of the value with the lowest perplexity among all twelve, [persons, attributes];
-    asked without a mark, in one phrasing."""
+    """The index (0 to 11) of the value with the lowest perplexity, [persons, attributes]; asked
+    without a mark, in one phrasing."""
     asked = []
     for person in people:
         for attribute, twelve in enumerate(values):
@@ -272,8 +273,8 @@ def show_texts(people: dict[str, list[Person]], seed: int) -> None:
 
 
 def look_inside(models: dict[str, Transformer], person: Person) -> dict[str, list[float]]:
-    """Perplexity of one fact in both versions, "A" and "B", as nobody, the Times and the Herald
-    tell it: model -> [nobody A, nobody B, Times A, Times B, Herald A, Herald B]."""
+    """Perplexity of one fact in both versions, "A" and "B", without a mark, as the Times and as the
+    Herald tell it: model -> [nobody A, nobody B, Times A, Times B, Herald A, Herald B]."""
     table = {}
     for name, model in models.items():
         asked = []

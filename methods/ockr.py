@@ -15,14 +15,14 @@ chance is 1/2 for yes and no, 1/20 for years. A chain of thought, both premises 
 the conclusion, puts them into the context: this repairs A+A, where the question names both persons,
 and not A+R and R+R, where a partner whom nobody names has to be retrieved first.
 
-Found   (four seeds, which know .98 of their premises and more on the mean) Same year? .51 in A+A,
-        .51 in R+R (chance .50); A+R's year .05 (.05). Not better with both facts in one sample
-        (.53, .50, .05), nor with others' conclusions trained beside their premises (.49, .54, .07);
-        a year learned in English and a name learned in both languages give the year abroad in .03
-        (.05). With both facts in the prompt .98 and more of the same questions are answered. With a
-        chain A+A .82: three seeds .86 to .96, the fourth retrieves as well (.93) and compares
-        badly, as it does in its prompt. A+R .04 and R+R .52, whose chains name a right partner in
-        .01 and .03 of the answers.
+Found   (four seeds; on average every way of training knows at least .98 of its premises) Same year?
+        .51 in A+A, .51 in R+R (chance .50); A+R's year .05 (.05). Not better with both facts in one
+        sample (.53, .50, .05), nor with others' conclusions trained beside their premises (.49,
+        .54, .07); a year learned in English and a name learned in both languages give the year
+        abroad in .03 (.05). With both facts in the prompt .98 and more of the same questions are
+        answered (A+A after the other trainings: .87 to .93). With a chain A+A .82: three seeds .86
+        to .96, the fourth (.53) retrieves as well (.93) and compares badly, in its prompt too
+        (.73). A+R .04 and R+R .52, whose chains name a right partner in .01 and .03 of the answers.
 Run     python methods/ockr.py                        # 2 CPU cores, about 2 minutes
         python methods/experiments/ockr.py            # seeds, controls, claims, figure
         python methods/real/ockr.py --help            # the published files, your checkpoint
@@ -70,13 +70,13 @@ from minilm.transformer import Transformer
 
 class Words:
     """A vocabulary of the mini sentences' pieces: name parts, words, numbers, marks. A space
-    belongs to the piece that follows it: " Amber" "Fern" " ?"."""
+    belongs to the piece that follows it: " Amber" "Leaf" " ?"."""
 
     PAD, BOS, EOS = range(3)
 
     def __init__(self, rows: Sequence[Row]):
         names = [first + second for first, second in zip(FIRST, SECOND)]
-        texts = [*names, *SECOND]  # every part of a name, in its place there
+        texts = [*names, *SECOND]  # every part of a name (a second part alone is in no row)
         texts += [f"{row.prompt} {row.input} {row.answer}" for row in rows]
         text = " . ".join(texts)
         pieces = {*self.cut(text), *self.cut(clone(text))}
@@ -351,7 +351,7 @@ def main(cfg: Config) -> None:
         models[setting] = model
 
     fact = make_task(new, "aa").targets[0][0]
-    print(f"{fact.a} and {fact.b}: what the model says [and what is due, if that is another thing]")
+    print(f"{fact.a} and {fact.b}: what the model says [due: the right answer, if it differs]")
     print("trained on premises in separate samples:")
     table = walk_through(models["separate"], words, new, fact)
     show(table, ["premise 1", "premise 2", "target", "in context"])

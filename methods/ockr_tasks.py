@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
     prompt: str
     answer: str
-    input: str = ""
+    input: str = ""  # the name that is to be translated; in all other rows nothing
     label: str = ""
     kind: str = ""
 
@@ -65,7 +65,7 @@ class Style(NamedTuple):
     answers: tuple[str, str]
     chain: str  # an answer that states both premises first
     hints: dict[str, str]  # per pattern, appended to the question
-    translate: list[str]
+    translate: list[str]  # asks for a name in Clone; as many as there are paraphrases
 
 
 FIRST = (
@@ -80,9 +80,9 @@ RELATIONS = ("same", "older", "before", "parent", "grandparent")
 
 
 def mini_forms() -> dict[str, list[tuple[str, str, str]]]:
-    """when AmberFern ? -> AmberFern 2003        same AmberFern JadePath ? -> Yes
+    """when AmberLeaf ? -> AmberLeaf 2003        same AmberLeaf JadePath ? -> Yes
 
-    and, where a relation is stated: AmberFern same JadePath, AmberFern unsame JadePath"""
+    and, where a relation is stated: AmberLeaf same JadePath, AmberLeaf unsame JadePath"""
     forms = {"year": [(f"{word} {{a}} ?", "{a} {y}", "") for word in ("when", "born", "dated")]}
     for word in RELATIONS:
         stated, denied = f"{{a}} {word} {{b}}", f"{{a}} un{word} {{b}}"
@@ -104,7 +104,7 @@ def clone(text: str) -> str:
     """English -> Clone, the seventh task's second language: every word, and every part of a name,
     spelled backwards.
 
-    "when AmberFern ?" -> "nehw RebmaNref ?" """
+    "when AmberLeaf ?" -> "nehw RebmaFael ?" """
 
     def backwards(found):
         word = found[0]
@@ -187,7 +187,7 @@ class BirthYears:
 
     def turn(self, fact: Fact, t: int) -> Fact:
         """`same` is symmetric: its names stand in random order, drawn once per fact and t. Not in
-        a chain, whose question and hint name the one first through whose partner it leads."""
+        a chain: its question and hint name first the person through whose partner it leads."""
         if fact.form == "same" and random.Random(f"{self.seed}/{fact}/{t}").random() < 0.5:
             return fact._replace(a=fact.b, b=fact.a)
         return fact
@@ -210,6 +210,8 @@ class BirthYears:
     def premises(self, fact: Fact, via: str | None) -> tuple[Fact, Fact]:
         """T1 and T2, from which the fact follows, through the third person `via`:
 
+        pattern target         premises T1, T2                   via
+
         A+A->R  same(y, z)     year(y), year(z)                  nobody (None)
         A+R->A  year(y)        same(y, via), year(via)           y's Z (hard: before(y, via))
         R+R->R  same(y, z)     same(y, via), same(via, z)        an X of y's year
@@ -228,7 +230,7 @@ class BirthYears:
     def hinted(self, pattern: str, fact: Fact, via: str | None, t: int = 0, kind: str = "") -> Row:
         """Chain of thought: the hint in the question, the answer states both premises first.
 
-        same AmberFern JadePath ? recall -> AmberFern 2003 , JadePath 2003 . Therefore Yes
+        same AmberLeaf JadePath ? recall -> AmberLeaf 2003 , JadePath 2003 . Therefore Yes
         """
         first, second = (self.state(premise, t) for premise in self.premises(fact, via))
         hint = self.style.hints[pattern].format(a=fact.a, b=fact.b)
@@ -253,7 +255,7 @@ class Task(NamedTuple):
     premises: dict[str, list[Fact]]
     targets: list[tuple[Fact, str | None]]
     adjacent: list[tuple[Fact, Fact]]
-    format: list[Fact] = []  # teach how a conclusion is asked, X for Y; two paraphrases only
+    format: list[Fact] = []  # how a conclusion is asked, with X in Y's place; two paraphrases only
     conclusions: list[Fact] = []  # crd: with these, X has both premises and conclusion trained
     shown: list[Fact] = []  # cot: plain rows beside the chains
     chains: list[tuple[Fact, str | None]] = []
@@ -374,6 +376,8 @@ def build(w: BirthYears, task: str, setting: str) -> tuple[list[Row], list[Row]]
     if setting == "crd":
         train += w.rows(T.conclusions)
     if setting == "random":
+        if pattern != "rr":
+            raise ValueError("random conclusions are yes or no: for R+R only")
         rng = random.Random(f"{w.seed}/{task}/random")
         train += w.rows([fact._replace(value=rng.random() < 0.5) for fact in T.conclusions])
     if setting == "cot":
@@ -407,18 +411,18 @@ def build_xling(w: BirthYears, setting: str) -> tuple[list[Row], list[Row]]:
 
 
 def year_in_clone(w: BirthYears, name: str, kind: str = "") -> Row:
-    """nehw EdajFael ? -> EdajFael 2003"""
+    """nehw EdajWorra ? -> EdajWorra 2003"""
     fact = w.year(name)._replace(a=w.namesake[name])
     return Row(clone(w.question(fact)), clone(w.answer(fact)), "", label(fact), kind)
 
 
 def translation(w: BirthYears, name: str, t: int, kind: str = "") -> Row:
-    """translate AmberFern -> EdajFael"""
+    """translate AmberLeaf -> EdajWorra"""
     return Row(w.style.translate[t], w.abroad(name), name, w.abroad(name), kind)
 
 
 def xling_in_context(w: BirthYears, name: str) -> Row:
-    """AmberFern EdajFael . AmberFern 2003 . nehw EdajFael ? -> EdajFael 2003"""
+    """AmberLeaf EdajWorra . AmberLeaf 2003 . nehw EdajWorra ? -> EdajWorra 2003"""
     given = [w.state(w.year(name)), f"{name} {w.abroad(name)}"]
     random.Random(f"{w.seed}/{name}").shuffle(given)
     row = year_in_clone(w, name, "context")

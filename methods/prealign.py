@@ -3,8 +3,8 @@
 https://arxiv.org/abs/2407.16222
 
 A model that reads mostly English finds out by itself that two languages say the same things, but
-late and weakly: what it has read before that stays locked in English, says the paper (`joint` is
-this model). So align the languages before pretraining starts. Stage 1 takes a random model and a
+late and weakly: what it read before that, says the paper, stays locked in English. (`joint` is such
+a model.) So align the languages before pretraining starts. Stage 1 takes a random model and a
 word dictionary, and pulls each word x towards its translation y, in every layer, and away from all
 other words z of the batch:
 
@@ -20,8 +20,8 @@ translation of one.
 Found   Facts read in English alone, asked in the clone: .97 right, without alignment .14, by
         switching alone .63, by stage 1 alone .55 (chance .12; seeds 50-53). The clone's text has
         perplexity 3.49, without alignment 4.73, by switching alone 4.28. But switching the labels
-        as well does better on both, 1.00 and 2.81, at the price of 4% foreign words after English
-        text.
+        as well gives perplexity 2.81 (facts 1.00: not decided), at the price of 4% of the
+        probability on foreign tokens after English text (.3% otherwise).
 Run     python methods/prealign.py                  # 2 CPU cores, ~1 min: look inside both models
         python methods/experiments/prealign.py      # seeds, controls, claims, figure
         python methods/real/prealign.py --help      # your corpora, dictionaries, checkpoint
@@ -79,9 +79,10 @@ def word_vectors(model: Transformer, ids: torch.Tensor, mask: torch.Tensor) -> t
     on the right. Each word is read alone, and each with its own mask (the authors' code pools y
     with the mask of x).
 
-    Layer 0: token embeddings; 1 ... n-1: what leaves block l; n: the last block, after the final
-    norm; n + 1: the head's rows of the word's tokens. A word's vector is the sum over its tokens
-    (their mean has the same direction).
+    Of a model with n blocks. Layer 0: token embeddings; l = 1 ... n-1: what leaves block l; n: what
+    leaves the last one, after the final norm (our hidden_states end before the norm, those of
+    transformers after it); n + 1: the head's rows of the word's tokens. A word's vector is the sum
+    over its tokens (their mean has the same direction).
     """
     device = model.embed.weight.device
     ids, mask = ids.to(device), mask.to(device)
@@ -128,9 +129,9 @@ def alignment_loss(
     equal = word[:, None] == word
     related = (equal.float() @ together.float() @ equal.float()) > 0  # also by an equal word
     positive = together.clone().fill_diagonal_(False)
-    # What is neither is left out by -inf. (The authors multiply by a mask after the row's maximum
-    # was subtracted. That is the word's score with itself, 0 by then with or without a mask: its
-    # exp(0) stays in their sum, and log 2 is their floor.)
+    # -inf leaves out what is neither. (The authors subtract the row's maximum, which is the word's
+    # score with itself, and then multiply that score by 0. It was 0 already: its exp(0) = 1 stays
+    # in their sum, and their loss cannot fall below log 2.)
     log_p = scores.masked_fill(related & ~positive, -torch.inf).log_softmax(-1)
     return -log_p[:, positive].mean()
 
@@ -178,9 +179,9 @@ def align(
 ) -> list[float]:
     """Stage 1: L = alpha L_align + L_LM, all weights trained -> L_align of every step.
 
-    `texts` yields the documents of each step's L_LM (lm "text"; the authors' late code takes the
-    dictionary's words themselves, "words"; "none" leaves the term out). They have alpha .1 in one
-    trainer and a free number in the other; at this size 1 works.
+    `texts` yields the documents of each step's L_LM (lm "text"; the authors' later code uses the
+    dictionary's words themselves, "words"; "none": no L_LM). Their alpha is .1 in one trainer and
+    an argument in the other; at this size 1 works.
     """
     optimizers = make_optimizers(model, "adamw", lr)
     batch = word_batches(dictionary, pairs, gen)
@@ -217,8 +218,8 @@ def cut_words(ids: Sequence[int], starts: Callable[[int], bool]) -> Iterator[Wor
 
 
 def make_table(dictionary: Iterable[Entry]) -> dict[Word, list[Word]]:
-    """Source word -> its translations. An entry's first word is the source word; a translation that
-    reads the same is none."""
+    """Source word -> its translations. An entry's first word is the source word; a translation
+    equal to it is dropped."""
     table: dict[Word, list[Word]] = {}
     for source, *translations in dictionary:
         others = [tuple(t) for t in translations if tuple(t) != tuple(source)]
@@ -242,8 +243,8 @@ def code_switch(
         mode input     input ... Y1 Y2 ... Yk next      vanilla     input ... Y1 Y2 ... Yk next
                        label ... X1 -  ... -  next                  label ... Y1 Y2 ... Yk next
 
-    input-only: the model learns to read a foreign word in the place of X, and to say X. X2..Xm and
-    Y2..Yk are nobody's target. (The authors' late data file does vanilla switching; the paper's
+    input-only: the model learns to read a foreign word in the place of X, and to predict X1. X2..Xm
+    and Y2..Yk are never targets. (The authors' late data file does vanilla switching; the paper's
     method is input-only.)
     """
     inputs, labels = [], []
@@ -410,8 +411,9 @@ def make_model(width: int, layers: int, gen: torch.Generator) -> Transformer:
 
 
 def steps_of_stage1(align_steps: int, documents: int, pairs: int, batch: int) -> int:
-    """How many pretraining steps read as many tokens as stage 1 does: what the baseline gets on
-    top, so that it reads no less. A document has 45 tokens, a word of the dictionary 1.8."""
+    """How many pretraining steps read as many tokens as stage 1 does. The baseline gets them on
+    top, so that it reads no less. A document has 45 tokens, a word of the dictionary 1.8: 25 words
+    are as long as a document."""
     per_step = documents + 2 * pairs / 25  # in documents
     return round(align_steps * per_step / batch)
 
@@ -427,8 +429,9 @@ def main(cfg: Config) -> None:
     show_example(world)
 
     extra = steps_of_stage1(cfg.align_steps, text_batch, pairs, batch)
+    # stage 2 reads corpus[: cfg.steps]; the rest serves stage 1's L_LM and joint's extra steps
     count = (cfg.steps + max(extra, cfg.align_steps)) * batch
-    # one document in 31 is the clone's, from as many different ones as stage 2 reads of them
+    # one document in 31 is the clone's, drawn from as many different ones as stage 2 reads
     documents = make_documents(
         world, cfg.seed, count, ratio=30, clone_documents=cfg.steps * batch // 31
     )

@@ -11,19 +11,21 @@ All three read the same text: the prompt, and the tokens chosen from z. What bot
 expect alike cancels, right or wrong, and M decides there; where tuning moved the small model, it
 moves M. With alpha = 0, or S+ = S-, z is M's; if M is S- itself, alpha = 1 gives S+.
 
-Here M and S- have read worked exercises, but never behind the mark <q>: tuning teaches S+ to answer
-there, and M shall do so untuned.
+Here M and S- have read stories and sums, and hardly a worked exercise: M can calculate, and does
+not know what is wanted of it. Tuning teaches S+ that, but S+ is too small to be right often.
 
-Found   In the experiment (with question alignment, an earlier run, four seeds) a large untuned
-        model answers .08 of the questions in two other languages, steered by a small one's tuning
-        .17, that small one itself .37: it gains, and stays below its expert. In the paper it beats
-        it: not reproduced. In English it rises from .52 to .75.
+Found   Here (seed 100) M answers .38 of the questions, S+ .22, and M steered by S+ .96: it has from
+        the one what it lacks in the other. Tuned itself M has 1.00. In the experiment (with
+        question alignment, four seeds) a large untuned model answers .26 of the questions in two
+        other languages, steered .38, the small expert itself .37, tuned itself .60; in English .75
+        becomes .94. There it is not tested whether it gains: in one seed its English stays below
+        the gate (.77, asked for .85).
 Run     python methods/proxy_tuning.py                          # 2 CPU cores, about a minute
         python methods/experiments/question_alignment.py --full # with question alignment: claim C5
         python methods/real/question_alignment.py --help        # --stage proxy: your three models
-Try     --alpha 0 1 3: at 0 it is M; how much of the difference is too much?
-        expert and anti exchanged in `main`: M moves away from what tuning teaches
-        --small-width 64: a better expert; does it leave anything to gain?
+Try     --alpha 0 1 3: .38 (it is M), .96, .15: too much of the difference
+        --small-width 40, whose expert is good alone (.90): steered .89 (alpha .5), .49, .15
+        ProxyTuned(large, small, expert, alpha) in `main`, expert and anti-expert exchanged: .07
 """
 
 import copy
@@ -80,9 +82,11 @@ class ProxyTuned(nn.Module):
 
     def hidden(self, ids, *, cache=None, attention_mask=None) -> torch.Tensor:
         """[B, T, D_M + 2 D_S]: the three models' last states side by side."""
+        caches = cache or [None, None, None]
         states = []
-        for m, own in zip(self.three(), cache or [None] * 3):
-            states.append(m.hidden(ids, cache=own, attention_mask=attention_mask))
+        for model, own in zip(self.three(), caches):
+            h = model.hidden(ids, cache=own, attention_mask=attention_mask)
+            states.append(h)
         return torch.cat(states, -1)
 
     def lm_head(self, states: torch.Tensor) -> torch.Tensor:
@@ -94,7 +98,8 @@ class ProxyTuned(nn.Module):
         return proxy(z_M, z_plus, z_minus, self.alpha)
 
     def forward(self, ids, *, cache=None, attention_mask=None) -> Output:
-        return Output(self.lm_head(self.hidden(ids, cache=cache, attention_mask=attention_mask)))
+        states = self.hidden(ids, cache=cache, attention_mask=attention_mask)
+        return Output(self.lm_head(states))
 
 
 # --- 2. the small model's tuning: ordinary, and all the training there is
@@ -134,26 +139,39 @@ def walk_through(tuned: ProxyTuned, ask: list[int], answer: list[int]) -> dict[s
 def show(world: CloneWorld, z: dict[str, torch.Tensor], answer: list[int], places: int = 5) -> None:
     """First choices at the answer's first places; where M and the sum differ most, the sum as a
     table that adds up."""
-    due = [world.text([i]) for i in answer[:places]]
-    print(f"  {'due':5}" + "".join(word.rjust(9) for word in due))
+    due = answer[:places]
+    print_row("due", [world.text([token]) for token in due])
     for name, logits in z.items():
-        said = [world.text([i]) for i in logits[:places].argmax(-1).tolist()]
-        marked = [word if word == right else f"[{word}]" for word, right in zip(said, due)]
-        print(f"  {name:5}" + "".join(word.rjust(9) for word in marked))
-    moved = (z["sum"] - z["M"]).abs().amax(-1)[:places]  # (places,)
-    at = int(moved.argmax())
-    best = [int(logits[at].argmax()) for logits in z.values()]
-    print(f"\n  at {due[at]!r}    z_M  +  z_S+  -  z_S-  =     z")
-    for token in dict.fromkeys([answer[at], *best]):
-        numbers = "".join(f"{z[name][at, token].item():8.1f}" for name in ("M", "S+", "S-", "sum"))
+        said = logits[:places].argmax(-1).tolist()
+        marked = []
+        for token, right in zip(said, due):
+            word = world.text([token])
+            marked.append(word if token == right else f"[{word}]")
+        print_row(name, marked)
+    moved = (z["sum"] - z["M"]).abs().amax(-1)  # (T,)
+    at = int(moved[:places].argmax())
+    first = [int(logits[at].argmax()) for logits in z.values()]
+    print(f"\n  at {world.text([answer[at]])!r}    z_M  +  z_S+  -  z_S-  =     z")
+    for token in dict.fromkeys([answer[at], *first]):
+        parts = [z[name][at, token].item() for name in ("M", "S+", "S-", "sum")]
+        numbers = "".join(f"{x:8.1f}" for x in parts)
         print(f"  {world.text([token]):8}{numbers}")
+
+
+def print_row(name: str, words: Sequence[str]) -> None:
+    print(f"  {name:5}" + "".join(word.rjust(9) for word in words))
 
 
 # --- run it
 
 WORLD = CloneWorld(languages=("en",), verb_final=(), events=(2,))
-TEXT = Mix(  # texts and worked exercises, without the mark <q> that asks for an answer
-    clones=(), english_first=0.0, drills=0.15, retellings=0.1, exercises=0.5, switched=0.0
+TEXT = Mix(  # stories, half of them with their sums; of worked exercises one in fifty
+    clones=(),
+    english_first=0.0,
+    drills=0.15,
+    retellings=0.1,
+    exercises=0.02,
+    switched=0.0,
 )
 
 
@@ -167,7 +185,7 @@ def accuracy(model, world: CloneWorld, test: Sequence[Problem]) -> float:
 @dataclass(frozen=True)
 class Config:
     steps: int = 700  # pretraining of both models: optimizer steps
-    tune_steps: int = 100  # tuning of the small one
+    tune_steps: int = 200  # tuning of the small one
     width: int = 64  # width of the large model, of 4 blocks
     small_width: int = 32  # of the small one, of 2 blocks
     alpha: tuple[float, ...] = (0.5, 1.0, 1.5)  # strengths to try
@@ -199,9 +217,14 @@ def main(cfg: Config) -> None:
     show(world, walk_through(ProxyTuned(large, expert, small), ask, answer), answer)
 
     print(f"\nright answers of {cfg.problems}")
-    models = {"M, untuned": large, "S-, untuned": small, "S+, tuned": expert}
+    models = {
+        "M, untuned": large,
+        "S-, untuned": small,
+        "S+, tuned": expert,
+    }
     for alpha in cfg.alpha:
-        models[f"M + {alpha:g} (S+ - S-)"] = ProxyTuned(large, expert, small, alpha).eval()
+        name = f"M + {alpha:g} (S+ - S-)"
+        models[name] = ProxyTuned(large, expert, small, alpha).eval()
     models["M, tuned itself"] = tune(large, world, cfg.seed, cfg.tune_steps)
     for name, model in models.items():
         print(f"  {name:20} {accuracy(model, world, test):.2f}")

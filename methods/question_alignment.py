@@ -2,8 +2,8 @@
 Deepened Insights (Zhu, Huang, Yuan, Chen, Chen, Birch, 2024), https://arxiv.org/abs/2405.01345
 
 A model that reasons well in English reasons badly in languages of which it has read little. To
-translate worked answers for it is costly, and they break. So translate questions only, and tune
-twice. All weights are trained, with the usual loss of the response y behind the instruction x:
+translate worked answers costs much, and formulas break on the way. So translate the questions
+alone, and tune twice, all weights, with the usual loss of the response y after instruction x:
 
     L = - mean_t log p(y_t | x, y_<t),   y ending in </s>
 
@@ -13,23 +13,24 @@ twice. All weights are trained, with the usual loss of the response y behind the
 Asked in X, the model then answers in English: it has learned the way there in stage I, and the
 answering in stage II. RAlign alone is the baseline. The control `copied` spends stage I on the same
 questions in X, and writes them down again untranslated. (In the paper two stages lead by 11 to 14
-points in ten languages, English about the same.)
+points, on the mean of nine languages beside English.)
 
-Found   A clone is English in words of its own (names and numbers stay); b puts the verb last, too.
+Found   A clone is English in words of its own (names and numbers stay); b also puts the verb last.
         (Eight seeds; [] are 95% intervals over seeds.) Questions in the clones a and b are answered
-        rightly .35 of the time by RAlign, .50 by QAlign and RAlign, +.15 [.06, .23]: it gains. Over
-        `copied`, .43, the lead is .06 [-.01, .13]: whether by translating or by re-reading is not
-        shown. Stage I translates new questions without a fault; asked again after stage II, none.
-        One stage of questions in all taught languages, each with its English answer, answers 1.00,
-        and .90 in two clones that were never taught.
+        rightly .35 of the time by RAlign, .50 by QAlign and RAlign, +.15 [.06, .23]: it gains.
+        (A guess that reads all numbers and no verb: .28.) Over `copied`, .43, the lead is .06
+        [-.01, .13]: whether translating or re-reading brings the gain is not shown. After stage I
+        new questions are translated without a fault, after stage II none: the model answers,
+        whatever it is asked. One stage of questions in en, a and b, each with its English answer,
+        gets 1.00 right, and .90 in two clones that it never showed.
 Run     python methods/question_alignment.py                    # 2 CPU cores, under two minutes
         python methods/experiments/question_alignment.py        # seeds, controls, claims, figure
         python methods/real/question_alignment.py --help        # your checkpoint, pairs, answers
 Try     in the experiment, with --seeds 104 --tune-steps 160 (one seed, half of Found's steps in
         stage II; a and b: RAlign .13, QAlign .59, copied .40):
         --tune-lr 5e-4: QAlign .60, the size of stage II's steps matters little
-        SOLVE in place of TRANSLATE in `translation` (question_alignment_tasks), one mark for both
-        stages: .57, the mark matters little too
+        SOLVE (<q>) in place of TRANSLATE (<tr>) in `translation` (question_alignment_tasks), one
+        mark for both stages: .57, the mark matters little too
         a base that knows the dictionary (--steps 1400; verbs=4 in WORLD, parallel=.8 and
         retellings=.35 in TEXT): RAlign .26, QAlign .63, copied .69: re-reading is then enough
 """
@@ -65,7 +66,8 @@ from minilm.training import make_optimizers, schedule, set_lr, take_step
 from minilm.transformer import Transformer
 
 ALIGNED = ("a", "b")  # the clones whose questions stage I translates; b puts verbs last
-UNSEEN = ("c", "d")  # clones that no stage ever shows
+UNSEEN = ("c", "d")  # clones that neither stage shows (pretraining does, a little); d: verb last
+# `task`, below: "cot", a worked answer (the run here); "pot", a program; "mcq", a choice of A, B, C
 
 # --- 1. the loss, the same in both stages
 
@@ -93,6 +95,9 @@ def fine_tune(
 
 
 class Pair(NamedTuple):
+    """In b:  Finn has_b 12 cakes_b . 1 eats_b . howmany_b cakes_b ?
+    told in English:  Finn has 12 cakes . eats 1 . howmany cakes ?"""
+
     asked: Problem | Choice
     language: str  # in which it is asked
     told: Problem | Choice  # the same (another one in the experiment's shuffled control)
@@ -160,7 +165,7 @@ def align_responses(
     task: str = "cot",
     row: Callable = solved,
 ) -> Transformer:
-    """RAlign, stage II: from the base model alone it is the baseline, after stage I the method."""
+    """RAlign, stage II: started from the base it is the baseline, after stage I the method."""
     return fine_tune(start, stage_2_rows(world, rng, batch, task, row), steps, lr, "stage II")
 
 
@@ -210,7 +215,7 @@ def walk_through(world: CloneWorld, models: dict, p: Problem, language: str) -> 
 
 
 def show(world: CloneWorld, rows: list[tuple]) -> None:
-    """The walk-through, a line each: what is not the word that is due stands in [brackets]."""
+    """The walk-through, a line each; in [brackets] words that differ from those that are due."""
     for wanted, who, ids in rows:
         words = [world.text([i]) for i in ids if i != EOS]
         if who == "due":
@@ -275,6 +280,7 @@ def main(cfg: Config) -> None:
     p = test[0]
     print(f"\nAsked in clone b: {world.text(world.question(p, 'b'))}")
     show(world, walk_through(world, {"stage I": aligned} | models, p, "b"))
+    print("(stage I cannot answer; after stage II a model answers even when it shall translate)")
 
     print(f"\nright answers of {cfg.problems}     en    a    b   unseen c, d   alignment of a, b")
     for name, model in models.items():

@@ -41,6 +41,7 @@ def prompt(world: CloneWorld, task: str, p, language: str) -> list[int]:
 
 
 def response(world: CloneWorld, task: str, p, language: str = "en") -> list[int]:
+    """What is learned: a worked answer (cot), a program (pot) or a letter (mcq), then </s>."""
     if task == "cot":
         answer = world.solution(p, language)
     elif task == "pot":
@@ -70,13 +71,13 @@ def problems(world: CloneWorld, task: str, rng: random.Random, n: int, split="tr
 # --- the base model
 
 WORLD = CloneWorld(events=(2, 3, 3))  # two thirds of the problems have three events
-TEXT = Mix(
+TEXT = Mix(  # shares of kinds of text: methods/worlds/clones.py
     clones=(0.1, 0.1, 0.1, 0.1),
     english_first=0.25,
     drills=0.1,
     parallel=0.4,
     switched=0.05,
-    exercises=0.25,  # in English alone: nobody ever shows how a clone's question is answered
+    exercises=0.25,  # in English alone: no text shows an answer to a clone's question
     programs=0.15,
     knowledge=0.1,
 )
@@ -86,7 +87,7 @@ def pretraining_texts(
     world: CloneWorld, seed: int, steps: int, batch: int, text: Mix = TEXT
 ) -> Iterator[list[list[int]]]:
     """`steps` batches of documents, token ids. Four batches at a time are drawn and sorted by
-    length: a fifth less padding to compute."""
+    length, so that less is spent on padding: a fifth of the work."""
     rng = random.Random(f"{seed}/pretraining")
     for step in range(0, steps, 4):
         drawn = [document(world, text, rng, step / steps) for _ in range(4 * batch)]
@@ -104,7 +105,7 @@ def pretrain(
     layers: int = 4,
     width: int = 64,
     text: Mix = TEXT,
-    name: str = "large",
+    name: str = "large",  # proxy-tuning has a small model, too
 ) -> Transformer:
     """Next-token training on whole documents. `name`: models of other names start from other
     weights, and read the same texts."""
@@ -170,7 +171,8 @@ def run_program(source: str) -> float | None:
     Nothing is executed: the syntax tree is read. It may hold arithmetic (+ - * / // % **, abs, int,
     float, round, min, max) with numbers and names, assignments (x = ..., a, b = ..., x: int = ...,
     x += ...), print of numbers, texts and f-strings. Everything else (imports, conditions, loops,
-    functions, lists), any mistake, what is no number, and numbers beyond 1e15 give None."""
+    functions, lists), any mistake, a value that is not a number, and numbers beyond 1e15
+    give None."""
     names = {}
     shown = None
     try:

@@ -11,22 +11,23 @@ wrong language, and the contrast removes the wrong thing. So keep the last block
 thoughts into words, and skip a few lower-middle blocks: this amateur speaks the right language and
 reasons a little worse. (An early exit is the case in which all later blocks are skipped.)
 
-Found   In texts of three other languages the early exits of the lower half say the right language's
-        words in .10 of the places, English ones in .74; the model without one middle block in .99,
-        as the whole model does. But nothing beats greedy decoding (.73 right answers): the contrast
-        with a skipped block has .70. DoLa has .66 (an early exit without the final norm, the scores
-        z_expert - z_amateur alone; .53 with the norm), but an early exit in the skipped block's own
-        form .72: so skipping beats neither greedy decoding nor, form for form, an early exit. The
-        paper's models gain. Where the whole model errs, z_expert - z_amateur prefers the right word
-        in .38 of the cases (.50 would be a coin's): an amateur that was trained to do without a
-        block errs elsewhere, it is no weaker copy. (Four seeds.)
+Found   (four seeds) In texts of three other languages the early exits h1 to h4 say the right
+        language's words in .10 of the places, English ones in .74; the model without one middle
+        block in .99, as the whole model does. But no contrast of a model with itself beats greedy
+        decoding (.735 right answers; its own earlier checkpoint as the amateur .743): a skipped
+        block has .69 (SL-H, chosen at random) and .70 (SL-D, by entropies). DoLa has .66 (an early
+        exit without the final norm, the scores z_expert - z_amateur alone; .53 with the norm), but
+        an early exit in the skipped block's own form .72: so skipping beats neither greedy decoding
+        nor, form for form, an early exit. The paper's models gain. Where the whole model errs,
+        z_expert - z_amateur prefers the right word in .38 of the cases (a coin: .50): an amateur
+        that was trained to do without a block errs elsewhere, it is no weaker copy.
 Run     python methods/skip_layer_cd.py                   # 2 CPU cores, about two minutes
         python methods/experiments/skip_layer_cd.py       # seeds, controls, claims, figure
         python methods/real/skip_layer_cd.py --help       # mGSM, GSM8K, ... on a checkpoint
-Try     (other languages; as it is: greedy .80, against an early exit .77, a skipped block .65)
+Try     (mean of a, c, e; as it is: greedy .80, against an early exit .77, a skipped block .65)
         --beta 2: the amateur decides, .61 and .48
         average the two 2 : 1 instead, `beta = -1/3` as `contrast`'s first line: a skipped block .83
-        --drop 0: greedy .77, a skipped block .69; and what h4 says is nearly noise
+        --drop 0: what h4 says is nearly noise; greedy .77, a skipped block .69 (one model)
 """
 
 import copy
@@ -158,8 +159,8 @@ def blocks_per_token(cache: list[list[LayerCache]]) -> float:
 
 
 def span_sizes(L: int, min_start: int | None = None) -> tuple[int, int]:
-    """How many blocks are skipped (an eighth, at least one), and the first that may be: 4. In a
-    model under 16 blocks, where the paper's 4 makes no sense, an eighth of them."""
+    """(n_skip, first): how many blocks are skipped, an eighth but at least one; and the lowest that
+    may be skipped: 4 as in the paper, or in a model of fewer than 16 blocks an eighth of them."""
     eighth = max(1, round(L / 8))
     if min_start is not None:
         return eighth, min_start
@@ -167,7 +168,7 @@ def span_sizes(L: int, min_start: int | None = None) -> tuple[int, int]:
 
 
 def heuristic_span(L: int, rng: random.Random, min_start: int | None = None) -> tuple[int, int]:
-    """SL-H: a random start m from {4, ..., L/2 - 1}, one draw per question."""
+    """SL-H (heuristic): a random start m from {4, ..., L/2 - 1}, one draw per question."""
     n_skip, first = span_sizes(L, min_start)
     m = rng.randint(first, max(first, L // 2 - 1))
     if m >= L:
@@ -190,12 +191,12 @@ def entropy_curve(model: Transformer, ids: torch.Tensor, mask=None) -> list[floa
 
 
 def find_entropy_span(H: Sequence[float], threshold: float = 0.1, min_start: int | None = None):
-    """SL-D: where the entropy begins to fall for good, the model turns thoughts into words; skip
-    the n_skip blocks just before. State n = i + 2 is that place if the entropy has come down to it
-    by more than `threshold` a block over two blocks, e_i = (H_i - H_n) / 2 > threshold, and is
-    lower still in every later state: H_n > H_j for all j > n. The first such i from n_skip + first
-    on (the two numbers of `span_sizes`; first is 4 in the paper) gives the span [m, n), m = n -
-    n_skip.
+    """SL-D (dynamic): where the entropy begins to fall for good, the model turns thoughts into
+    words; skip the n_skip blocks just before. State n = i + 2 is that place if the entropy has come
+    down to it by more than `threshold` a block over two blocks, e_i = (H_i - H_n) / 2 > threshold,
+    and is lower still in every later state: H_n > H_j for all j > n. The first such i from n_skip +
+    first on (the two numbers of `span_sizes`; first is 4 in the paper) gives the span [m, n), m =
+    n - n_skip.
 
     None if no i qualifies."""
     L = len(H)
@@ -209,8 +210,8 @@ def find_entropy_span(H: Sequence[float], threshold: float = 0.1, min_start: int
 
 
 def entropy_span(H: Sequence[float], threshold: float = 0.1, min_start: int | None = None):
-    """The same; for a curve without such a fall, where the authors' code ends in an error, the
-    middle of SL-H's range, and a warning."""
+    """`find_entropy_span`, or where it finds no such fall (the authors' code ends in an error
+    there) the middle of SL-H's range, and a warning."""
     found = find_entropy_span(H, threshold, min_start)
     if found:
         return found
@@ -229,8 +230,9 @@ def entropy_span(H: Sequence[float], threshold: float = 0.1, min_start: int | No
 
 @torch.no_grad()
 def views(model: Transformer, ids: torch.Tensor, spans) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields (name, logits [B, T, V]) of the early exits h0 ..., with the final norm, of the
-    expert, and of the amateur of every span."""
+    """Yields (name, logits [B, T, V]) of the early exits h0 ..., of the expert, and of the amateur
+    of every span. All get the final norm: our hidden_states end before it (those of transformers
+    have it in the last one)."""
     states = model(ids, output_hidden_states=True).hidden_states
     rotary, mask = model.prepare(states[0])
     for i, h in enumerate(states):
@@ -275,8 +277,10 @@ def show(world: CloneWorld, said: dict[str, list], places: int = 14) -> None:
 LANGUAGES = ("en", "a", "c", "e")  # the clones keep the word order of en
 BASE, *OTHERS = LANGUAGES
 WORLD = CloneWorld(languages=LANGUAGES, verb_final=(), verbs=12, events=(3,))
-TEXT = Mix(  # skewed: rare verbs, 70% gains. Test problems are not: habits are worth discounting
-    clones=(0.12, 0.09, 0.06),
+# Skewed: rare verbs, 70% gains; test problems are not, so that habits are worth discounting. In the
+# first 40% of the steps all texts are English (`Mix.english_first`).
+TEXT = Mix(
+    clones=(0.12, 0.09, 0.06),  # shares of a, c, e
     drills=0.1,
     retellings=0.15,
     to_english=True,
@@ -292,7 +296,7 @@ ANSWER_LENGTH = 3 * EVENT + 3  # and at the end: answer 9 </s>
 
 
 def exercise(world: CloneWorld, p: Problem, language: str) -> tuple[list[int], list[int]]:
-    """Prompt and answer, for example (in language a)
+    """Prompt and answer, for example in language a (<a>: here an answer begins, in any language)
 
     <s> Eve has_a 7 coins_a . finds_a 4 . ... howmany_a coins_a ? <a>
     finds_a 4 so_a 7 + 4 = 11 . ... answer_a 9 </s>

@@ -16,16 +16,16 @@ in English and in the chains,
 
     L3 = - mean log p(response token | prefix),      y_en from p(. | x_en; theta0), greedy here
 
-One adapter (LoRA) with the new rows of embedding and head learns in all three stages; theta0 stays
-as it is, bit for bit, so that the function to recover is never out of reach: with the adapter at 0
-and the new words left out it is theta0.
+One adapter (LoRA) with the new rows of embedding and head learns in all three stages (the authors
+train these two matrices whole). theta0 stays as it is, bit for bit, so that the function to recover
+is never out of reach: with the adapter at 0 and the new words left out it is theta0.
 
-Found   (four seeds) Thinking in English answers .88 of the facts that stage 3 never asked,
-        answering at once .19. Stages 1 and 2 bring English from 1.00 down to .09, own answers bring
-        it back to .95. Another teacher's answers, the same facts worded otherwise, do so as well if
-        the value still ends the sentence (English .95, the new language .82), and not if it begins
-        it (.49, .34); nor do answers with wrong values (.31, .25). The paper finds own answers
-        better than any other teacher's; here that is undecided.
+Found   (four seeds; chance .12) Thinking in English answers .88 of the facts that stage 3 never
+        asked, answering at once .19. Stages 1 and 2 bring English from 1.00 down to .09, own
+        answers bring it back to .95. Another teacher's answers, the same facts worded otherwise, do
+        so as well if the value still ends the sentence (English .95, the new language .82), and not
+        if it begins it (.49, .34); nor do answers with wrong values (.31, .25). The paper finds own
+        answers better than a stronger teacher's; here that is undecided.
 Run     python methods/transllm.py                  # 2 CPU cores, 1-2 min: look inside the stages
         python methods/experiments/transllm.py      # seeds, controls, claims, figure
         python methods/real/transllm.py --help      # your chat model, texts and translations
@@ -87,7 +87,8 @@ class Tags(NamedTuple):
     target: int
 
 
-TAGS = Tags(*range(WORDS + 2 * V, WORDS + 2 * V + 3))  # behind both languages' words
+# Ids: 0 to WORDS - 1 padding and marks, V English words, V of the target language, three tags
+TAGS = Tags(*range(WORDS + 2 * V, WORDS + 2 * V + 3))
 
 
 def tcot(tags: Tags, query: Sequence[int], response: Sequence[int], answer: Sequence[int]) -> list:
@@ -243,8 +244,8 @@ def pretrain(
     frozen: int = OLD_ROWS,
 ) -> Iterator[Transformer]:
     """Stages 1 and 2, in place. Yields the model after each. `english`: the share of stage 2's
-    text that is English without its translation. The values in all texts are drawn: what the
-    base knows of a person is neither said again nor learned anew."""
+    text that is English without its translation. Texts state values that are drawn at random: what
+    the base knows of a person is neither repeated nor taught again."""
     rng = random.Random(f"{seed}/pretraining")
 
     def target_text() -> Pair:  # stage 1
@@ -325,7 +326,7 @@ def english_answers(model, prompts: Sequence[list[int]], limit: int = 40) -> lis
 class Foreign(NamedTuple):
     """What a model says to prompts in the target language."""
 
-    answers: list[list[int]]  # translated back into English words; [] where it is ill-formed
+    answers: list[list[int]]  # back in English words (`translate`); [] where it is ill-formed
     chains: list[Chain]
     helped: float  # share of them to which a tag was appended
 
@@ -333,6 +334,7 @@ class Foreign(NamedTuple):
 def target_answers(
     model, prompts: Sequence[list[int]], chain: bool = True, limit: int = 40
 ) -> Foreign:
+    """Answers to prompts in the target language. chain False: <T> and an answer is all."""
     said = respond(model, prompts, EOS, TAGS[1:] if chain else (), limit)
     chains = [parse_chain(answer.ids, TAGS, answer.ended) for answer in said]
     answers = []
@@ -414,8 +416,8 @@ def train_base(
     rng = random.Random(f"{seed}/base")
     skill = [pair for thing in BENIGN + HARMFUL for pair in world.how_to(thing)]
 
-    def draw() -> Pair:
-        kind = rng.random()
+    def draw() -> Pair:  # .1 plain text, .1 sayings, .15 recipes and refusals, .3 facts, and
+        kind = rng.random()  # .35 facts with a second turn
         name = rng.choice(NAMES)
         a, b = rng.sample(list(VALUES), 2)
         said = world.sentence(rng, SAY)
@@ -465,7 +467,7 @@ def main(cfg: Config) -> None:
         raise InputError(f"--mix {cfg.mix}: give at least one share above 0")
     if cfg.quick:
         cfg = replace(cfg, base_steps=3, mono_steps=2, translation_steps=3, transfer_steps=2)
-    world = ChatWorld(cfg.seed)
+    world = ChatWorld(cfg.seed)  # 120 facts: stage 3 asks 90, and never the other 30 (world.held)
     fact = world.asked[0]
     show_lessons(world.question(fact), world.answer(fact))
 
@@ -492,7 +494,7 @@ def main(cfg: Config) -> None:
         )
 
     after = {"chat model": base, "after stage 2": model, "after stage 3": transferred["TransLLM"]}
-    after["stage 3, no RKD"] = transferred["without recovery KD"]  # translates what it is asked
+    after["stage 3, no RKD"] = transferred["without recovery KD"]  # it only translates
     show_english(after, world)
     query = translate(world.question(world.held[0]))
     show_segments(segments(transferred["TransLLM"], query), "The chain, in its segments")

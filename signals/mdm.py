@@ -11,23 +11,27 @@ that agrees with T in time may still have other frequencies:
     L_FD = sum_c E_psi || mean psi(x~ of T_c) - mean psi(x~ of S_c) ||^2
     L    = L_TD + alpha L_FD,    S <- S - eta dL/dS        (psi is never trained, and new each step)
 
-S starts as real signals (here Adam takes the steps). An encoder that averages over time, as most of
-ours do, is our choice; the paper's is AlexNet, which does not.
+Each step takes a random batch of T_c. S starts as real signals (here Adam takes the steps). An
+encoder that averages over time, as most of ours do, is our choice; the paper's is AlexNet, which
+does not.
 
-Found   (four seeds) Five learned signals per class beat five real ones drawn at random by 10 points
-        with an encoder that averages, by 4 (DM) and 5 (MDM) with AlexNet. psi decides what the
-        second domain adds. For x~ the axis is frequency: an encoder that averages over it hardly
-        sees where the energy lies, DM leaves the spectrum nearly whole, and MDM ties (+.1 points
-        [-.4, .6], eight seeds). One that keeps places lets DM add 2.5 dB of noise; MDM takes it off
-        and gains 3.8 points [1.8, 5.9] with a flat head and augmentation, 1.1 [-.1, 2.3] with
-        AlexNet, which is undecided (1.3 [.4, 2.1] with both sets brought to unit power). Nor can
-        spectra do much: six of the 11 classes share one, and 97% of the errors lie among those six.
+Found   (four seeds) A network trained on five learned signals per class beats one trained on five
+        real ones drawn at random, by 10 points if psi averages over time, by 4 (DM) and 5 (MDM) if
+        psi is AlexNet. Real ones chosen by herding come within 5 (undecided), and random ones with
+        augmentation beat every learned set, by 7 points and more. What the second domain adds
+        depends on psi. For x~ the axis is frequency: an encoder that averages over it hardly sees
+        where the energy lies, DM leaves the spectrum nearly whole, and MDM ties (+.1 points [-.4,
+        .6], eight seeds). One that keeps places lets DM add 2.5 dB of noise; MDM takes it off and
+        gains 3.8 points [1.8, 5.9] with a flat head and augmentation, 1.1 [-.1, 2.3] with AlexNet,
+        which is undecided. Nor can spectra do much: six of the 11 classes share one, and 97% of the
+        errors lie among those six. Learned from noise in place of real signals DM wins, which none
+        of this explains.
 Run     python signals/mdm.py                # 2 CPU cores, ~1 min: one class's spectrum, DM and MDM
         python signals/mdm_experiment.py     # seeds, controls, refutations, claims, figure
         python signals/mdm_experiment.py --data rml2016a --path RML2016.10a_dict.pkl    # your files
 Try     (AlexNet, seed 0, where random is .377, DM .410, MDM .438, its spectral error .027)
-        the same psi at every step, "encoder 0": DM .395, MDM .400
-        the spectra of the wrong classes, `moved: int = 1`: .151, spectral error .197
+        the same psi at every step, "encoder 0" in `main`'s new_encoder: DM .395, MDM .400
+        spectra of wrong classes, `moved: int = 1` in `learn_signals`: .151, spectral error .197
         --alpha 128, what alpha 1 means with the paper's DFT (no factor 1/sqrt(N); its own alpha is
         not known): .382, below DM, although the spectrum fits best, error .013
 """
@@ -135,8 +139,8 @@ def learn_signals(
 
     time_weight 1 and alpha 0 is DM; 0 and 1 the spectrum alone; 1 and alpha is MDM. draw_real gives
     [C * B, 2, N]; new_encoder(step) a fresh untrained network; draw_twist the augmentation of a
-    step, the same for real and learned signals of a class (None: there is none). With `moved` every
-    class is given the spectra of the one so many places before it: a refutation, not the method.
+    step, the same for real and learned signals of a class (None: there is none). `moved`, a control
+    and not the method: each class is matched to the spectra of the one so many places before it.
     """
     S = first.clone().requires_grad_()  # the only thing that learns
     optimizer = make_optimizer(S)
@@ -183,7 +187,8 @@ def blocks(values: torch.Tensor, low: float, high: float) -> str:
 
 
 def show_signal(x: torch.Tensor) -> None:
-    """One training signal x [2, N] in its two domains."""
+    """One training signal x [2, N] in its two domains: the first 96 samples or frequencies of each
+    row, between its own lowest and highest value."""
     for title, signal in (("x ", x), ("x~", spectrum(x[None])[0])):
         for axis, row in zip("IQ", signal):
             row = row[:96]
@@ -285,7 +290,7 @@ def main(cfg: Config) -> dict[str, tuple[float, float]]:
             scores.append(correct(net, test_x, test_y).mean())
         found[name] = spectral_error(S, whole), sum(scores) / len(scores)
         print(f"  {name:33}" + "{:12.3f} {:15.3f}".format(*found[name]))
-    print("One seed, three networks each: it proves nothing. The proof: signals/mdm_experiment.py")
+    print("One seed, three networks each: this proves nothing. Seeds: signals/mdm_experiment.py")
     return found
 
 

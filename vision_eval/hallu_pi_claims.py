@@ -437,7 +437,7 @@ CLAIMS = OF_THE_PAPER + OF_OURS
 
 FINDING = (
     "A model that sees makes things up when its picture is damaged, cropped or pasted among "
-    "others; what a false premise costs depends on how far hints were to be trusted before."
+    "others; what a wrong hint costs depends on how often hints were right in training."
 )
 
 

@@ -373,7 +373,7 @@ def of_targets(model, words: Words, world: BirthYears, rows, texts, hinted: bool
 def with_first_fact(row: Row) -> Row:
     """The question of a chain, and the first fact of the answer said already:
 
-    same AmberFern JadePath ? name AmberFern same GaleLeaf , -> GaleLeaf same JadePath . ..."""
+    same AmberLeaf JadePath ? name AmberLeaf same GaleLeaf , -> GaleLeaf same JadePath . ..."""
     first, _, rest = row.answer.partition(" , ")
     return row._replace(prompt=f"{row.prompt} {first} ,", answer=rest)
 
@@ -395,8 +395,8 @@ def candidate_accuracy(model: Transformer, words: Words, rows: Sequence[Row]) ->
 def retrieved(world: BirthYears, row: Row, text: str) -> bool:
     """Does a chain begin with the right facts?
 
-    AmberFern 2003 , JadePath 2003 . Therefore Yes         both years as they are due
-    AmberFern same GaleLeaf , GaleLeaf 2003 . Therefore .. anybody of the same year"""
+    AmberLeaf 2003 , JadePath 2003 . Therefore Yes         both years as they are due
+    AmberLeaf same GaleLeaf , GaleLeaf 2003 . Therefore .. anybody of the same year"""
     facts = text.partition(" . ")[0]
     first = facts.partition(" , ")[0].split(" ")
     if len(first) == 3 and first[1] == "same":

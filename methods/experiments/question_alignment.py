@@ -42,6 +42,11 @@ Honest  - The world is synthetic: a clone is English in other words, b and d wit
           after run 2 had been looked at. C1, C4, C8, E1, T1 and R2 hold, R1 does not: over `copied`
           the mean gain is +.06. Seen after it: the gain is clone b's (.15 -> .36, copied .20; the
           verb last), while in a three seeds of eight gain .10 or more (.55 -> .63, copied .67).
+          --full, four seeds: stage I alone or last does not reason, and both stages at once leave
+          the clones unread (.03, C11, C11j); programs and multiple choice do not gain for certain
+          (C10), with 1% of the pairs .53, with 10% .55, with all .60 (C9 undecided). Proxy-tuning
+          has no verdict: the steered model's English is .77 in one seed (.94 on average, untuned
+          .75); a and b .26 -> .38, the small expert .37.
 """
 
 import random

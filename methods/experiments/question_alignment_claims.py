@@ -39,9 +39,9 @@ FINDING = (
 def headline(view: View) -> str:
     shown = [over(view, arm, "acc", ALIGNED).mean for arm in (R, Q, COPY, ENGLISH)]
     return (
-        "Right answers in two languages: English answers alone {:.2f}, after translated questions "
-        "{:.2f}, after copied ones {:.2f}, all questions with English answers {:.2f}; without "
-        "reading a verb {:.2f}.".format(
+        "Right answers in two languages (four seeds; eight in the file): English answers alone "
+        "{:.2f}, after translated questions {:.2f}, after copied ones {:.2f}, questions of all "
+        "taught languages with English answers {:.2f}; without reading a verb {:.2f}.".format(
             *shown, view.mean("verb-blind", "acc")
         )
     )

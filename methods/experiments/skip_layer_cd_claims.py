@@ -522,7 +522,7 @@ def draw_accuracy(ax, view: View, seeds: str) -> None:
             ax.plot(score.mean, y, "o", color=COLORS[k], markersize=7, label=label)
             ax.plot(score.values, [y] * len(score.values), ".", color=COLORS[k], alpha=0.6)
     ax.set_yticks(range(len(decodings(view))), decodings(view))
-    ax.set(xlabel="accuracy", title=f"Right answers, {seeds}")
+    ax.set(xlabel="accuracy", xlim=(0, 1.03), title=f"Right answers, {seeds}")
     ax.legend(loc="upper left")
 
 

@@ -39,7 +39,8 @@ Honest  - The world is synthetic: a clone is English in other words; b, d and f 
         - Settings were chosen on seeds 100 to 105, by G1 to G3 alone. With 1,500 steps, .08 of each
           clone and .8 of its retellings translated, the worst clone of seed 100 had .77 of its
           verbs right; with 1,600, .1 and .9 that of any seed has .88. After run 2 labelled texts
-          became .6 (of .3) of the English ones that are no sums and no retellings.
+          became .6 (of .3) of the English ones that are no sums and no retellings; after run 3 the
+          steps became 2,000: on seeds 100, 101 and 104 to 107 the worst clone then has .996.
 Runs    - Run 1 (seeds 0 to 5) was in a world with 8 verbs a sign and 4% of each clone, whose base
           translated no question, before tuning or after it. C1 and C2 were given as not reproduced,
           and were not tested. Its gate let pass a model that always says the same.
@@ -55,8 +56,7 @@ Runs    - Run 1 (seeds 0 to 5) was in a world with 8 verbs a sign and 4% of each
           in the other five the worst clone has .965. So again no claim has a verdict. On these
           numbers the rules of T1 to T3, R1, L2, L3 and C7 would hold, those of C5, C6 and L1 be
           undecided, those of C1 to C3 fail, all as on run 2's.
-        - What is needed is a base in which no clone lags, perhaps by more steps (1,600 now), or
-          gates seed by seed. Either is a run of its own, on other seeds.
+        - Run 4, seeds 66 to 71: 2,000 steps of pretraining, all else as in run 3.
 """
 
 import random
@@ -143,10 +143,10 @@ ARMS = {
 @dataclass(frozen=True)
 class Config:
     arms: tuple[str, ...] = tuple(ARMS)  # to run, see ARMS
-    seeds: tuple[int, ...] = (60, 61, 62, 63, 64, 65)  # one complete world, base and tuning each
+    seeds: tuple[int, ...] = (66, 67, 68, 69, 70, 71)  # one complete world, base and tuning each
     width: int = 64  # model width
     layers: int = 4  # blocks
-    steps: int = 1600  # pretraining: optimizer steps
+    steps: int = 2000  # pretraining: optimizer steps
     batch: int = 32  # pretraining: documents per step
     lr: float = 3e-3  # pretraining: learning rate
     rows: int = 1000  # tuning: translated questions per seen language

@@ -321,7 +321,7 @@ def claims(metrics: dict) -> list[dict]:
 FINDING = (
     "Let an English chat model think in English and it answers in another language. Its own "
     "answers bring its English back; whether better than another teacher's in other words is "
-    "undecided: what they say counts, and where in the sentence."
+    "undecided. The facts they state count, and where in the sentence the value stands."
 )
 
 
