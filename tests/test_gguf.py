@@ -458,6 +458,7 @@ def test_what_is_missing_left_over_or_not_read_is_named(arguments, match, tmp_pa
     refuses(write(random_model("qwen3"), tmp_path / "model.gguf", **arguments), match)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of the package that packs NaN
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
 def test_damaged_blocks_are_refused_whether_they_are_unpacked_or_kept(kind, tmp_path):
     model = random_model("llama", vocab_size=128)
