@@ -108,12 +108,13 @@ def run_again(name: str, saved: dict, cfg: Config) -> dict:
 
 
 def finished(file: Path, seeds: list[int]) -> bool:
-    """Whether this commit, unedited, has written that file already, of these seeds."""
+    """Whether this commit, unedited, has written that file already, of these seeds. (Outside a git
+    checkout nobody knows.)"""
     if not file.exists():
         return False
     saved = json.loads(file.read_text(encoding="utf-8"))
-    edited = (saved["commit"] or "").endswith("+")
-    return saved["commit"] == commit() and not edited and saved["seeds"] == seeds
+    known = saved["commit"] is not None and not saved["commit"].endswith("+")
+    return known and saved["commit"] == commit() and saved["seeds"] == seeds
 
 
 # --- comparing
@@ -224,7 +225,8 @@ def main(cfg: Config, results: Path = ROOT / "results") -> None:
     # a run with all its seeds uses every core; runs of one seed go side by side
     at_once = os.cpu_count() if cfg.seed == "first" else 1
     spent, all_agree = 0.0, True
-    with ThreadPoolExecutor(at_once) as pool:
+    pool = ThreadPoolExecutor(at_once)
+    try:
         jobs = {pool.submit(run_again, name, run, cfg): name for name, run in todo.items()}
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="experiments"):
             name = jobs[job]
@@ -236,6 +238,8 @@ def main(cfg: Config, results: Path = ROOT / "results") -> None:
                 agree, words = False, str(failure)
             all_agree = all_agree and agree
             tqdm.write(f"{'yes' if agree else 'NO':4}{name:28}{words}")
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C those that wait do not begin
     elapsed = (time.time() - started) / 60
     print(f"the runs took {spent:.1f} minutes in sum, all of this {elapsed:.1f}")
     stale = [name for name in asked if name not in todo]

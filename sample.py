@@ -15,7 +15,7 @@ from pathlib import Path
 
 from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
-from minilm.generate import check_context, check_sampling, stop_ids, stream
+from minilm.generate import check_context, check_sampling, context_length, stop_ids, stream
 from minilm.quantize import load_quantized
 from minilm.results import check_range, check_unused, cli
 from minilm.training import pick_device
@@ -150,7 +150,7 @@ class Conversation:
 
     def fit(self, turns: list[dict]) -> tuple[list[dict], list[int]]:
         """The latest turns that leave room for an answer, a question first, and their ids."""
-        context = self.model.config.max_position_embeddings
+        context = context_length(self.model)
         room = min(self.cfg.max_new_tokens, context // 2)
         while True:
             prompt = render_chat(self.template, self.system + turns, self.tokenizer)

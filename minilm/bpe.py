@@ -85,7 +85,7 @@ def learn_merges(
     cut = regex.compile(pattern)
     counted = Counter()
     for text in texts:
-        counted.update(cut.findall(text))
+        counted.update(match[0] for match in cut.finditer(text))
     words = [[bytes([b]) for b in word.encode()] for word in counted]
     return continue_merges(words, list(counted.values()), merges)
 

@@ -1,12 +1,13 @@
 """Conversations: the folder's own chat template, rendered to token ids.
 
 A template is a small program that comes with a checkpoint, so it runs in jinja2's sandbox: it can
-read the messages and nothing else. Its own text may hold control tokens; what stands in a message
-never becomes one, be it content, role or name: no token flagged special, none that the tokenizer's
-configuration names, and none that the template's text holds. (Those of the last kind only the
-assistant's own turns may hold, since a template may take them apart: "</think>".) Not looked at are
-the usual roles, which are the program's own words, and the keys inside a message. A template that
-searches a message for a control token does not find it."""
+read the messages, the names of the tokenizer's own tokens and the clock. Its own text may hold
+control tokens; what stands in a message never becomes one, be it content, role or name: no token
+flagged special, none that the tokenizer's configuration names, and none that the template's text
+holds. (Those of the last kind only the assistant's own turns may hold, since a template may take
+them apart: "</think>".) Not looked at are the usual roles, which are the program's own words, and
+the keys inside a message. A template that searches a message for a control token does not find
+it."""
 
 import json
 from collections.abc import Iterable
@@ -36,7 +37,9 @@ def load_chat_template(folder: str | Path) -> str | None:
     if folder.suffix == ".gguf":
         from minilm.gguf import open_gguf  # needs the extra `gguf`
 
-        return open_gguf(folder)[1].get("tokenizer.chat_template")
+        template = open_gguf(folder)[1].get("tokenizer.chat_template")
+        with reading(folder):
+            return _as_text(template)
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.exists():
         return read_text(file)
@@ -48,8 +51,12 @@ def load_chat_template(folder: str | Path) -> str | None:
                 raise InputError(f"chat_template has {', '.join(map(str, several))}, but no "
                                  "'default': name one of them so")
             template = several.get("default")
-        if not isinstance(template, str | None):
-            raise InputError(f"chat_template {template!r} must be a text")
+        return _as_text(template)
+
+
+def _as_text(template) -> str | None:
+    if not isinstance(template, str | None):
+        raise InputError(f"chat_template {template!r} must be a text")
     return template
 
 
@@ -99,7 +106,8 @@ def render_text(template: str, messages: list[dict], answer: bool = True, **vari
     except InputError:
         raise
     except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError,
-            RuntimeError, TypeError, ValueError) as error:  # broken, or leaves the sandbox
+            RuntimeError, SyntaxError, TypeError, ValueError) as error:
+        # broken, or leaves the sandbox; SyntaxError: {% break %} outside a loop
         raise InputError(f"the chat template cannot be rendered ({error})") from None
 
 

@@ -1,8 +1,9 @@
 """Generation: one loop for every model and for every way to combine models.
 
-`model` is anything with `new_cache(B)` and `forward(ids, cache=..., attention_mask=...) -> Output`
-(the mask is passed only for prompts of different lengths). A decoding method is an nn.Module with
-these two, twenty lines in its script, and generates through this file."""
+`model` is any nn.Module with parameters (they say on which device it is), `new_cache(B)` and
+`forward(ids, cache=..., attention_mask=...) -> Output` (the mask is passed only for prompts of
+different lengths). A decoding method is one, twenty lines in its script, and generates through this
+file."""
 
 from collections.abc import Iterator, Sequence
 from numbers import Integral
@@ -42,8 +43,8 @@ def choose(
     gen: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Next tokens [B] from logits [B, V]: the largest at temperature 0 (ties: the lowest id), else
-    a draw from softmax(logits / temperature), cut to the `top_k` most probable and to the smallest
-    set that reaches `top_p` (Holtzman et al. 2020).
+    a draw from softmax(logits / temperature), cut to the `top_k` most probable (and what equals the
+    last of them) and to the smallest set that reaches `top_p` (Holtzman et al. 2020).
     InputError where the largest logit is NaN or infinite."""
     best = logits.argmax(-1, keepdim=True)  # (B, 1); a NaN counts as the largest
     if not logits.gather(-1, best).isfinite().all():

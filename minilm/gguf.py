@@ -304,8 +304,12 @@ def load_gguf(file, dtype: torch.dtype = torch.float32, device="cpu", keep_four_
             layer = model.get_submodule(path)
             four_bits = tensor.tensor_type in (Q4_0, Q4_1) and fits(*p.shape)
             if keep_four_bits and four_bits and isinstance(layer, torch.nn.Linear):
-                numbers = (part.to(device) for part in read_blocks(rows, tensor.tensor_type))
-                model.set_submodule(path, Linear4(*numbers, layer.bias))
+                q, *numbers = read_blocks(rows, tensor.tensor_type)
+                if not all(part.isfinite().all() for part in numbers):
+                    raise InputError(f"{tensor.name} holds NaN or infinite values: "
+                                     "the file is damaged")
+                parts = (part.to(device) for part in (q, *numbers))
+                model.set_submodule(path, Linear4(*parts, layer.bias))
             else:
                 state[name] = _unpack(rows, tensor, p.shape, dtype, device)
         if config.tie_word_embeddings:

@@ -145,8 +145,8 @@ class Finder:
         self.pattern = regex.compile("|".join(map(regex.escape, longest_first)))
 
     def cut(self, text: str, special: bool) -> Iterator[tuple[int, Added | None, str]]:
-        """(place, token, its text), or (place, None, text between two); a special token is text
-        unless `special`, and covers what it is found in all the same: so the library does it."""
+        """(place, token, its text), or (place, None, text between two). Without `special`, a
+        special token stays text; no other token is found inside it even so, as in the library."""
         done = 0
         for match in self.pattern.finditer(text) if self.tokens else ():
             token = self.tokens[match[0]]
@@ -221,7 +221,7 @@ class ByteLevelBPE(Tokenizer):
         return " " + text if lacks and text else text
 
     def _words(self, text, first=True):
-        return regex.findall(self.pattern, self._prefixed(text))
+        return [match[0] for match in regex.finditer(self.pattern, self._prefixed(text))]
 
     def _encode(self, text, first=True):
         if self._tiktoken:
@@ -493,7 +493,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if folder.suffix == ".gguf":
         from minilm.gguf import open_gguf, read_tokenizer  # needs the extra `gguf`
 
-        return read_tokenizer(open_gguf(folder)[1])
+        with reading(folder):
+            found = read_tokenizer(open_gguf(folder)[1])
+            if found is None:
+                raise InputError("it holds no tokenizer: give a file or folder that does")
+        return found
     file = folder / "tokenizer.json"
     spec = read_json(file)
     config = _optional(file, "tokenizer_config.json")

@@ -137,6 +137,7 @@ def read_added(spec: dict, config: dict, vocab: dict[str, int]) -> list[Added]:
     decoder = {int(i): t for i, t in (config.get("added_tokens_decoder") or {}).items()}
     tokens = []
     behind = len(vocab)  # the id that the library gives to the next new token
+    first = {}  # of a token that stands there twice, its first id
     for entry in spec.get("added_tokens") or []:
         text, i = entry["content"], entry["id"]
         if type(text) is not str or type(i) is not int or i < 0:
@@ -157,9 +158,10 @@ def read_added(spec: dict, config: dict, vocab: dict[str, int]) -> list[Added]:
         flags["special"] |= bool(other.get("special")) or text in roles
         if not text:  # (the library passes over it)
             continue
-        if i != vocab.get(text, behind):
+        expected = first.setdefault(text, vocab.get(text, behind))
+        if i != expected:
             raise InputError(f"the added token {text!r} has the id {i}, but the library gives it "
-                             f"{vocab.get(text, behind)}: save the tokenizer again")
+                             f"{expected}: save the tokenizer again")
         behind = max(behind, i + 1)
         tokens.append(Added(text, i, **flags))
     if decoder:
@@ -240,7 +242,7 @@ def covering(pattern: str) -> str:
     letters = {*"aZ1 \n\t.'-é漢\u0301", *pattern}
     cut = regex.compile(pattern)
     for text in map("".join, itertools.product(letters, repeat=2)):
-        pieces = cut.findall(text)
+        pieces = [match[0] for match in cut.finditer(text)]  # (findall: of a group, if it has one)
         if "" in pieces or "".join(pieces) != text:
             raise InputError(f"the regular expression {pattern!r} of the pre-tokenizer has matches "
                              "without a character, which is not read")
@@ -270,8 +272,9 @@ def sentencepiece(spec: dict) -> Settings:
 
 
 def _prepends(normalizers: list[dict], pre: dict | None) -> str | None:
-    """When a "▁" is put in front: "always" (by a normalizer, like None: not at all); by Metaspace
-    where it is "missing", the same but only "first" in a text with added tokens, or "never"."""
+    """When a "▁" is put in front of a text. By a normalizer: "always", or not at all (None). By
+    Metaspace: where it is "missing", where it is missing and the text is not behind an added token
+    ("first"), or "never"."""
     spaces = {"pattern": {"String": " "}, "content": "▁"}
     if normalizers and pre is None and exactly(normalizers[-1], "Replace", **spaces):
         if len(normalizers) == 1:

@@ -16,9 +16,12 @@ words, and then looks like AM-DSB. The classes.txt shipped with 2018.01A has the
 CLASSES_2018.
 """
 
+import codecs
 import json
 import pickle
 import zipfile
+import zlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,42 +40,75 @@ CLASSES_2018 = (
 
 # --- the 2016 pickles
 
-CORE = "numpy._core" if int(np.__version__.split(".")[0]) >= 2 else "numpy.core"
-ALLOWED = {  # all that arrays in plain containers need; none of them can run anything
-    (f"{CORE}.multiarray", "_reconstruct"),
-    (f"{CORE}.multiarray", "scalar"),
-    (f"{CORE}.numeric", "_frombuffer"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
+
+class Kind:
+    """In numpy.dtype's place: a type of plain numbers or texts. (An array of objects would take the
+    file's bytes for the addresses of objects.)"""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = True):
+        self.type = np.dtype(code)
+        if self.type.kind not in "biufcSU":
+            raise pickle.UnpicklingError(f"it holds {self.type}, which is no type of number")
+
+    def __setstate__(self, state: tuple):
+        self.type = self.type.newbyteorder(state[1])
+
+
+class Array(np.ndarray):
+    """An array that takes its numbers from the file, and its type from a Kind alone."""
+
+    def __setstate__(self, state: tuple):
+        _, shape, kind, fortran, numbers = state
+        super().__setstate__((1, shape, kind.type, fortran, numbers))
+
+
+def empty(cls, shape: tuple, code: str) -> Array:
+    """What numpy fills when it reads a pickle: an array of no matter which size."""
+    return np.empty(0).view(Array)
+
+
+def scalar(kind: Kind, number: bytes | str) -> np.generic:
+    raw = number.encode("latin1") if isinstance(number, str) else number  # (str: from Python 2)
+    return np.frombuffer(raw, kind.type, 1)[0]
+
+
+def from_buffer(numbers: bytes, kind: Kind, shape: tuple, order: str, axes=None) -> np.ndarray:
+    x = np.frombuffer(numbers, kind.type).reshape(shape, order=order).copy()
+    return x if axes is None else x.transpose(axes)
+
+
+ALLOWED = {  # all that arrays in plain containers need, and what takes its place
+    ("numpy._core.multiarray", "_reconstruct"): empty,
+    ("numpy._core.multiarray", "scalar"): scalar,
+    ("numpy._core.numeric", "_frombuffer"): from_buffer,
+    ("numpy", "ndarray"): "ndarray",  # only ever handed to _reconstruct
+    ("numpy", "dtype"): Kind,
+    ("_codecs", "encode"): codecs.encode,
+    ("collections", "OrderedDict"): OrderedDict,
 }
 BROKEN = (  # what the unpickler raises at streams that are damaged or none
     pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
+    ArithmeticError,
     AttributeError,
-    ImportError,
-    RecursionError,
+    EOFError,
+    LookupError,
     MemoryError,
-    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 
 
 class ArrayUnpickler(pickle.Unpickler):
     """A pickle names functions and has them called when it is read. This reader knows the few that
-    rebuild arrays and plain containers, by name, and refuses the file at any other."""
+    rebuild arrays and plain containers, by name, and refuses the file at any other. In place of
+    numpy's own, which trust the file (one that lies to them ends the process), it calls ours."""
 
     def find_class(self, module, name):
-        for core in ("numpy.core", "numpy._core"):  # numpy 2 renamed it; files of either age
-            if module.startswith(core + "."):  # are read by either
-                module = CORE + module[len(core) :]
-        if (module, name) not in ALLOWED:
+        known = module.replace("numpy.core.", "numpy._core.")  # numpy 2 renamed it
+        if (known, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
-        return super().find_class(module, name)
+        return ALLOWED[known, name]
 
 
 def read_pickle(path: Path) -> dict[tuple[str, int], np.ndarray]:
@@ -126,7 +162,7 @@ def check_array(x, where: str) -> np.ndarray:
     bad = int((~np.isfinite(x)).any((1, 2)).sum())
     if bad:
         raise InputError(f"{where}: {bad} signals hold NaN or infinity: leave them out")
-    return x.astype(np.float32, copy=False)
+    return np.asarray(x, np.float32)
 
 
 def normalise(x: np.ndarray, where: str) -> np.ndarray:
@@ -215,13 +251,24 @@ def from_2018(
     return Signals(normalise(x, where), np.concatenate(y), snr[np.concatenate(rows)], names)
 
 
+NO_NPZ = (  # what numpy and zipfile raise at files that are damaged or none
+    EOFError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 def from_npz(path: Path, low: int, high: int, classes: Sequence[str] = ()) -> Signals:
     """Your own data: x float [n, 2, N], y int [n], optionally snr [n] and classes (names, in the
     order of the labels)."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except NO_NPZ as error:
         raise InputError(f"{path} is not an .npz file of plain arrays ({error})") from None
     if missing := {"x", "y"} - set(arrays):
         present = ", ".join(arrays) or "nothing"

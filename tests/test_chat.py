@@ -208,6 +208,7 @@ def test_a_template_prints_what_it_prints_in_transformers(template, tmp_path):
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{{ 'x' * 10**18 }}",
         "{% unknown %}",
+        "{% if messages %}{% break %}{% endif %}",  # outside a loop
         "{{ messages[0].content.text.x.y }}",
     ],
 )

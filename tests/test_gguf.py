@@ -15,7 +15,7 @@ from minilm import InputError
 from minilm.chat import load_chat_template, render_chat
 from minilm.data import find_checkpoint, generator
 from minilm.generate import generate
-from minilm.gguf import RULES, read_tokenizer
+from minilm.gguf import RULES, load_gguf, read_tokenizer
 from minilm.tokenizer import load_tokenizer, train_bpe
 from minilm.transformer import Config, Transformer
 from minilm.weights import load_pretrained, save_pretrained, to_hf
@@ -458,6 +458,23 @@ def test_what_is_missing_left_over_or_not_read_is_named(arguments, match, tmp_pa
     refuses(write(random_model("qwen3"), tmp_path / "model.gguf", **arguments), match)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of the package that packs NaN
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def test_damaged_blocks_are_refused_whether_they_are_unpacked_or_kept(kind, tmp_path):
+    model = random_model("llama", vocab_size=128)
+    file = write(model, tmp_path / "model.gguf", kind, change="blk.0.attn_k.weight")
+    for keep_four_bits in (False, True):
+        with pytest.raises(InputError, match=f"^{file}: blk.0.attn_k.weight holds NaN"):
+            load_gguf(file, keep_four_bits=keep_four_bits)
+
+
+def test_a_chat_template_that_is_no_text_is_refused(tmp_path):
+    meta = {"tokenizer.chat_template": 7}
+    file = write(random_model("qwen3"), tmp_path / "model.gguf", meta=meta)
+    with pytest.raises(InputError, match=f"^{file}: chat_template 7 must be a text"):
+        load_chat_template(file)
+
+
 def test_a_foreign_architecture_or_rule_or_list_is_refused(tmp_path):
     file = write(random_model("qwen3"), tmp_path / "model.gguf")
     file.write_bytes(file.read_bytes().replace(b"qwen3", b"gemma"))
@@ -465,6 +482,16 @@ def test_a_foreign_architecture_or_rule_or_list_is_refused(tmp_path):
     refuses(chat_file(tmp_path, "default"), "tokenizer.ggml.pre 'default' is not read")
     refuses(chat_file(tmp_path, "qwen2", token_type=[1, 1]), "token_type has 2 entries")
     refuses(chat_file(tmp_path, "qwen2", eos_token_id=10**6), "eos_token_id 1000000")
+
+
+def test_a_file_s_tokenizer_alone_is_read_or_refused_by_the_file_s_name(tmp_path):
+    file = chat_file(tmp_path, "qwen2")
+    assert load_tokenizer(file).spec == load_pretrained(file)[1].spec
+    without = write(random_model("qwen3"), tmp_path / "without.gguf")
+    damaged = chat_file(tmp_path, "qwen2", merges=["joined"])
+    for file, words in ((without, "holds no tokenizer"), (damaged, "the merge")):
+        with pytest.raises(InputError, match=f"^{file}: .*{words}"):
+            load_tokenizer(file)
 
 
 # --- where people keep their checkpoints

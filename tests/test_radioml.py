@@ -123,6 +123,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(
         b"cbuiltins\ngetattr\n(tR.",
         b"cnumpy\nload\n(S'x'\ntR.",
         b"cnumpy.core.multiarray\nfromfile\n(S'x'\ntR.",
+        b"c_codecs\nencode\n(S'x'\nS'no such code'\ntR.",
         b"",
         b"hello",
         b"(dp0\n",
@@ -134,6 +135,33 @@ def test_raw_hostile_and_broken_streams_are_refused(stream, tmp_path):
     path.write_bytes(stream)
     with pytest.raises(InputError):
         read_pickle(path)
+
+
+@pytest.mark.parametrize(
+    "function, arguments",
+    [
+        (np.ndarray, ((1,), "O", b"A" * 8)),  # eight bytes of the file as the address of an object
+        (np.dtype, ("O",)),
+        (np.dtype, ([("a", "O")],)),
+    ],
+)
+def test_no_bytes_of_a_pickle_become_addresses(function, arguments, tmp_path):
+    """Whoever looks at such an array, as OrderedDict(array) would, ends the process."""
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(pickle.dumps({("QPSK", 2): Runs(function, *arguments)}))
+    with pytest.raises(InputError, match="refused"):
+        read_pickle(path)
+
+
+def test_what_a_pickled_type_says_of_its_own_making_is_not_believed(cells, tmp_path):
+    """Flags 63: "these numbers are addresses of objects", as numpy would take them to be."""
+    stream = python2_stream(cells)
+    honest, lie = b"NNNI-1\nI-1\nI0\ntb", b"NNNI-1\nI-1\nI63\ntb"
+    assert stream.count(honest) == len(cells)
+    path = tmp_path / "lies.pkl"
+    path.write_bytes(stream.replace(honest, lie))
+    read = read_pickle(path)
+    assert all(np.array_equal(read[key], x) for key, x in cells.items())
 
 
 @pytest.mark.parametrize(
@@ -283,7 +311,13 @@ def test_an_npz_with_objects_or_no_zip_at_all_is_refused(tmp_path):
     (tmp_path / "empty.npz").write_bytes(b"")
     np.save(tmp_path / "array", np.ones(3))  # an .npy under an .npz's name
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
-    for name in ("objects.npz", "text.npz", "empty.npz", "array.npz"):
+    squeezed = tmp_path / "squeezed.npz"
+    np.savez_compressed(squeezed, x=np.random.default_rng(0).standard_normal((9, 2, 9)))
+    data = bytearray(squeezed.read_bytes())
+    start = 30 + int.from_bytes(data[26:28], "little") + int.from_bytes(data[28:30], "little")
+    data[start] = 7  # the header's length, a name's, an extra field's: a block of no known kind
+    squeezed.write_bytes(data)
+    for name in ("objects.npz", "text.npz", "empty.npz", "array.npz", "squeezed.npz"):
         with pytest.raises(InputError, match="plain arrays"):
             from_npz(tmp_path / name, 0, 10)
 

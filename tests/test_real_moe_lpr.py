@@ -297,6 +297,19 @@ def test_the_multiple_choice_scores_by_hand(tmp_path, files):
     )
 
 
+def test_a_multiple_choice_item_ends_at_a_line_feed_alone(tmp_path, files):
+    """JSON may hold U+2028 as it is, which str.splitlines takes for the end of a line."""
+    model, tokenizer = load_pretrained(files / "base")
+    item = {"context": "the\u2028", "choices": ["a", "cat"], "gold": 0}
+    path = tmp_path / "exam.jsonl"
+    path.write_text(json.dumps(item, ensure_ascii=False) + "\n", encoding="utf-8")
+    escaped = tmp_path / "escaped" / "exam.jsonl"
+    escaped.parent.mkdir()
+    escaped.write_text(json.dumps(item) + "\n")
+    scores = [multiple_choice(model, tokenizer, str(file)) for file in (path, escaped)]
+    assert scores[0] == scores[1]
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -168,6 +168,14 @@ def test_what_is_not_in_the_published_format_is_refused_with_file_and_line(
     assert "x.json" in str(error.value)
 
 
+def test_a_line_ends_at_a_line_feed_alone(tmp_path):
+    """JSON may hold U+2028 as it is, which str.splitlines takes for the end of a line."""
+    value = {"prompt": "", "input": "Who?\u2028", "answer": "Ada\u0085."}
+    written = json.dumps(value, ensure_ascii=False)
+    (tmp_path / "x.json").write_text(f"{written}\n{written}\n", encoding="utf-8")
+    assert [row.answer for row in read_rows(tmp_path / "x.json")] == [value["answer"]] * 2
+
+
 def test_a_file_that_is_not_utf_8_or_not_there_is_refused(tmp_path):
     (tmp_path / "x.json").write_bytes(line().encode() + b"\xff")
     with pytest.raises(InputError, match="UTF-8"):

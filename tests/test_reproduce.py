@@ -3,6 +3,8 @@
 import copy
 import importlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,46 @@ def test_what_this_commit_has_run_is_not_run_again_and_in_an_edited_tree_it_is(
         reproduced(tree, capsys, only=("a",))
         reproduced(tree, capsys, only=("a",))
     assert count.read_text() == "." + "." + ".."
+
+
+def test_outside_a_git_checkout_nobody_knows_which_code_has_run_so_everything_is_run(
+    tree, capsys, monkeypatch
+):
+    monkeypatch.setattr(reproduce, "commit", lambda: None)
+    change(tree, "a", commit=None)
+    reproduced(tree, capsys, only=("a",))
+    reproduced(tree, capsys, only=("a",))
+    assert (tree / "runs" / "all" / "how often.txt").read_text() == ".."
+
+
+def test_ctrl_c_starts_no_further_experiment(tree, monkeypatch):
+    """It reaches the one that runs, too, and ends it; those that wait must not begin."""
+    began = []
+    stopped = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            stopped.set()
+            super().shutdown(wait)
+
+    def run_again(name, saved, cfg):
+        began.append(name)
+        if name == "b":
+            stopped.wait(60)  # until the main thread is on its way out
+        return saved
+
+    def compare(saved, again):
+        raise KeyboardInterrupt
+
+    for name in "cde":
+        write_json(tree / "results" / f"{name}.json", saved_run(tree / f"{name}.py"))
+    monkeypatch.setattr(reproduce, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(reproduce, "run_again", run_again)
+    monkeypatch.setattr(reproduce, "compare", compare)
+    with pytest.raises(KeyboardInterrupt):
+        main(Config(), tree / "results")
+    assert began in (["a"], ["a", "b"])
 
 
 def test_a_stale_result_is_named_and_not_run_and_so_is_what_is_no_default_run(tree, capsys):

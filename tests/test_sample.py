@@ -136,6 +136,19 @@ def test_a_long_conversation_forgets_its_oldest_turns_and_says_so_once(monkeypat
     assert "question e" in texts[5] and "question c" not in texts[5]
 
 
+def test_what_rope_scaling_lets_the_model_read_is_not_forgotten(monkeypatch, capsys):
+    model = tiny_model(len(LETTERS), 80)
+    model.config.rope_scaling = {"rope_type": "linear", "factor": 4.0}  # 320 tokens
+    save_pretrained(model, "out", CharLevel.train(LETTERS))
+    Path("out/chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    prompts = follow(monkeypatch, CharLevel.train(LETTERS).encode("answer"))
+    say(monkeypatch, *(f"question {c}" for c in "abcdefg"))
+    sample.main(Config(chat=True, max_new_tokens=10))
+    texts = [load_pretrained("out")[1].decode(p) for p in prompts]
+    assert [text.count("question") for text in texts] == [1, 2, 3, 4, 5, 6, 7]
+    assert "forgotten" not in capsys.readouterr().out
+
+
 def test_a_message_that_is_too_long_is_refused_and_the_conversation_goes_on(monkeypatch, capsys):
     say(monkeypatch, "x" * 100, "fine?")
     sample.main(Config(chat=True, max_new_tokens=5))

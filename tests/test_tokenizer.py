@@ -707,6 +707,30 @@ def test_no_character_between_two_matches_of_a_split_is_lost(shared, tmp_path):
     assert tok.encode("hello world 123 it's") == [6170, 1707, 256, 6318, 563, 628]
 
 
+@pytest.mark.parametrize("pattern", [r"(\d)+|(cats|dogs)", r"(\w+|\s+)"])
+def test_a_pattern_with_groups_cuts_where_it_cuts_without_them(pattern, tmp_path):
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+             "invert": False}
+    pre = sequence("pretokenizers", split, GPT2_PRE | {"use_regex": False})
+    folder = byte_level_file(tmp_path, pre)
+    for text in ("the 2023 cats and dogs!", "12, 3", ""):
+        agree(load_tokenizer(folder), oracle(folder), text)
+    learned = train_bpe([TEXTS[0] * 9], 300, pattern=pattern)
+    plain = train_bpe([TEXTS[0] * 9], 300, pattern=pattern.replace("(", "(?:"))
+    assert learned.spec["model"] == plain.spec["model"]
+
+
+def test_an_added_token_that_stands_there_twice_has_one_id(tmp_path):
+    """The library gives the second entry the first one's id."""
+    folder = byte_level_file(tmp_path, GPT2_PRE)
+    first = load_tokenizer(folder).vocab_size
+    twice = [extra(first, "<X>"), extra(first + 1, "<X>")]
+    folder = byte_level_file(tmp_path, GPT2_PRE, added_tokens=twice)
+    assert oracle(folder).token_to_id("<X>") == first
+    with pytest.raises(InputError, match=f"'<X>' has the id {first + 1}, .* gives it {first}"):
+        load_tokenizer(folder)
+
+
 def test_added_tokens_are_looked_for_in_the_normalised_text_if_they_say_so(shared, tmp_path):
     tok = load_tokenizer(
         changed(tmp_path, shared, SP, added_tokens=[extra(512, "<X>", normalized=True)])

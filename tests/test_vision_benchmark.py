@@ -272,6 +272,20 @@ def test_a_question_with_a_wrong_field_is_refused_by_its_name(tmp_path, change, 
         benchmark.read_items(str(file))
 
 
+def test_an_id_that_comes_twice_is_refused_before_anything_is_asked(tmp_path, monkeypatch):
+    (tmp_path / "data.jsonl").write_text((json.dumps(QUESTION) + "\n") * 2)
+    monkeypatch.setattr(benchmark, "open_model", pytest.fail)
+    with pytest.raises(InputError, match="occurs more than once among the questions"):
+        benchmark.main(bench(tmp_path, tmp_path / "out", model="openai:m"))
+
+
+def test_a_line_of_the_data_ends_at_a_line_feed_alone(tmp_path):
+    """JSON may hold U+2028 and U+0085 as they are, which str.splitlines takes for ends of lines."""
+    question = QUESTION | {"question": "Is there\u2028a circle?\u0085"}
+    (tmp_path / "d.jsonl").write_text(json.dumps(question, ensure_ascii=False), encoding="utf-8")
+    assert benchmark.read_items(str(tmp_path / "d.jsonl"))[0].question == question["question"]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -309,6 +323,7 @@ def test_a_broken_data_file_is_refused_in_one_line(tmp_path, text, message):
         ({"retries": -1}, "--retries -1"),
         ({"timeout": 0}, "--timeout 0"),
         ({"timeout": -1}, "--timeout -1"),
+        ({"timeout": 1e12}, "--timeout 1000000000000.0: give a number .* of at most 1e.06"),
         ({"limit": -1}, "--limit -1"),
         ({"shots": 0}, "--shots 0"),
         ({"patience": 0}, "--patience 0"),

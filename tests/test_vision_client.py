@@ -65,8 +65,8 @@ class Stub:
                         json.dumps({"choices": [{"message": {"content": str(pixels[0, 0, 0])}}]}),
                     )
 
-            def reply(self, status, text, headers=()):
-                self.send_response(status)
+            def reply(self, status, text, headers=(), reason=None):
+                self.send_response(status, reason)
                 for name, value in headers:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(text.encode())))
@@ -296,6 +296,7 @@ def test_the_pause_is_the_servers_or_doubles(stub):
         retry_after("7", 1) == 7
         and retry_after(None, 1) == 1
         and retry_after("soon", 1) == 1
+        and retry_after("Wed, 99999999999 Oct 2015 07:28:00 GMT", 1) == 1
         and retry_after("nan", 1) == 1
     )
     assert (
@@ -325,6 +326,9 @@ def test_a_refused_request_ends_the_run_at_once_with_the_servers_words_and_witho
     assert (
         len(stub.requests) == 1 and stub.requests[0][1]["Authorization"] == "Bearer sk-very-secret"
     )
+    stub.always = (401, "", (), "wrong key sk-very-secret")  # in the status line
+    with pytest.raises(InputError, match="wrong key .key.") as third:
+        client(stub, key_env="STUB_KEY")(turns(2))
     stub.always = (200, "sk-very-secret is not json")
     with pytest.raises(NoAnswer) as other:
         model(turns(2))
@@ -334,12 +338,21 @@ def test_a_refused_request_ends_the_run_at_once_with_the_servers_words_and_witho
         "".join(f.read_text() for f in tmp_path.iterdir())
         + str(error.value)
         + str(other.value)
+        + str(third.value)
         + "".join(capsys.readouterr())
     )
     assert "secret" not in written
     monkeypatch.setenv("STUB_KEY", "")
     with pytest.raises(InputError, match="STUB_KEY is empty"):
         client(stub, key_env="STUB_KEY")
+
+
+@pytest.mark.parametrize("key", ["no", "o", "EMPTY"])
+def test_a_word_in_the_keys_place_is_not_cut_out_of_the_answers(stub, monkeypatch, key):
+    """Servers that ask for no key are given any: a yes/no question would be lost."""
+    monkeypatch.setenv("STUB_KEY", key)
+    stub.always = (200, json.dumps({"choices": [{"message": {"content": f"{key}, not a dog"}}]}))
+    assert client(stub, key_env="STUB_KEY")(turns()) == f"{key}, not a dog"
 
 
 def test_the_key_does_not_follow_a_redirect(stub, monkeypatch):
@@ -384,6 +397,28 @@ def test_an_address_that_no_server_can_have_is_refused_at_once(url):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:hunter2@localhost/v1",
+        "http://me:hunter2 @localhost/v1",
+        "me:hunter2@localhost",
+        "http://localhost/v1?key=hunter2",
+        "http://localhost/v1#\nhunter2",
+    ],
+)
+def test_a_password_or_key_in_the_address_is_not_repeated(url):
+    with pytest.raises(InputError, match="^--base-url .*localhost") as error:
+        ChatClient(url, "m")
+    assert "hunter2" not in str(error.value)
+
+
+def test_the_key_itself_in_place_of_its_variable_is_not_repeated():
+    with pytest.raises(InputError, match="the name of a variable, not the key") as error:
+        ChatClient("http://localhost/v1", "m", key_env="sk-very-secret")
+    assert "secret" not in str(error.value)
+
+
 def test_good_addresses_pass():
     for url in ("http://localhost:8000/v1/", "https://[::1]:8000/v1", "http://my-host_1/v1"):
         assert ChatClient(url, "m").base_url == url.rstrip("/")
@@ -397,6 +432,10 @@ def test_a_key_that_no_server_takes_is_refused_without_being_shown(monkeypatch, 
     with pytest.raises(InputError, match="environment variable STUB_KEY") as error:
         ChatClient("http://localhost/v1", "m", key_env="STUB_KEY")
     assert not key.strip() or key not in str(error.value)
+
+
+def test_nothing_asked_is_nothing_answered():
+    assert ask_all(plain(lambda image, prompt: "never"), []) == []
 
 
 def test_any_function_of_a_picture_and_a_prompt_is_a_model():

@@ -332,6 +332,14 @@ def test_outputs_never_land_among_the_inputs(tmp_path):
     assert [f.name for f in (tmp_path / "in").iterdir()] == ["a.png"]
 
 
+def test_where_no_picture_can_be_read_nothing_is_said_to_be_written(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "text.jpg").write_text("not a picture")
+    with pytest.raises(InputError, match="no picture .*text.jpg is not a picture"):
+        command(tmp_path, perturb="fog")
+    assert "wrote" not in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
 def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_done(tmp_path):
     save(tmp_path / "in" / "good.png")
     whole = (tmp_path / "in" / "good.png").read_bytes()

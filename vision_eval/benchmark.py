@@ -36,7 +36,8 @@ from minilm.data import read_text, write_json
 from minilm.results import check_range, check_unused, cli
 from vision_eval import vlm
 from vision_eval.client import ChatClient, Turn, ask_all, plain
-from vision_eval.metrics import FIELDS, Amber, Item, amber_score, make_amber, score, vocabulary_of
+from vision_eval.metrics import (FIELDS, Amber, Item, amber_score, check_ids, make_amber, score,
+                                 vocabulary_of)
 from vision_eval.perturb import read_picture
 from vision_eval.scenes import SIZE, TEMPLATES
 
@@ -81,7 +82,7 @@ def read_json_file(path: str, flag: str):
     text = read_text(path)
     try:
         if path.endswith(".jsonl"):
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"--{flag} {path} is not valid JSON ({error})") from None
@@ -273,7 +274,8 @@ def right_answer(item: Item) -> str:
 
 def demonstrations(item: Item, pool: Sequence[Item], shots: int, seed: int, read) -> list[Turn]:
     """Questions about pictures set aside, one a picture, with their right answers: of the same
-    scenario, task and, where there is one, field. The first says that the input is perturbed."""
+    scenario, phase and task and, where there is one, field. The first says that the input is
+    perturbed."""
     kind = (item.scenario, item.phase, item.task)
     same = [d for d in pool if (d.scenario, d.phase, d.task) == kind]
     rng = random.Random(f"{seed}/{item.id}")
@@ -378,7 +380,7 @@ def report(cfg: Config, items: Sequence[Item], answers: dict, vocabulary: Iterab
 def check_flags(cfg: Config) -> None:
     check_range(cfg, "limit retries", least=0)
     check_range(cfg, "shots workers max_tokens patience", least=1)
-    check_range(cfg, "timeout", above=0)
+    check_range(cfg, "timeout", above=0, most=1e6)  # a socket waits no longer than years
     if cfg.score:
         check_unused(cfg, "model base_url key_env scenarios baseline limit", "with --score")
     if cfg.format == "amber":
@@ -398,6 +400,9 @@ def main(cfg: Config) -> dict:
     items = [] if amber and cfg.score else None
     if items is None:
         items = amber_items(cfg.data, amber) if amber else read_items(cfg.data)
+    ids = [item.id for item in items]
+    if ids:
+        check_ids(ids, ids)  # thousands of questions are asked before `score` looks at them
     vocabulary = vocabulary_of(items)  # of the whole file, whichever part of it is asked
     out = Path(cfg.out)
     if cfg.score:

@@ -23,6 +23,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import struct
 import threading
 import time
@@ -41,6 +42,7 @@ from minilm.results import progress
 
 Turn = tuple[np.ndarray | None, str, str | None]
 LONGEST = 10_000_000  # bytes of a reply that are read
+SECRET = 8  # letters; what is shorter is a word ("EMPTY") for a server that asks for no key
 BUSY = 0.2  # a 429 comes from a server that is there: it counts as a fifth of a failure
 
 
@@ -107,23 +109,25 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def check_url(url: str) -> str:
-    """The address without a last "/". Raises InputError for one that no server can have."""
+    """The address without a last "/". Raises InputError for one that no server can have; what may
+    be a password or a key in it is not repeated."""
+    shown = re.sub(r"(?s)^.*@|[?#].*", "(...)", url)
     example = "for example http://localhost:8000/v1"
     if not url.startswith(("http://", "https://")):
-        raise InputError(f"--base-url {url!r} must begin with http:// or https://, {example}")
+        raise InputError(f"--base-url {shown!r} must begin with http:// or https://, {example}")
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise InputError(f"--base-url {url!r} holds a space or a character that addresses do not "
+        raise InputError(f"--base-url {shown!r} holds a space or a character that addresses do not "
                          f"have, {example}")
     try:
         parts = urllib.parse.urlsplit(url)
         port = parts.port
         (parts.hostname or "").encode("idna")
     except ValueError as error:
-        raise InputError(f"--base-url {url!r}: {error}, {example}") from None
+        raise InputError(f"--base-url {shown!r}: {error}, {example}") from None
     if not parts.hostname or port == 0:
-        raise InputError(f"--base-url {url!r} names no host or no port, {example}")
+        raise InputError(f"--base-url {shown!r} names no host or no port, {example}")
     if parts.username is not None or parts.query or parts.fragment:
-        raise InputError(f"--base-url {url!r} must be the address alone, without user, ? or #, "
+        raise InputError(f"--base-url {shown!r} must be the address alone, without user, ? or #, "
                          f"{example}; a key goes into the variable that --key-env names")
     return url.rstrip("/")
 
@@ -132,7 +136,10 @@ def read_key(name: str | None) -> str | None:
     """The endpoint's key from the environment variable `name`."""
     if name is None:
         return None
-    key = os.environ.get(name, "").strip()
+    if name not in os.environ:  # it is not repeated: it may be the key
+        raise InputError("--key-env names no environment variable that is set: give the name of a "
+                         "variable, not the key, and put the key there")
+    key = os.environ[name].strip()
     if not key:
         raise InputError(f"the environment variable {name} is empty: put the endpoint's key there, "
                          "or name another one")
@@ -227,7 +234,7 @@ class ChatClient:
                 self._over.clear()
                 return answer
             except urllib.error.HTTPError as error:
-                problem = f"status {error.code}: {self._said(error) or error.reason}"
+                problem = f"status {error.code}: {self._said(error)}"
                 if error.code != 429 and error.code < 500:
                     self._over.set()
                     raise InputError(f"the endpoint refused the request ({problem})") from None
@@ -250,7 +257,8 @@ class ChatClient:
             return read_answer(self._without_key(reply.read(LONGEST)))
 
     def _without_key(self, said: bytes) -> bytes:
-        return said.replace(self._key.encode(), b"(key)") if self._key else said
+        secret = self._key is not None and len(self._key) >= SECRET
+        return said.replace(self._key.encode(), b"(key)") if secret else said
 
     def _count_failure(self, problem: str, weight: float) -> None:
         with self._lock:
@@ -266,7 +274,8 @@ class ChatClient:
             "ask the rest, with a larger --patience if the server is only slow to wake up")
 
     def _said(self, error: urllib.error.HTTPError) -> str:
-        """The body of an error, as far as it can be read; of a redirect, where to."""
+        """The body of an error, as far as it can be read, else its status in words; of a redirect,
+        where to."""
         place = error.headers.get("Location")
         try:
             with error:
@@ -275,6 +284,7 @@ class ChatClient:
             said = b""
         if place:
             said = f"it redirects to {place}; give that address if it is the right one".encode()
+        said = said if said.strip() else str(error.reason).encode()
         return " ".join(self._without_key(said).decode("utf-8", "replace").split())[:500]
 
     def _read_cache(self) -> dict[str, str]:
@@ -316,7 +326,7 @@ def retry_after(header: str | None, default: float) -> float:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return default
     return min(600.0, max(0.0, seconds)) if seconds == seconds else default
 
@@ -353,7 +363,7 @@ def ask_all(
                 reasons.append(str(error))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    if len(reasons) == len(prompts):
+    if reasons and len(reasons) == len(prompts):
         raise InputError(f"none of {len(prompts)} questions was answered ({reasons[-1]})")
     if reasons:
         print(f"{len(reasons)} of {len(prompts)} questions have no answer ({reasons[-1]}); "

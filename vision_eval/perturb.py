@@ -508,6 +508,9 @@ def main(cfg: Config) -> None:
         raise InputError(f"--out {out} would write among the pictures of --images {folder}: "
                          "give another folder")
     files, refused = find_pictures(folder)
+    if not files:
+        raise InputError(f"--images {folder} holds no picture that can be damaged: "
+                         f"{'; '.join(refused)}")
     names = output_names(files)
     rows = []
     for index, file in enumerate(progress(files, "pictures")):
@@ -526,9 +529,8 @@ def main(cfg: Config) -> None:
             save_png(out / op / names[file], row[-1])
         if len(rows) < 12:
             rows.append(row)
-    if files:
-        sheet = contact_sheet(["original", *ops], rows, [file.name for file in files])
-        save_png(out / "contact.png", sheet)
+    sheet = contact_sheet(["original", *ops], rows, [file.name for file in files])
+    save_png(out / "contact.png", sheet)
     print(f"wrote {len(files)} x {len(ops)} pictures and contact.png to {out}")
     if refused:
         raise InputError(f"{len(refused)} pictures were left out: {'; '.join(refused)}")

@@ -428,7 +428,7 @@ def multiple_choice(
                 ) from None
         return hits
 
-    lines = [*enumerate(read_text(path).strip().splitlines(), 1)]
+    lines = [*enumerate(read_text(path).strip().split("\n"), 1)]
     hits = share_out(model, lines, answer)
     names = (f"acc {Path(path).stem}", f"acc_norm {Path(path).stem}")
     return dict(zip(names, np.mean(hits, 0).tolist()))

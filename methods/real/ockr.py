@@ -148,12 +148,13 @@ def read_rows(file: Path, test: bool = False) -> list[Row]:
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: --data must be the published files' folder")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{file} is not UTF-8 text (byte {error.start}): download it again"
         ) from None
     rows = []
+    lines = text.removesuffix("\n").split("\n") if text else []  # (not at U+2028, as splitlines)
     for number, line in enumerate(lines, 1):
         where = f"{file}, line {number}"
         value = read_line(line, where)
