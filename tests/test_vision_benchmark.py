@@ -94,6 +94,24 @@ def test_reminder_and_demonstrations_come_before_the_question(files, tmp_path):
         benchmark.evaluate(benchmark.tiny_model(files[1]), items, cfg)
 
 
+def test_a_run_says_how_many_questions_lack_demonstrations(files, tmp_path, capsys):
+    folder, _ = files
+    items = benchmark.read_items(str(folder / "data.jsonl"))
+    items = [item for item in items if item.scenario == "noise"]
+    cfg = bench(folder, tmp_path, baseline="icl")
+    asked, pool = benchmark.split_pool(items, cfg.shots, cfg.seed)
+    assert benchmark.badly_shown(asked, pool, cfg.shots) == 0
+    described = [i for i in asked if i.task == "gen"]
+    without = [i for i in pool if i.task == "disc"]  # nobody is shown how to describe
+    assert benchmark.badly_shown(asked, without, cfg.shots) == len(described)
+
+    set_aside = {item.image for item in pool}
+    kept = [i for i in items if i.image not in set_aside or i.task == "disc"]
+    benchmark.evaluate(Echo(items), kept, cfg)
+    told = f"{len(described)} of {len(asked)} questions get fewer than 2 demonstrations"
+    assert told in capsys.readouterr().out
+
+
 def test_a_limit_asks_the_same_scenes_before_and_after_in_every_scenario(files, tmp_path):
     folder, _ = files
     items = benchmark.read_items(str(folder / "data.jsonl"))

@@ -288,6 +288,16 @@ def demonstrations(item: Item, pool: Sequence[Item], shots: int, seed: int, read
     return turns[:shots]
 
 
+def badly_shown(items: Sequence[Item], pool: Sequence[Item], shots: int) -> int:
+    """How many questions get fewer demonstrations than `shots`, as the pictures set aside for their
+    scenario have no question of their task."""
+    pictures: dict[tuple[str, str, str], set[str]] = {}
+    for item in pool:
+        pictures.setdefault((item.scenario, item.phase, item.task), set()).add(item.image)
+    counts = [len(pictures.get((i.scenario, i.phase, i.task), ())) for i in items]
+    return sum(count < shots for count in counts)
+
+
 def make_turns(item: Item, cfg: Config, pool: Sequence[Item], read) -> list[Turn]:
     """What the model is shown: perhaps demonstrations, then the picture and the question, before
     which the reminder may stand."""
@@ -336,6 +346,9 @@ def evaluate(
         items, pool = split_pool(items, cfg.shots, cfg.seed)
     if cfg.limit:
         items = first_scenes(items, cfg.limit)
+    if cfg.baseline == "icl" and (few := badly_shown(items, pool, cfg.shots)):
+        print(f"{few} of {len(items)} questions get fewer than {cfg.shots} demonstrations: the "
+              "pictures set aside have no question of their task")
     read = partial(read_image, cfg.images)
     if len({item.image for item in items}) < 2000:
         read = cache(read)
