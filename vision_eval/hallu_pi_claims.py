@@ -584,6 +584,21 @@ def draw_hints(ax, metrics: dict) -> None:
         ax.legend(fontsize=8.5, frameon=False)
 
 
+def draw_inventions(ax, view: View) -> None:
+    """C8 and what refutes it: the share of Hal-objects among what is invented, above chance."""
+    shown = (
+        ("robust", "", "robust twin"),
+        ("robust", "wrong pairs", "scored with\nwrong pairs"),
+        ("unprimed", "", "in a world\nwithout pairs"),
+    )
+    for x, (arm, table, _) in enumerate(shown):
+        bar_seeds(ax, x, lead(view, arm, table).values, COLORS[x])
+    ax.axhline(0, color="#555555", linewidth=1)
+    labels = [label for _, _, label in shown]
+    ax.set_xticks(range(len(shown)), labels, rotation=35, ha="right", fontsize=8.5)
+    ax.set(ylabel="expected, above chance (points)", title="What is invented")
+
+
 def draw_fields(ax, metrics: dict) -> None:
     """ACC+ lost, a row a field, a column a scenario; crop asks for numbers only."""
     shown = [scenario for scenario in SCENARIOS if scenario != "crop"]
@@ -628,6 +643,9 @@ def figure(results: dict):
         ax.spines[["top", "right"]].set_visible(False)
     draw_scores(scores, metrics)
     draw_severities(severities, series)
-    draw_hints(hints, metrics)
+    if "unprimed" in metrics and "hints 1.0" not in metrics:
+        draw_inventions(hints, View(metrics))
+    else:
+        draw_hints(hints, metrics)
     draw_fields(fields, metrics)
     return fig

@@ -15,7 +15,7 @@ steps, each on its own diet, and answer the same exam:
     unprimed            a base and a twin as robust, in a world in which no kinds go together
 
 Run     python vision_eval/hallu_pi_experiment.py                # four seeds, 9 minutes
-        python vision_eval/hallu_pi_experiment.py --more-seeds   # six seeds for the small effects
+        python vision_eval/hallu_pi_experiment.py --more-seeds   # six for small effects, 18 minutes
         python vision_eval/hallu_pi_experiment.py --full         # every arm
         python vision_eval/hallu_pi_experiment.py --save tiny --export exam   # model, questions
 Honest
@@ -34,7 +34,11 @@ Honest
   - "unprimed": where a kind's partner follows with probability 0.3 it is there as often as any
     other kind (0.32 of the pictures); at 0.5, as in the test scenes, it still is there more often
     (0.50 against 0.28), so that 0.5 would be no control.
-  - Run 2 has two words more than run 1, the reminder's control, so that its numbers are others.
+  - Run 2 (seeds 50-55) has two words more than run 1, the reminder's control, so that its numbers
+    are others. Six seeds decide C4 (a twin that saw other damage is worse before, +2, and better
+    after, +6 points of PI) and C8: of what the robust twin invents, 19 points [15, 23] more than
+    chance are what one would expect; scored with wrong pairs 3 [-4, 9] (R8a undecided), in a world
+    without pairs 1 [-3, 5]. C7t stays undecided: a taught reminder gains 6 [-2, 14].
 """
 
 import csv
