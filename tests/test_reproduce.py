@@ -271,4 +271,4 @@ def test_every_experiment_with_a_committed_default_run_is_covered():
     scripts = [*ROOT.glob("methods/experiments/*.py"), *ROOT.glob("*/*_experiment.py")]
     names = {reproduce.name_of(str(script)) for script in scripts}
     assert names & {file.stem for file in (ROOT / "results").glob("*.json")} == set(DEFAULTS)
-    assert {"bench", "prealign_full", "moe_lpr_real_text"} <= set(OTHERS)
+    assert {"bench", "prealign_full", "moe_lpr_smollm2"} <= set(OTHERS)

