@@ -54,8 +54,11 @@ Runs    run  seeds  held                  failed, and why
                                           its A+A chain retrieves .93 and answers .53 (others .86 to
                                           .96). C5c: without the names' translations one model of
                                           four answers 9 of 60 years (chance 3), why is not known.
-                                          C3r: rr random knows .97 of its premises. C2 C3 C4b C5n
-                                          undecided: --more-seeds, of seeds 50-57, is to come
+                                          C3r: rr random knows .97 of its premises
+        5    50-57  C1 C2 C4a C5 C6       --more-seeds. C3, C3r, C4r, C4b, R1 not tested: in one
+                                          seed R+R's crd, cot and oracle know .89, .64, .84 of their
+                                          premises. C4 undecided: .89 [.77, 1.02], seed 50 alone.
+                                          C5n undecided, C5c as before
         What each run changed:
         1       entities 4, old_entities 3, base_steps 1500, steps 800, replay .4, lr 3e-3
         1 -> 2  steps of crd 800 -> 1200; xling adjacent is asked what its rows show

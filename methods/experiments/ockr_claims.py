@@ -36,7 +36,8 @@ Z = 3.29  # of the 99.9% interval
 
 FINDING = (
     "Two facts that a model has learned do not combine into a third. Writing both down first "
-    "repairs this where the question names both persons, and not where a partner must be found."
+    "repairs this, in seven models of eight, where the question names both persons, and in none "
+    "where a partner must be found."
 )
 
 
