@@ -59,6 +59,12 @@ Runs    run  seeds  held                  failed, and why
                                           seed R+R's crd, cot and oracle know .89, .64, .84 of their
                                           premises. C4 undecided: .89 [.77, 1.02], seed 50 alone.
                                           C5n undecided, C5c as before
+        5    50-53  R2 R2x                --full. R3 not reproduced: a base that has compared in
+                                          silence combines no relations. R2c undecided: with three
+                                          times the steps complete reasoning data teach R+R in two
+                                          seeds of four (.93, .66). H1a not tested (years of "older
+                                          than" are compared in the prompt in .68), H1r not tested,
+                                          H1t undecided
         What each run changed:
         1       entities 4, old_entities 3, base_steps 1500, steps 800, replay .4, lr 3e-3
         1 -> 2  steps of crd 800 -> 1200; xling adjacent is asked what its rows show
