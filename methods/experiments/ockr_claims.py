@@ -67,8 +67,11 @@ def combined(view: View, arms: Iterable[str]) -> Verdict:
     """No seed's target lies above chance with its whole 99.9% Wilson interval."""
     found = []
     for arm in arms:
+        above_chance = []
         rows = zip(*(view(arm, name).values for name in ("target", "n target", "chance")))
-        above_chance = [wilson(round(share * n), round(n), Z)[0] > c for share, n, c in rows]
+        for share, n, chance in rows:
+            hits = min(max(share, 0.0), 1.0) * n  # a false table may hold what is no share
+            above_chance.append(wilson(round(hits), round(n), Z)[0] > chance)
         found.append((sum(above_chance), f"{arm} {sum(above_chance)} of {len(above_chance)}"))
     words = "seeds that have combined: " + ", ".join(text for _, text in found)
     return fact(not any(count for count, _ in found), words)
