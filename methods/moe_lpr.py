@@ -29,8 +29,8 @@ Run     python methods/moe_lpr.py                   # 2 CPU cores, ~1 min: look 
         python methods/experiments/moe_lpr.py       # seeds, controls, claims, figure
         python methods/real/moe_lpr.py --help       # your checkpoint and texts
 Try     `moe.experts` for `moe.experts[1:]` in set_trainable: no frozen expert to return to, .35 of
-        what stage 1 forgot comes back in place of .92
-        --gamma 3: .97 comes back, .14 of the gain in new languages is paid for it (.08 with .1)
+        what stage 1 forgot comes back in place of .93
+        --gamma 3: .97 comes back, .14 of the gain in new languages is paid for it (.09 with .1)
         --scripts one: letters no longer tell languages apart, .26 is paid
 """
 
