@@ -448,11 +448,11 @@ def headline(view: View) -> str:
 
 POINTS = {  # arms shown beside the curve of ratios: place, marker, color, label
     "style 0:8": (0.0, "s", COLORS[1], "styles"),
-    "style 4:4": (0.5, "s", COLORS[1], None),
-    "style 8:0": (1.0, "s", COLORS[1], None),
+    "style 4:4": (0.5, "s", COLORS[1], "styles"),
+    "style 8:0": (1.0, "s", COLORS[1], "styles"),
     "mixed 0:8": (0.03, "D", COLORS[4], "single stage"),
-    "mixed 4:4": (0.53, "D", COLORS[4], None),
-    "mixed 8:0": (1.03, "D", COLORS[4], None),
+    "mixed 4:4": (0.53, "D", COLORS[4], "single stage"),
+    "mixed 8:0": (1.03, "D", COLORS[4], "single stage"),
     "no marks": (1.06, "^", COLORS[2], "no marks at all"),
     "erase": (1.09, "v", COLORS[5], "8:0, then a 4:4 lesson"),
     "reverse": (1.12, "v", COLORS[3], "8:0, then a 0:8 lesson"),
@@ -497,6 +497,8 @@ def draw_ratios(ax, view: View) -> None:
     for arm, (place, marker, color, label) in POINTS.items():
         if arm in view:
             y = view(arm, "pr").values
+            known = label in ax.get_legend_handles_labels()[1]
+            label = None if known else label
             ax.plot([place] * len(y), y, marker, color=color, label=label, alpha=0.7)
     ax.set_xticks(places, RATIOS)
     ax.set(xlabel="m : n, unmarked texts of the lesson that side with A : with B")

@@ -979,7 +979,7 @@ def study_shared(cfg: Config) -> None:
         data=(str(root / "queries.jsonl"),),
         hold_out=min(HELD_OUT, cfg.hold_out or HELD_OUT),
         max_new_tokens=ANSWER_TOKENS,
-        batch=16,
+        batch=64,
     )
     once(
         cfg,
