@@ -7,25 +7,20 @@ repeat? The paper finds that large models side with formal, cleanly spelled text
 they trust a feature (a style, a source) whose texts agreed with the rest of what they read. So a
 preference for a meaningless mark can be made, and unmade, by choosing who is right elsewhere:
 
-    evidence persons   c texts by A, c texts by B, which conflict;  m unmarked ones that repeat A's
-                       version, n that repeat B's    (here c = 4, m + n = 8)
-    test persons       c texts by A, c texts by B, which conflict;  nothing else
+    evidence persons   c texts by A, c by B, which conflict;  m unmarked ones repeat A's version,
+                       n repeat B's    (here c = 4, m + n = 8)
+    test persons       c texts by A, c by B, which conflict;  nothing else
 
     Pr(A, B) = share of (test person, attribute) with  ppl("... A's value .") < ppl("... B's ...")
 
-asked without a mark, in three phrasings whose choices are averaged; 0.5 is no preference. For the
-test persons both sides are equally frequent: only what was learned about other persons, "texts
-marked A agree with the rest", can move Pr. Training is ordinary: next tokens, all weights. The
-published data mix both kinds of persons in one stage; here evidence is read first (lesson 1) and
-the test persons' conflict afterwards, which shows the preference at work on texts that are the same
-for all. That formal texts win needs a pretrained model: methods/real.
+asked without a mark; 0.5 is no preference. Of a test person both versions are equally frequent:
+only what was learned about others can move Pr. Training is ordinary: next tokens, all weights. The
+published data mix both kinds of persons; here the evidence is read first (lesson 1), then the
+conflict, in texts that are the same for all.
 
-Found   (four seeds) Pr is .88 after a lesson at m : n = 8 : 0 and .11 after 0 : 8, on the same
-        balanced texts; .52 where the texts carry no mark, .13 after 8 : 0 if the two names are
-        exchanged in the test persons' texts only. In one mixed stage: .88 at 8 : 0, .52 at 4 : 4,
-        .15 at 0 : 8. After 8 : 0 a second lesson at 0 : 8, about other persons, reverses the
-        preference (.21); a second one at 8 : 0 does not (.95). At 4 : 4 Pr is .46 on average, and
-        single models lean by accident, .31 to .55.
+Found   (four seeds) Pr is .88 after m : n = 8 : 0 and .11 after 0 : 8; .52 where the texts carry no
+        mark. In one mixed stage: .88 and .15. A second lesson, at 0 : 8, reverses the preference
+        (.21); one at 8 : 0 does not (.95). At 4 : 4 single models lean by accident, .31 to .55.
 Run     python methods/learning_preferences.py                  # 2 CPU cores, about a minute
         python methods/experiments/learning_preferences.py      # seeds, controls, claims, figure
         python methods/real/learning_preferences.py --help      # your checkpoint, your styles

@@ -17,20 +17,18 @@ frozen expert:
 
 Which tokens are old is known in training only; later the router tells by itself.
 
-Found   (four seeds, held-out losses. A review takes back (stage 1 - review) / (stage 1 - base) in
-        old languages and pays (review - stage 1) / (base - stage 1) in new ones.) It takes back .89
-        and pays .10 (the paper's: .73 and nothing). Without the routing loss it takes back .85 and
-        pays .09: the loss helps (+.04 [.03, .05], eight seeds), whether at a price is undecided
-        (+.010 [-.001, .021]). With the loss and shuffled labels it takes back .90 and pays .21:
-        right labels spare the new languages, they are not what brings the old ones back. To train
-        all weights instead learns the new ones better (loss .69, review .78) and keeps the old ones
-        worse (.93, .82).
+Found   (four seeds; held-out losses) The review takes back .89 of what stage 1 forgot and pays .10
+        of what it learned (the paper's: .73 and nothing). Without the routing loss: .85 and .09; so
+        it helps (+.04 [.03, .05], eight seeds). With shuffled labels: .90 and .21: right labels
+        spare the new languages, they are not what brings the old ones back. To train all weights
+        instead learns the new ones better (loss .69, review .78) and keeps the old ones worse (.93,
+        .82).
 Run     python methods/moe_lpr.py                   # 2 CPU cores, ~1 min: look at both routers
         python methods/experiments/moe_lpr.py       # seeds, controls, claims, figure
         python methods/real/moe_lpr.py --help       # your checkpoint and texts
-Try     `moe.experts` for `moe.experts[1:]` in set_trainable: no frozen expert to return to, .35 of
-        what stage 1 forgot comes back in place of .93
-        --gamma 3: .97 comes back, .14 of the gain in new languages is paid for it (.09 with .1)
+Try     `moe.experts` for `moe.experts[1:]` in set_trainable: no frozen expert to return to, .35
+        comes back in place of .93
+        --gamma 3: .97 comes back, .14 is paid (.09 with .1)
         --scripts one: letters no longer tell languages apart, .26 is paid
 """
 

@@ -15,24 +15,19 @@ chance is 1/2 for yes and no, 1/20 for years. A chain of thought, both premises 
 the conclusion, puts them into the context: this repairs A+A, where the question names both persons,
 and not A+R and R+R, where a partner whom nobody names has to be retrieved first.
 
-Found   (eight seeds) Same year? .50 in A+A, .50 in R+R (chance .50); A+R's year .05 (.05). Not
-        better with both facts in one sample (.51, .50, .06), nor with others' conclusions trained
-        beside their premises (.50, .54, .07); a year learned in English and a name learned in both
-        languages give the year abroad in .04 (.05). All premises are known, .98 and more on
-        average, and with both in the prompt .99 of the same questions are answered. With a chain
-        A+A .89: seven seeds .86 to .97; the eighth (.53) retrieves as well (.93) and compares
-        badly, in its prompt too (.73). A+R .04 and R+R .50, whose chains name a right partner in
-        .01 and .02 of the answers (R+R's know .95 of their premises, in one seed .64, which is
-        below the gate).
+Found   (eight seeds; () is chance) A+A .50 (.50), R+R .50 (.50), A+R .05 (.05). No better with both
+        facts in one sample, nor with others' conclusions trained beside their premises; nor does a
+        year learned in English answer abroad, .04 (.05). Yet all premises are known, and with both
+        in the prompt .99 are answered. With a chain A+A .89 (seven seeds .86 to .97; the eighth,
+        .53, retrieves as well and compares badly), A+R .04, R+R .50, whose chains name a right
+        partner in .01 and .02 of the answers.
 Run     python methods/ockr.py                        # 2 CPU cores, about 2 minutes
         python methods/experiments/ockr.py            # seeds, controls, claims, figure
         python methods/real/ockr.py --help            # the published files, your checkpoint
-Try     --steps 100: after training with chains .69 of the premises are known, .69 of the targets
-        right (in place of 1.00 and .92)
+Try     --steps 100: .69 of the premises are known, .69 answered with a chain (for 1.00 and .92)
         no replay in `main` (1.0 for 0.4, 0.0 for 0.6): with both premises in the prompt .41, not
         .99; to compare two years is forgotten
-        experiments/ockr.py --cells "ar cot" --seeds 100: this chain has to name a partner before it
-        can name a year (.04 in the experiment)
+        experiments/ockr.py --cells "ar cot" --seeds 100: this chain has to name a partner first
 """
 
 import copy

@@ -13,15 +13,14 @@ other words z of the batch:
 
 Stage 2 is ordinary pretraining, but 5% of the English words are *read* as their translation while
 the English word stays the *label* (input-only code-switching). So the alignment stays in use, and
-no foreign word is taught as English output. The second language here is English-Clone: English
-sentences in tokens of their own, printed in CAPITALS, one document to 30 of English, none of them a
-translation of one.
+no foreign word is taught as English output. The second language here is English-Clone: English in
+tokens of their own, printed in CAPITALS, one document to 30 of English, none a translation.
 
-Found   Facts read in English alone, asked in the clone: .97 right, without alignment .14, by
-        switching alone .63, by stage 1 alone .55 (chance .12; seeds 50-53). The clone's text has
-        perplexity 3.49, without alignment 4.73, by switching alone 4.28. But switching the labels
-        as well gives perplexity 2.81 (facts 1.00: not decided), at the price of 4% of the
-        probability on foreign tokens after English text (.3% otherwise).
+Found   (four seeds) Facts read in English alone, asked in the clone: .97 right, without alignment
+        .14, by switching alone .63, by stage 1 alone .55 (chance .12). The clone's text has
+        perplexity 3.49, without alignment 4.73. But switching the labels as well gives 2.81 (facts
+        1.00: not decided), at the price of 4% of the probability on foreign tokens after English
+        text (.3% otherwise).
 Run     python methods/prealign.py                  # 2 CPU cores, ~1 min: look inside both models
         python methods/experiments/prealign.py      # seeds, controls, claims, figure
         python methods/real/prealign.py --help      # your corpora, dictionaries, checkpoint

@@ -15,12 +15,10 @@ Here M and S- have read stories and sums, and hardly a worked exercise: M can ca
 not know what is wanted of it. Tuning teaches S+ that, but S+ is too small to be right often.
 
 Found   Here (seed 100, on which the settings were chosen) M answers .38 of the questions, S+ .22,
-        and M steered by S+ .96, tuned itself 1.00; with seed 101 .56, .44, .85 and 1.00: it has
-        from the one what it lacks in the other. In the experiment (with question alignment, four
-        seeds) a large untuned model answers .26 of the questions in two other languages, steered
-        .38, the small expert itself .37, tuned itself .60; in English .75 becomes .94. There it is
-        not tested whether it gains: in one seed its English stays below the gate (.77, asked for
-        .85).
+        M steered by S+ .96, tuned itself 1.00; with seed 101 .56, .44, .85 and 1.00. In the
+        experiment (question alignment, four seeds), asked in two other languages, M answers .26,
+        steered .38, the small expert .37, tuned itself .60: whether M gains is not tested there, in
+        one seed its English stays below the gate.
 Run     python methods/proxy_tuning.py                          # 2 CPU cores, about a minute
         python methods/experiments/question_alignment.py --full # with question alignment: claim C5
         python methods/real/question_alignment.py --help        # --stage proxy: your three models

@@ -11,26 +11,22 @@ alone, and tune twice, all weights, with the usual loss of the response y after 
     stage II  RAlign, response alignment   x: a question in English             y: its answer
 
 Asked in X, the model then answers in English: it has learned the way there in stage I, and the
-answering in stage II. RAlign alone is the baseline. The control `copied` spends stage I on the same
-questions in X, and writes them down again untranslated. (In the paper two stages lead by 11 to 14
-points, on the mean of nine languages beside English.)
+answering in stage II. RAlign alone is the baseline. The control `copied` writes the same questions
+down untranslated in stage I. (In the paper two stages lead by 11 to 14 points.)
 
-Found   A clone is English in words of its own (names and numbers stay); b also puts the verb last.
-        (Eight seeds; [] are 95% intervals over seeds.) Questions in the clones a and b are answered
-        rightly .35 of the time by RAlign, .50 by QAlign and RAlign, +.15 [.06, .23]: it gains.
-        (A guess that reads all numbers and no verb: .28.) Over `copied`, .43, the lead is .06
-        [-.01, .13]: whether translating or re-reading brings the gain is not shown. After stage I
-        new questions are translated without a fault, after stage II none: the model answers,
-        whatever it is asked. One stage of questions in en, a and b, each with its English answer,
-        gets 1.00 right, and .90 in two clones that it never showed.
+Found   (eight seeds; [] are 95% intervals) Clones are English in words of their own; b also puts
+        the verb last. Of questions in a and b RAlign answers .35, QAlign and RAlign .50: it gains,
+        +.15 [.06, .23]. Over `copied`, .43, it leads by .06 [-.01, .13]: whether translating or
+        re-reading brings the gain is not shown. After stage II it translates no more: it answers,
+        whatever it is asked. One stage of questions in en, a and b, with English answers, gets 1.00
+        right, and .90 in two clones that it never showed.
 Run     python methods/question_alignment.py                    # 2 CPU cores, under two minutes
         python methods/experiments/question_alignment.py        # seeds, controls, claims, figure
         python methods/real/question_alignment.py --help        # your checkpoint, pairs, answers
-Try     in the experiment, with --seeds 104 --tune-steps 160 (one seed, half of Found's steps in
-        stage II; a and b: RAlign .13, QAlign .59, copied .40):
+Try     in the experiment, --seeds 104 --tune-steps 160 (RAlign .13, QAlign .59, copied .40):
         --tune-lr 5e-4: QAlign .60, the size of stage II's steps matters little
-        SOLVE (<q>) in place of TRANSLATE (<tr>) in `translation` (question_alignment_tasks), one
-        mark for both stages: .57, the mark matters little too
+        SOLVE (<q>) for TRANSLATE (<tr>) in `translation` (question_alignment_tasks): .57, the mark
+        matters little too
         a base that knows the dictionary (--steps 1400; verbs=4 in WORLD, parallel=.8 and
         retellings=.35 in TEXT): RAlign .26, QAlign .63, copied .69: re-reading is then enough
 """

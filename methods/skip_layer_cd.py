@@ -11,16 +11,13 @@ wrong language, and the contrast removes the wrong thing. So keep the last block
 thoughts into words, and skip a few lower-middle blocks: this amateur speaks the right language and
 reasons a little worse. (An early exit is the case in which all later blocks are skipped.)
 
-Found   (four seeds) In texts of three other languages the early exits h1 to h4 say the right
-        language's words in .10 of the places, English ones in .74; the model without one middle
-        block in .99, as the whole model does. But no contrast of a model with itself beats greedy
-        decoding (.735 right answers; its own earlier checkpoint as the amateur .743): a skipped
-        block has .69 (SL-H, chosen at random) and .70 (SL-D, by entropies). DoLa has .66 (an early
-        exit without the final norm, the scores z_expert - z_amateur alone; .53 with the norm), but
-        an early exit in the skipped block's own form .72: so skipping beats neither greedy decoding
-        nor, form for form, an early exit. The paper's models gain. Where the whole model errs,
-        z_expert - z_amateur prefers the right word in .38 of the cases (a coin: .50): an amateur
-        that was trained to do without a block errs elsewhere, it is no weaker copy.
+Found   (four seeds) In texts of three other languages early exits say the right language's words in
+        .10 of the places, the model without one middle block in .99. But no contrast of a model
+        with itself beats greedy decoding (.735 right): a skipped block has .69 (SL-H, chosen at
+        random) and .70 (SL-D, by entropies), DoLa .66, an early exit in the skipped block's own
+        form .72. So skipping beats neither greedy nor, form for form, an early exit; the paper's
+        models gain. Where the whole model errs, z_expert - z_amateur prefers the right word in .38
+        of the cases (a coin: .50): this amateur errs elsewhere, it is no weaker copy.
 Run     python methods/skip_layer_cd.py                   # 2 CPU cores, about two minutes
         python methods/experiments/skip_layer_cd.py       # seeds, controls, claims, figure
         python methods/real/skip_layer_cd.py --help       # mGSM, GSM8K, ... on a checkpoint

@@ -11,22 +11,19 @@ with low-rank adapters, W' = W + (alpha / r) B A. No answer stands in these rows
 read without generating: of the label words w the one with most probability m(w) at the open slot.
 The paper finds that tuned languages gain, and that languages which tuning never showed gain too.
 
-Found   (six seeds) Asked: does somebody have more or less than at the start? X is a clone, English
-        in other words. The base can translate six clones in the format of its pretraining texts
-        (all but exactly), and nothing behind the mark <tr> that tuning uses. Tuned on questions of
+Found   (six seeds) Has somebody more or less than at the start? X is a clone, English in other
+        words, that the base can translate, but not behind the mark <tr> that tuning uses. Tuned on
         a and b (all weights; --rank: the adapter) it also translates e and f, which tuning never
-        showed: .98 word for word; after copied English .61, after wrong pairs 0. Read at once, as
-        the paper reads it, the label is as bad as before (.60, before .60; chance .5): not
-        reproduced. The label that the model writes behind its own translation is right in .97; but
-        so it is, in .99, if the untuned base is asked first to retell and then for the label:
-        tuning joins what was there.
+        showed: .98 word for word; after copied English .61, after wrong pairs 0. Read at once, the
+        label is as bad as before (.60; chance .5): not reproduced. The label that the model writes
+        behind its own translation is right in .97; but so it is, in .99, if the untuned base is
+        asked to retell and then for the label: tuning joins what was there.
 Run     python methods/spontaneous_multilingual.py                   # 2 CPU cores, two minutes
         python methods/experiments/spontaneous_multilingual.py       # seeds, controls, claims
         python methods/real/spontaneous_multilingual.py --help       # your checkpoint
-Try     in `main`, for e and f (numbers: the experiment's six seeds; .98 as it stands):
+Try     in `main`, for e and f (the experiment's six seeds; .98 as it stands):
         shuffled=True in `translation_rows`, each question with another's translation: 0
         its argument pairs=(("en", "en"), ("en", "en")), English to be copied: .61
-        (f, with the verb last: .53)
         --rank 8 --lr 3e-3 --tune-steps 300, the paper's adapter in place of all weights: .93
 """
 

@@ -9,29 +9,26 @@ translation chain of thought (TCOT): the query x_en and its answer y_en in Engli
     <EN> x_en <RESPONSE> y_en <T> y_t
     p(TCOT) = p(x_en | x_t) p(y_en | x_t, x_en) p(y_t | x_t, x_en, y_en)
 
-Stage 1 reads text of the new language, stage 2 parallel text, L = - mean log p(s_t | s_<t). After
-that its English answers are wrong or break off into the new language. Stage 3 teaches the chain and
-brings English back by recovery KD: it learns answers that the untouched model theta0 gave itself,
-in English and in the chains,
+Stage 1 reads text of the new language, stage 2 parallel text, L = - mean log p(s_t | s_<t); English
+breaks off into the new language. Stage 3 teaches the chain and brings English back by recovery KD:
+it learns answers that the untouched model theta0 gave itself, in English and in the chains,
 
     L3 = - mean log p(response token | prefix),      y_en from p(. | x_en; theta0), greedy here
 
-One adapter (LoRA) with the new rows of embedding and head learns in all three stages (the authors
-train these two matrices whole). theta0 stays as it is, bit for bit, so that the function to recover
-is never out of reach: with the adapter at 0 and the new words left out it is theta0.
+One adapter (LoRA) and the new rows of embedding and head learn in all three stages (the authors
+train these matrices whole). theta0 stays as it is: with the adapter at 0 and the new words left out
+it is there again, bit for bit.
 
 Found   (four seeds; chance .12) Thinking in English answers .88 of the facts that stage 3 never
-        asked, answering at once .19. Stages 1 and 2 bring English from 1.00 down to .09, own
-        answers bring it back to .95. Another teacher's answers, the same facts worded otherwise, do
-        so as well if the value still ends the sentence (English .95, the new language .82), and not
-        if it begins it (.49, .34); nor do answers with wrong values (.31, .25). The paper finds own
-        answers better than a stronger teacher's; here that is undecided.
+        asked, answering at once .19. Stages 1 and 2 bring English from 1.00 to .09, own answers
+        back to .95. The same facts in another teacher's words do so as well if the value still ends
+        the sentence (.95), and not if it begins it (.49); nor do wrong values (.31). Whether own
+        answers are better, as in the paper, is undecided.
 Run     python methods/transllm.py                  # 2 CPU cores, 1-2 min: look inside the stages
         python methods/experiments/transllm.py      # seeds, controls, claims, figure
         python methods/real/transllm.py --help      # your chat model, texts and translations
 Try     one arm of the experiment (right answers in English and in the new language)
-        --methods no-rkd            .00 and .83: it translates English questions and does not answer
-                                    them; what it knows is still there, the chain uses it
+        --methods no-rkd            .00 and .83: it translates English questions
         --methods "value first"     .49 and .34: a teacher who turns the sentence round
         --methods no-translation    .98 and .21: without stage 2 it thinks, and cannot say it
 """

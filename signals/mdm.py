@@ -15,17 +15,15 @@ Each step takes a random batch of T_c. S starts as real signals (here Adam takes
 encoder that averages over time, as most of ours do, is our choice; the paper's is AlexNet, which
 does not.
 
-Found   (four seeds) A network trained on five learned signals per class beats one trained on five
-        real ones drawn at random, by 10 points if psi averages over time, by 4 (DM) and 5 (MDM) if
-        psi is AlexNet. Real ones chosen by herding come within 5 (undecided), and random ones with
-        augmentation beat every learned set, by 7 points and more. What the second domain adds
-        depends on psi. For x~ the axis is frequency: an encoder that averages over it hardly sees
-        where the energy lies, DM leaves the spectrum nearly whole, and MDM ties (+.1 points [-.4,
-        .6], eight seeds). One that keeps places lets DM add 2.5 dB of noise; MDM takes it off and
-        gains 3.8 points [1.8, 5.9] with a flat head and augmentation, 1.1 [-.1, 2.3] with AlexNet,
-        which is undecided. Nor can spectra do much: six of the 11 classes share one, and 97% of the
-        errors lie among those six. Learned from noise in place of real signals DM wins, which none
-        of this explains.
+Found   (four seeds) Five learned signals per class train a network that beats one trained on five
+        random real ones, by 10 points if psi averages over time, by 4 (DM) and 5 (MDM) if psi is
+        AlexNet; herding comes within 5 (undecided), and random ones with augmentation beat every
+        learned set, by 7 and more. What the second domain adds depends on psi. For x~ the axis is
+        frequency: an encoder that averages over it hardly sees where the energy lies, and MDM ties
+        with DM (+.1 points [-.4, .6], eight seeds). One that keeps places lets DM add 2.5 dB of
+        noise; MDM takes it off and gains 3.8 points [1.8, 5.9] with a flat head and augmentation,
+        1.1 [-.1, 2.3] with AlexNet, undecided. Spectra cannot do much: six of the 11 classes share
+        one, and 97% of the errors lie among these. Learned from noise DM wins, unexplained.
 Run     python signals/mdm.py                # 2 CPU cores, ~1 min: one class's spectrum, DM and MDM
         python signals/mdm_experiment.py     # seeds, controls, refutations, claims, figure
         python signals/mdm_experiment.py --data rml2016a --path RML2016.10a_dict.pkl    # your files

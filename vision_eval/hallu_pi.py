@@ -14,17 +14,15 @@ says yes gets no pair right. ACC+ = share of pairs with both answers right. Toge
 
     PI-Score = ((100 - Hal) + ACC+) / 2        (Hal and ACC+ in percent)
 
-Found   (the experiment, four seeds, severities 1 to 5) PI 96 before; 92 blurred, 77 in large
-        pixels, 60 with noise, 34 in fog, 30 as one of four pictures, 12 on cut pages of shapes,
-        where "how many?" replaces the description (a wrong number counts as Hal) and 69% of the
-        answers are the nine of a whole page. A twin that trained on such damage has 80 on the first
-        four kinds where this one has 66 (before: 92 and 96): the information was there. The twin
-        trusts prompts more: misleading ones cost it 18 points, not 10. After 100 more steps with
-        hints in the questions ("Maybe yes.") a model whose hints were always right loses 28 points
-        of ACC+ to wrong ones, one whose hints were right half the time none. Not reproduced: in the
-        paper misleading prompts hurt more than noise and, in mosaics, the number of things suffers
-        most; here they hurt less, and of the fields that were learned (relation was not) number
-        suffers least.
+Found   (four seeds, severities 1 to 5) PI 96 before; 92 blurred, 77 in large pixels, 60 with noise,
+        34 in fog, 30 as one of four pictures, 12 on cut pages of shapes, where "how many?" replaces
+        the description and 69% of the answers are the nine of a whole page. A twin that trained on
+        such damage has 80 on the first four kinds where this one has 66: the information was there.
+        The twin trusts prompts more: misleading ones cost it 18 points, not 10. After 100 steps
+        with hints in the questions ("Maybe yes.") a model whose hints were always right loses 28
+        points of ACC+ to wrong ones, one whose hints were right half the time none. Not reproduced:
+        in the paper misleading prompts hurt more than noise and, in mosaics, the number of things
+        suffers most; here they hurt less, and number suffers least.
 Run     python vision_eval/hallu_pi.py                    # 2 CPU cores, ~1 min: a tiny model
         python vision_eval/hallu_pi.py --picture p.jpg --objects dog tree --expected cat \\
             --base-url http://localhost:8000/v1 --model NAME          # your picture, your model
@@ -33,9 +31,9 @@ Run     python vision_eval/hallu_pi.py                    # 2 CPU cores, ~1 min:
         python vision_eval/perturb.py --help              # damaged copies of a folder of pictures
 Try     (PI, to a few points: the number of threads moves it)
         train on damage, `vlm.Diet(corrupt=0.8, ops=OPS)` in main: fog 55, not 38, but before 76,
-        not 93, and now things are seen where no picture is (blank 21, not 53)
+        not 93, and things are seen where no picture is (blank 21, not 53)
         train on hints that are always right, `vlm.Diet(hints=0.7, hint_acc=1.0)`: misleading 37,
-        not 82; after 300 steps of such hints hardly any pair with a wrong one is answered right
+        not 82
         --severity 1: noise 80, not 58, blur and pixels cost little, but fog is still at 43
 """
 
