@@ -51,6 +51,9 @@ Runs    - Settings were chosen on seeds 100-199. Run 1, seeds 0-3, had one other
           and another teacher's in other words: the same English, +.000 [-.115, +.115]), C3n, C4a,
           C5 (the adapter's best rate is the highest of the four, 4e-3, so a better one may lie
           beyond; that of all weights is the lowest) and C6l. Not reproduced: C4b, for C4e's reason.
+          --full: leaving stage 1 out costs far less than leaving stage 2 out (.64 [.47, .81]), but
+          whether it costs anything is undecided (.03 [-.26, .33]: C7), as for translation in stage
+          3 (.00 [-.08, .08]: C6b).
 """
 
 import copy
