@@ -15,9 +15,11 @@ processes":
 
 import contextlib
 import datetime
+import gc
 import math
 import os
 import pickle
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -211,6 +213,10 @@ def leave_world() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+        # A thread of torch's that lets go of its last tensor while the interpreter shuts down
+        # aborts the process (pytorch issue 190489): time for it to do so before.
+        gc.collect()
+        time.sleep(0.2)
 
 
 def distribute(module: nn.Module, layers: nn.ModuleList, world: Processes, device: torch.device,
