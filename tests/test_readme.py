@@ -227,7 +227,8 @@ def english_recovered(folder: Path) -> str:
         f"per token of {likely('chat model')}; {likely('translate')} after stages 1 and 2; after "
         f"stage 3 {likely('own answers')} with its own answers to other questions, "
         f"{likely('human answers')} with human ones, {likely('no RKD')} with translation alone, "
-        f"and {likely('every weight')} with its own answers if every weight learns."
+        f"and {likely('every weight')} with its own answers if every weight learns. (The measure "
+        "is on the side of own answers: how likely they are, not how right.)"
     )
     return "\n" + textwrap.fill(words, 140) + "\n"
 

