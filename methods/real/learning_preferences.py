@@ -39,7 +39,7 @@ Honest  - Each comparison also runs with the versions exchanged (--no-exchange: 
           (results/learning_preferences_smollm2.json): .28 of the facts known before, .56 after; Pr
           .52 with A backed, .40 with B, half the difference +.06 [-.05, .16]: undecided.
           Newspapers against social media (..._smollm2_styles.json: 12 persons, seed 50): Pr .44 +/-
-          .04 over persons, no preference for formal texts; .19 of the facts known before, .34 after.
+          .04 (persons), none for formal texts; of the facts .19 are known before, .34 after.
         - The paper's size ladder is Pythia (GPT-NeoX), which minilm does not read: take the sizes
           of Qwen2.5 or SmolLM2. AdamW needs 16 bytes a parameter (24 GB for 1.5B); --lora-rank
           needs less and departs from the paper. On 8 GPUs: torchrun --nproc-per-node 8
